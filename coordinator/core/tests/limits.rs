@@ -127,13 +127,21 @@ fn waiting_jobs_are_bounded_by_team_and_in_all() {
         request,
         job: first.clone(),
     });
+    // Another job has the worker now.
+    harness.submit(of("b"));
     let retry = harness.ask(|request| Input::Retry {
         request,
         job: first.clone(),
         overrides: vec![],
         archived: vec![],
     });
-    assert!(matches!(retry, Reply::Refused { .. }), "{retry:?}");
+    let Reply::Refused { reason } = retry else {
+        panic!("{retry:?}")
+    };
+    assert!(
+        reason.starts_with("4 jobs wait, and the quota of all teams"),
+        "{reason}"
+    );
 }
 
 #[test]
