@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use model_data::loader::{Loader, LoaderOptions};
 use model_data::prepare::ExampleConfig;
+use proto::rating::Ratings;
 use proto::spec::{Clothes, Data, Pairing, PromptOrder, References, Task, Transform};
 
 /// Samples that are prepared at once, as a rank does for a step.
@@ -57,6 +58,7 @@ fn job(url: &str, resolution: u32, count: u32) -> (Data, LoaderOptions) {
         resolution,
         prompt_drop: 0.5,
         prompt_order: PromptOrder::AsWritten,
+        ratings: Ratings::default(),
         holdout: 0.0,
         seed: 0,
     };
