@@ -489,8 +489,8 @@ impl axum::serve::Listener for MetricsListener {
     }
 }
 
-/// The address that limits count for. Who has one IPv6 address has 2^64 of them, so all of a /64 are
-/// one; an IPv4 address is the same one when it arrives through IPv6.
+/// The address that limits count for. Who has one IPv6 address has 2^64 of them, so all of a /64
+/// are one; an IPv4 address is the same one when it arrives through IPv6.
 fn sender(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(whole) if !whole.is_loopback() => {

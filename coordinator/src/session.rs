@@ -151,7 +151,8 @@ impl FleetService {
                     };
                     heard = Instant::now();
                     if let Some(reports) = busy.admit() {
-                        let text = "a worker reports without a pause; only the newest reports count";
+                        let text =
+                            "a worker reports without a pause; only the newest reports count";
                         tracing::warn!(%worker, reports, "{text}");
                     }
                     let (report, lines) = decode(message)?;

@@ -43,7 +43,8 @@ impl Mapped {
         Ok(Self::of(vec![File::map(path.to_owned(), &file)?]))
     }
 
-    /// Maps the files of an index (`*.safetensors.index.json`), which must be in the index's folder.
+    /// Maps the files of an index (`*.safetensors.index.json`), which must be in the index's
+    /// folder.
     ///
     /// # Errors
     /// The index cannot be read, is larger than 8 MiB, or names a file outside of its folder, or

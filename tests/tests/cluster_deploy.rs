@@ -214,7 +214,8 @@ fn installing_keeps_settings_that_are_there() -> Result<()> {
     Ok(())
 }
 
-/// A checkout that is somebody else's, with what `make release` makes, and every right on it for all.
+/// A checkout that is somebody else's, with what `make release` makes, and every right on it for
+/// all.
 fn build_of_another_user(checkout_copy: &Path) -> Result<()> {
     let made = [
         "target/debug/worker",

@@ -415,8 +415,8 @@ async fn write_orders(mut writer: OwnedWriteHalf, mut orders: watch::Receiver<Or
     }
 }
 
-/// Who is at the other end, if it is not `own`, this daemon's user, as a rank is. The folder of the socket
-/// is closed to others; this is the second lock.
+/// Who is at the other end, if it is not `own`, this daemon's user, as a rank is. The folder of the
+/// socket is closed to others; this is the second lock.
 fn other_user(stream: &UnixStream, own: u32) -> Option<String> {
     match stream.peer_cred() {
         Ok(peer) if peer.uid() == own => None,
