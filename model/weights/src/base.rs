@@ -592,14 +592,7 @@ mod tests {
             index,
         );
         put(folder.path(), "unet/retrinet.safetensors", b"");
-        let error = Base::find(&url).await.unwrap_err().to_string();
-        assert!(
-            error.contains("names \"1.safetensors\", which cannot be read: No such file"),
-            "{error}"
-        );
-        for name in ["unet/1.safetensors", "unet/2.safetensors"] {
-            put(folder.path(), name, b"");
-        }
+        // Whether its files are there is a question of `suits`, which names all that are missing.
         let base = Base::find(&url).await.unwrap();
         assert_eq!(base.parts()["autoencoder"].at, "vae");
         assert_eq!(base.parts()["text_encoder"].beside, Vec::<String>::new());
