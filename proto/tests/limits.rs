@@ -276,7 +276,7 @@ fn a_text_that_would_unfold_to_much_is_refused_before_it_is_parsed() {
     }
     // In strings they are text, and what a job may have is far below the limit.
     let prompts = vec![".,=[{".repeat(40); 4096];
-    let seeds = vec![u64::MAX >> 1; LIST];
+    let seeds = vec![u64::MAX >> 1; 200];
     let text = format!(
         "name = \"s\"\n[sample]\njob = \"a-1\"\ncount = 1\nprompts = {prompts:?}\n\
          negative_prompt = '''\n{}'''\nseeds = {seeds:?}\n",

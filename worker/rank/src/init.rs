@@ -229,6 +229,9 @@ mod tests {
         proto::job::parse_training("job.toml", &text).unwrap().model
     }
 
+    /// A whole safetensors file without a tensor.
+    const WEIGHTS: &[u8] = b"\x02\0\0\0\0\0\0\0{}";
+
     fn put(folder: &Path, name: &str, bytes: &[u8]) {
         let path = folder.join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -250,7 +253,7 @@ mod tests {
             "text_encoder.safetensors",
             "unet/diffusion_pytorch_model.safetensors",
         ] {
-            put(folder.path(), name, b"x");
+            put(folder.path(), name, WEIGHTS);
         }
         let found = fetch().await.unwrap();
         assert_eq!(found["unet"], folder.path().join("unet"));
@@ -259,7 +262,7 @@ mod tests {
             folder.path().join("autoencoder.safetensors")
         );
         // The hashes of an export are verified.
-        let hash = hex_sha256(b"x");
+        let hash = hex_sha256(WEIGHTS);
         let export =
             |hash: &str| format!(r#"{{"files": {{"autoencoder.safetensors": "{hash}"}}}}"#);
         put(folder.path(), EXPORT_FILE, export(&hash).as_bytes());
