@@ -18,7 +18,6 @@ fn paths(text: &str) -> Vec<String> {
         .map(str::to_owned);
     let folders = [
         "proto/",
-        "shell/",
         "coordinator/",
         "worker/",
         "model/",
