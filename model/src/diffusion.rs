@@ -25,6 +25,9 @@ use tch::{Kind, Tensor};
 /// its factor lambda; both are weighted by noise level.
 pub(crate) const TERMS: [&str; 2] = ["target", "face"];
 
+/// The term of [`LatentDiffusion::plain_losses`].
+pub(crate) const PLAIN_TERMS: [&str; 1] = ["noise"];
+
 /// See the module's header.
 #[derive(Debug)]
 pub(crate) struct LatentDiffusion {
@@ -233,6 +236,26 @@ impl LatentDiffusion {
         SampleLosses {
             total: &target + &face * objective.face_loss_weight,
             terms: vec![target, face],
+        }
+    }
+
+    /// The mean squared error over the whole latent, without masks, with the term of
+    /// [`PLAIN_TERMS`]: the loss of the paper's peers.
+    pub(crate) fn plain_losses(
+        &self,
+        batch: &Batch,
+        noisy: &Noisy,
+        predicted: &Tensor,
+    ) -> SampleLosses {
+        let weight = self.per_example(batch, |timestep| {
+            self.schedule
+                .loss_weight(timestep, self.objective.loss_weighting)
+        });
+        let error = (predicted - &noisy.expected).square();
+        let total = error.flatten(1, -1).mean_dim(1i64, false, None) * weight;
+        SampleLosses {
+            terms: vec![total.shallow_clone()],
+            total,
         }
     }
 

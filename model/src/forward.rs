@@ -1,6 +1,7 @@
 //! Runs one named component on given tensors, to compare our results with another implementation.
 //! Called by `worker forward`.
 
+use crate::architecture::controlnet::{self, Control};
 use crate::architecture::retrinet::{self, Conditions, References, predict};
 use crate::device::dtype;
 use crate::error::{ModelError, catch_panic};
@@ -31,6 +32,9 @@ pub enum Runnable {
     /// The inputs of [`Self::UNet`], and `references` [B, N, C, h, w], clean and scaled, and
     /// `reference_hidden_states` [B, N, T, D] -> `sample`.
     Retrinet,
+    /// A folder with `unet` and `controlnet`. The inputs of [`Self::UNet`], and `controlnet_cond`
+    /// [B, 3, H, W] in [0, 1] -> `sample`, and the branch's outputs `residual.I`, the middle's last.
+    ControlNet,
 }
 
 /// The parameters of a run.
@@ -68,11 +72,7 @@ pub fn forward(request: Request<'_>, device: Device) -> Result<NamedTensors, Mod
         if request.gradients {
             return with_gradients(public::unet(request.weights, device)?, &inputs);
         }
-        let outputs = tch::no_grad(|| run(request, &inputs, device))?;
-        Ok(outputs
-            .into_iter()
-            .map(|(name, tensor)| (name.to_owned(), tensor))
-            .collect())
+        tch::no_grad(|| run(request, &inputs, device))
     })
 }
 
@@ -80,13 +80,14 @@ fn run(
     request: Request<'_>,
     inputs: &Inputs<'_>,
     device: Device,
-) -> Result<Vec<(&'static str, Tensor)>, ModelError> {
+) -> Result<NamedTensors, ModelError> {
     let weights = request.weights;
-    match request.what {
+    let outputs = match request.what {
+        Runnable::ControlNet => return run_controlnet(weights, inputs, device),
         Runnable::UNet => {
             inputs.refuse_unknown(&["sample", "timestep", "encoder_hidden_states"])?;
             let unet = public::unet(weights, device)?.network;
-            Ok(vec![(
+            vec![(
                 "sample",
                 run_unet(
                     &unet,
@@ -94,23 +95,23 @@ fn run(
                     &inputs.float("encoder_hidden_states", 3)?,
                     inputs,
                 )?,
-            )])
+            )]
         }
         Runnable::AutoencoderEncode => {
             inputs.refuse_unknown(&["image"])?;
             let moments = public::autoencoder(weights, device)?.encode(&inputs.float("image", 4)?);
-            Ok(vec![
+            vec![
                 ("mean", moments.mean),
                 ("logvar", moments.log_variance),
-            ])
+            ]
         }
         Runnable::AutoencoderDecode => {
             inputs.refuse_unknown(&["latent"])?;
             let autoencoder = public::autoencoder(weights, device)?;
-            Ok(vec![(
+            vec![(
                 "image",
                 autoencoder.decode(&inputs.float("latent", 4)?),
-            )])
+            )]
         }
         Runnable::Text => {
             inputs.refuse_unknown(&["input_ids"])?;
@@ -118,18 +119,18 @@ fn run(
             let states = text.forward(&ids, inputs.dtype);
             let pooled = text.pool(&ids, &states);
             let embeds = text.project(&pooled).map(|embeds| ("text_embeds", embeds));
-            Ok([("last_hidden_state", states), ("pooler_output", pooled)]
+            [("last_hidden_state", states), ("pooler_output", pooled)]
                 .into_iter()
                 .chain(embeds)
-                .collect())
+                .collect()
         }
         Runnable::Image => {
             inputs.refuse_unknown(&["pixel_values"])?;
             let image = public::image(weights, device)?;
-            Ok(vec![(
+            vec![(
                 "image_embeds",
                 image.forward(&inputs.float("pixel_values", 4)?),
-            )])
+            )]
         }
         Runnable::Retrinet => {
             inputs.refuse_unknown(&[
@@ -152,12 +153,48 @@ fn run(
                     kept: None,
                 }),
             };
-            Ok(vec![(
+            vec![(
                 "sample",
                 predict(&unet, &block, &latents, &conditions),
-            )])
+            )]
         }
-    }
+    };
+    let named = outputs.into_iter();
+    Ok(named
+        .map(|(name, tensor): (&str, Tensor)| (name.to_owned(), tensor))
+        .collect())
+}
+
+/// The branch's outputs, and the U-Net's prediction with them.
+fn run_controlnet(
+    weights: &Path,
+    inputs: &Inputs<'_>,
+    device: Device,
+) -> Result<NamedTensors, ModelError> {
+    inputs.refuse_unknown(&[
+        "sample",
+        "timestep",
+        "encoder_hidden_states",
+        "controlnet_cond",
+    ])?;
+    let (unet, branch) = controlnet::load(weights, device)?;
+    let latents = inputs.float("sample", 4)?;
+    let timesteps = inputs.timesteps(latents.size()[0])?;
+    let text = inputs.float("encoder_hidden_states", 3)?;
+    let unet_inputs = UNetInputs::new(&latents, &timesteps, &text);
+    let control = Control {
+        hint: &inputs.float("controlnet_cond", 4)?,
+        scales: &vec![1.0; branch.outputs()],
+        kept: None,
+    };
+    let residuals = branch.forward(&unet_inputs, &control).into_iter();
+    let mut outputs: NamedTensors = residuals
+        .enumerate()
+        .map(|(i, residual)| (format!("residual.{i}"), residual))
+        .collect();
+    let sample = controlnet::predict(&unet, &branch, &unet_inputs, &control);
+    outputs.insert("sample".to_owned(), sample);
+    Ok(outputs)
 }
 
 fn run_unet(

@@ -35,4 +35,4 @@ pub mod vision;
 pub mod weights;
 
 pub use architecture::interface::{AttentionMap, SampleOptions};
-pub use architecture::retrinet;
+pub use architecture::{controlnet, retrinet};

@@ -12,7 +12,7 @@ use crate::text::TextEncoder;
 use crate::unet::UNet;
 use crate::vision::ImageEncoder;
 use crate::weights::{self, NamedTensors};
-use proto::layout::{AutoencoderLayout, TextLayout, UNetLayout};
+use proto::layout::{AutoencoderLayout, TextLayout, UNetLayout, hint_widths};
 use proto::public::agree::agree;
 use proto::public::base::{CONFIG_FILE, WEIGHT_FILES};
 use proto::public::config::{self, ConfigError};
@@ -109,6 +109,19 @@ impl Source {
     /// An unsupported config field.
     pub(crate) fn unet_layout(&self) -> Result<UNetLayout, ModelError> {
         self.layout(config::unet, || sd15().0)
+    }
+
+    /// The layout of a ControlNet's branch, and the widths of its hint's convolutions.
+    ///
+    /// # Errors
+    /// An unsupported config field.
+    pub(crate) fn controlnet_layout(&self) -> Result<(UNetLayout, Vec<i64>), ModelError> {
+        self.layout(config::controlnet, || (sd15().0, hint_widths(8)))
+    }
+
+    /// True if any tensor name has this prefix.
+    pub(crate) fn any_with_prefix(&self, prefix: &str) -> bool {
+        self.tensors.any_with_prefix(prefix)
     }
 
     /// Copies values into parameters. `names_in_file` maps a parameter's name to the names that a

@@ -29,6 +29,22 @@ fn transformer(scope: &Scope<'_>, level: usize, layout: &UNetLayout) -> SpatialT
     SpatialTransformer::new(scope, width, layout.context_dim, heads, layout.norm_groups)
 }
 
+/// The time embedding of a U-Net, for a branch that has its own.
+#[derive(Debug)]
+pub(crate) struct UNetTime(TimeEmbedding);
+
+impl UNetTime {
+    pub(crate) fn new(scope: &Scope<'_>, layout: &UNetLayout) -> Self {
+        let (width, frequencies) = (layout.widths[0], layout.frequencies);
+        Self(TimeEmbedding::new(&scope.sub("time_embed"), width, frequencies))
+    }
+
+    /// As [`UNet::embed_time`].
+    pub(crate) fn embed(&self, timesteps: &Tensor, dtype: Kind) -> Tensor {
+        self.0.forward(timesteps).silu().to_kind(dtype)
+    }
+}
+
 /// Noise prediction from a noisy latent, a time step and text states.
 #[derive(Debug)]
 pub struct UNet {
@@ -315,6 +331,27 @@ impl Encoder {
         text: &Tensor,
         image: &mut std::slice::Iter<'_, ImageContext>,
     ) -> Vec<Tensor> {
+        self.run(latents, [time, text], None, image)
+    }
+
+    /// [`Self::forward`] with a hint of the size of the first block's output, to which it is added.
+    pub(crate) fn forward_with_hint(
+        &self,
+        latents: &Tensor,
+        time: &Tensor,
+        text: &Tensor,
+        hint: Option<&Tensor>,
+    ) -> Vec<Tensor> {
+        self.run(latents, [time, text], hint, &mut [].iter())
+    }
+
+    fn run(
+        &self,
+        latents: &Tensor,
+        [time, text]: [&Tensor; 2],
+        mut hint: Option<&Tensor>,
+        image: &mut std::slice::Iter<'_, ImageContext>,
+    ) -> Vec<Tensor> {
         let mut features: Vec<Tensor> = Vec::with_capacity(self.blocks.len());
         for block in &self.blocks {
             let xs = features.last().unwrap_or(latents);
@@ -325,6 +362,9 @@ impl Encoder {
                     block.forward_checkpointed([xs, time, text], image)
                 }
             });
+            if let (Some(hint), Some(first)) = (hint.take(), features.last_mut()) {
+                *first = &*first + hint;
+            }
         }
         features
     }
@@ -402,7 +442,7 @@ impl Middle {
         }
     }
 
-    fn forward(
+    pub(crate) fn forward(
         &self,
         xs: &Tensor,
         time: &Tensor,

@@ -172,6 +172,7 @@ fn images_are_sampled_in_fp16() {
         guidance: 2.0,
         reference_guidance: 1.0,
         negative_prompt: String::new(),
+        knobs: proto::knobs::Knobs::default(),
         seed: 1,
     };
     assert_eq!(trainer.sample(&examples(2, 3), &options).unwrap().len(), 2);

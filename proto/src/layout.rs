@@ -87,6 +87,16 @@ fn widths(first: u32, multiples: &[u32]) -> Vec<i64> {
         .collect()
 }
 
+/// Widths of the convolutions that bring ControlNet's hint from pixels to latent cells of `factor`
+/// pixels: after the first the side halves before each. ControlNet's own, for 8: 16, 32, 96, 256.
+#[must_use]
+pub fn hint_widths(factor: u32) -> Vec<i64> {
+    const WIDTHS: [i64; 4] = [16, 32, 96, 256];
+    let count = 1 + factor.max(1).ilog2() as usize;
+    let widths = WIDTHS.into_iter().chain(std::iter::repeat(256));
+    widths.take(count).collect()
+}
+
 /// AutoencoderKL (notes 5.2).
 #[derive(Debug, Clone, PartialEq)]
 pub struct AutoencoderLayout {

@@ -3,6 +3,7 @@
 
 use crate::architecture::references::{Pairing, Task};
 use crate::id::{JobId, Step};
+use crate::knobs::Knobs;
 use crate::units::{OnFailedUnit, UnitPlan};
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +32,9 @@ pub struct SampleWork {
     /// The unconditional text of classifier-free guidance: what images are guided away from. Empty:
     /// the empty prompt. Has no effect on a model without prompts.
     pub negative_prompt: String,
+    /// Settings of the trained job's architecture alone.
+    #[serde(default, skip_serializing_if = "Knobs::is_empty")]
+    pub knobs: Knobs,
     /// The reference images; empty: those that training would use for each subject.
     pub references: Vec<NamedReference>,
     /// How references are selected and cropped; None: as in the job.
@@ -86,6 +90,7 @@ impl SampleWork {
             prompt: SamplePrompt::Full,
             prompts: Vec::new(),
             negative_prompt: String::new(),
+            knobs: Knobs::default(),
             references: Vec::new(),
             task: None,
             pairing: None,

@@ -13,11 +13,12 @@ pub(crate) fn job(architecture: Architecture, learning_rate: f64) -> TrainWork {
         Architecture::Autoencoder => "autoencoder",
         Architecture::TextToImage => "text-to-image",
         Architecture::Retrinet => "retrinet",
+        Architecture::ControlNet => "controlnet",
     };
-    let references = if architecture == Architecture::Retrinet {
-        2
-    } else {
-        0
+    let references = match architecture {
+        Architecture::Autoencoder | Architecture::TextToImage => 0,
+        Architecture::Retrinet => 2,
+        Architecture::ControlNet => 1,
     };
     // The job format requires an init for RetriNet; the model itself can start from random weights.
     let text = format!(

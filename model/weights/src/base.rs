@@ -11,7 +11,7 @@ use bytes::Bytes;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use proto::public::agree::{Disagreement, agree};
-use proto::public::base::{CONFIG_FILE, PARTS, Part, WEIGHT_FILES};
+use proto::public::base::{CONFIG_FILE, OWN_PARTS, PARTS, Part, WEIGHT_FILES, part};
 use proto::public::names::{RETRINET_FILE, foreign};
 use proto::spec::{Architecture, Model};
 
@@ -164,9 +164,11 @@ impl Base {
     /// # Errors
     /// The first missing component or differing field.
     pub async fn suits(&self, model: &Model) -> Result<(), BaseError> {
-        for (name, needed) in model.architecture.facts().base_parts {
+        let facts = model.architecture.facts();
+        let own = facts.own_file.map(|own| (own, false));
+        for (name, needed) in facts.base_parts.iter().copied().chain(own) {
             let Some(files) = self.parts.get(name) else {
-                if *needed {
+                if needed {
                     return Err(self.missing_component(name));
                 }
                 continue;
@@ -204,7 +206,7 @@ impl Base {
     }
 
     async fn inspect_folder(&mut self) -> Result<(), BaseError> {
-        for part in PARTS {
+        for part in PARTS.into_iter().chain(OWN_PARTS) {
             let file = part.file();
             let files = if self.exists(&file).await? {
                 Some(ComponentFiles::single_file(&file))
@@ -288,7 +290,7 @@ impl Base {
 
     async fn inspect_file(&mut self, file: &str) -> Result<(), BaseError> {
         let names = self.tensor_names(file).await?;
-        for part in PARTS {
+        for part in PARTS.into_iter().chain(OWN_PARTS) {
             if names.iter().any(|name| name.starts_with(part.prefix)) {
                 self.parts
                     .insert(part.name, ComponentFiles::single_file(file));
@@ -355,8 +357,7 @@ impl Base {
     }
 
     fn missing_component(&self, name: &'static str) -> BaseError {
-        let part = PARTS.iter().find(|part| part.name == name);
-        let part = part.expect("every component of an architecture is in the table");
+        let part = part(name).expect("every component of an architecture is in the table");
         let looked_for = if self.url.ends_with(".safetensors") {
             format!("tensors under {}", part.prefix)
         } else {

@@ -1,7 +1,7 @@
 //! The autoencoder alone. It reads images, but no prompts and no noise levels.
 
 use super::config::{AutoencoderConfig, Component};
-use super::facts::{Facts, Sampling};
+use super::facts::{Defaults, Facts, Sampling};
 use super::fields::Fields;
 use super::references;
 use serde::{Deserialize, Serialize};
@@ -18,11 +18,16 @@ pub(super) const FACTS: Facts = Facts {
     components: &[Component::Autoencoder],
     frozen_by_default: &[],
     always_frozen: &[],
+    equation_3: false,
     base_parts: &[("autoencoder", true)],
     own_file: None,
+    defaults: Defaults::OURS,
     sampling: Sampling {
         prompts: false,
         references: false,
+        references_max: 0,
+        attention: false,
+        knobs: &[],
     },
 };
 

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 /// A component of a model that can be frozen and has its own learning rate. `Encoder` includes the
 /// time embedding; `CrossAttention` includes the zero convolutions ("conjunction network" on the
-/// authors' page).
+/// authors' page). `Control` is ControlNet's whole branch with its own time embedding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Component {
@@ -16,6 +16,7 @@ pub enum Component {
     Decoder,
     RetrievalEncoder,
     CrossAttention,
+    Control,
 }
 
 /// The U-Net in CompVis block layout (notes 3.1). SD 1.5: 320, [1,2,4,4], 2, [0,1,2], 8, 768, 4.

@@ -17,6 +17,7 @@ task = "composition"
 pairing = "b"
 references = 0
 reference_drop = 0.0
+joint_drop = 0.0
 transform = { crop = [0.8, 1.0], flip = 0.5, target_scale = 0.8 }
 prompt_drop = 0.5
 face_probability = 0.5

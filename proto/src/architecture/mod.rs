@@ -5,6 +5,7 @@
 
 mod autoencoder;
 pub(crate) mod config;
+mod controlnet;
 mod diffusion;
 mod facts;
 pub(crate) mod fields;
@@ -13,13 +14,16 @@ mod retrinet;
 mod text_to_image;
 
 pub use autoencoder::Autoencoder;
+pub use controlnet::{ControlNet, OWN_PART as CONTROLNET};
 pub use diffusion::{Diffusion, Latents, Noise, NoiseKind, Objective, Prediction};
-pub use facts::{Facts, Sampling};
+pub use facts::{Defaults, Facts, Sampling};
 pub use references::References;
 pub use retrinet::{OWN_FILE as RETRINET, Retrinet};
 pub use text_to_image::TextToImage;
 
 use crate::job::faults::Faults;
+use crate::knobs::Knob;
+use crate::sample::SampleWork;
 use config::{AutoencoderConfig, Component, Retrieval, TextEncoderConfig, UNetConfig};
 use fields::{Fields, Written};
 use serde::{Deserialize, Serialize};
@@ -35,6 +39,9 @@ pub enum Architecture {
     TextToImage,
     /// The paper's model, trained from a given base model.
     Retrinet,
+    /// A peer of the paper: a U-Net that is controlled by a copy of its encoder.
+    #[serde(rename = "controlnet")]
+    ControlNet,
 }
 
 /// An architecture with everything that it reads from job.toml.
@@ -44,10 +51,17 @@ pub enum ArchitectureSpec {
     Autoencoder(Autoencoder),
     TextToImage(TextToImage),
     Retrinet(Retrinet),
+    #[serde(rename = "controlnet")]
+    ControlNet(ControlNet),
 }
 
 impl Architecture {
-    pub const ALL: [Self; 3] = [Self::Autoencoder, Self::TextToImage, Self::Retrinet];
+    pub const ALL: [Self; 4] = [
+        Self::Autoencoder,
+        Self::TextToImage,
+        Self::Retrinet,
+        Self::ControlNet,
+    ];
 
     #[must_use]
     pub fn facts(self) -> &'static Facts {
@@ -55,6 +69,7 @@ impl Architecture {
             Self::Autoencoder => &autoencoder::FACTS,
             Self::TextToImage => &text_to_image::FACTS,
             Self::Retrinet => &retrinet::FACTS,
+            Self::ControlNet => &controlnet::FACTS,
         }
     }
 
@@ -79,6 +94,7 @@ impl Architecture {
             Self::Autoencoder => ArchitectureSpec::Autoencoder(Autoencoder::read(fields)),
             Self::TextToImage => ArchitectureSpec::TextToImage(TextToImage::read(fields, faults)),
             Self::Retrinet => ArchitectureSpec::Retrinet(Retrinet::read(fields, faults)),
+            Self::ControlNet => ArchitectureSpec::ControlNet(ControlNet::read(fields, faults)),
         }
     }
 
@@ -88,6 +104,7 @@ impl Architecture {
             Self::Autoencoder => autoencoder::why_unused(field),
             Self::TextToImage => text_to_image::why_unused(field),
             Self::Retrinet => retrinet::why_unused(field),
+            Self::ControlNet => controlnet::why_unused(field),
         }
     }
 }
@@ -99,6 +116,7 @@ impl ArchitectureSpec {
             Self::Autoencoder(_) => Architecture::Autoencoder,
             Self::TextToImage(_) => Architecture::TextToImage,
             Self::Retrinet(_) => Architecture::Retrinet,
+            Self::ControlNet(_) => Architecture::ControlNet,
         }
     }
 
@@ -113,6 +131,7 @@ impl ArchitectureSpec {
             Self::Autoencoder(it) => &it.autoencoder,
             Self::TextToImage(it) => &it.diffusion.autoencoder,
             Self::Retrinet(it) => &it.diffusion.autoencoder,
+            Self::ControlNet(it) => &it.diffusion.autoencoder,
         }
     }
 
@@ -121,6 +140,7 @@ impl ArchitectureSpec {
             Self::Autoencoder(it) => &mut it.autoencoder,
             Self::TextToImage(it) => &mut it.diffusion.autoencoder,
             Self::Retrinet(it) => &mut it.diffusion.autoencoder,
+            Self::ControlNet(it) => &mut it.diffusion.autoencoder,
         }
     }
 
@@ -131,6 +151,7 @@ impl ArchitectureSpec {
             Self::Autoencoder(_) => None,
             Self::TextToImage(it) => Some(&it.diffusion),
             Self::Retrinet(it) => Some(&it.diffusion),
+            Self::ControlNet(it) => Some(&it.diffusion),
         }
     }
 
@@ -139,6 +160,7 @@ impl ArchitectureSpec {
             Self::Autoencoder(_) => None,
             Self::TextToImage(it) => Some(&mut it.diffusion),
             Self::Retrinet(it) => Some(&mut it.diffusion),
+            Self::ControlNet(it) => Some(&mut it.diffusion),
         }
     }
 
@@ -162,7 +184,7 @@ impl ArchitectureSpec {
     #[must_use]
     pub fn retrieval(&self) -> Option<Retrieval> {
         match self {
-            Self::Autoencoder(_) | Self::TextToImage(_) => None,
+            Self::Autoencoder(_) | Self::TextToImage(_) | Self::ControlNet(_) => None,
             Self::Retrinet(it) => Some(it.retrieval),
         }
     }
@@ -173,6 +195,7 @@ impl ArchitectureSpec {
         match self {
             Self::Autoencoder(_) | Self::TextToImage(_) => None,
             Self::Retrinet(it) => Some(&it.references),
+            Self::ControlNet(it) => Some(&it.references),
         }
     }
 
@@ -180,6 +203,34 @@ impl ArchitectureSpec {
         match self {
             Self::Autoencoder(_) | Self::TextToImage(_) => None,
             Self::Retrinet(it) => Some(&mut it.references),
+            Self::ControlNet(it) => Some(&mut it.references),
+        }
+    }
+
+    /// Why images cannot be sampled as a request says: the field of `[sample]`, and what is wrong
+    /// with it. None: they can be.
+    #[must_use]
+    pub fn refuse(&self, sample: &SampleWork) -> Option<(String, String)> {
+        let facts = self.facts();
+        let sampling = facts.sampling;
+        let unknown = |knob: &Knob| !sampling.knobs.contains(knob);
+        if let Some(knob) = sample.knobs.set().into_iter().find(unknown) {
+            let known: Vec<&str> = sampling.knobs.iter().map(|it| it.name()).collect();
+            let known = match known.as_slice() {
+                [] => "it has no knobs".to_owned(),
+                known => format!("it has {}", known.join(", ")),
+            };
+            let why = format!("a {} does not have this knob; {known}", facts.noun);
+            return Some((format!("knobs.{}", knob.name()), why));
+        }
+        let (most, count) = (sampling.references_max, sample.references.len());
+        if sampling.references && count > most as usize {
+            let why = format!("{count} are named; a {} takes at most {most}", facts.noun);
+            return Some(("references".to_owned(), why));
+        }
+        match self {
+            Self::ControlNet(it) => it.refuse(sample),
+            Self::Autoencoder(_) | Self::TextToImage(_) | Self::Retrinet(_) => None,
         }
     }
 
@@ -187,7 +238,7 @@ impl ArchitectureSpec {
     pub(crate) fn write(&self, written: &mut Written) {
         written.put("model.autoencoder", self.autoencoder());
         if let Some(diffusion) = self.diffusion() {
-            diffusion.write(written);
+            diffusion.write(written, self.facts().equation_3);
         }
         if let Some(references) = self.references() {
             references.write(written);

@@ -226,6 +226,7 @@ fn sample_toml(work: &SampleWork) -> SampleToml {
         prompts: work.prompts.clone(),
         // Older releases do not know the field, so only jobs that use it name it.
         negative_prompt: Some(work.negative_prompt.clone()).filter(|prompt| !prompt.is_empty()),
+        knobs: Some(work.knobs.clone()).filter(|knobs| !knobs.is_empty()),
         task: work.task,
         pairing: work.pairing,
         attention: work.attention.clone(),

@@ -2,6 +2,7 @@
 //! form is [`crate::spec::JobSpec`]; [`super::check`] converts between them.
 
 use crate::architecture::{Latents, NoiseKind, Prediction};
+use crate::knobs::Knobs;
 use crate::sample::{Concept, SampleMethod, SamplePrompt};
 use crate::spec::{
     Architecture, Clothes, Component, Decay, DeviceKind, LossWeighting, OnFailedUnit, OnNonfinite,
@@ -49,6 +50,7 @@ pub(super) struct SampleToml {
     #[serde(default)]
     pub(super) prompts: Vec<String>,
     pub(super) negative_prompt: Option<String>,
+    pub(super) knobs: Option<Knobs>,
     pub(super) task: Option<Task>,
     pub(super) pairing: Option<Pairing>,
     #[serde(default)]
@@ -107,6 +109,7 @@ pub(super) struct DataToml {
     pub(super) pairing: Option<Pairing>,
     pub(super) references: Option<u32>,
     pub(super) reference_drop: Option<f64>,
+    pub(super) joint_drop: Option<f64>,
     pub(super) transform: Option<Transform>,
     pub(super) resolution: u32,
     pub(super) prompt_drop: Option<f64>,

@@ -2,7 +2,8 @@
 //! weights of another architecture at submission and again at load, before a tensor is read. Pure.
 
 use super::config::{self, ConfigError};
-use crate::layout::{AutoencoderLayout, TextLayout, UNetLayout};
+use crate::architecture::CONTROLNET;
+use crate::layout::{AutoencoderLayout, TextLayout, UNetLayout, hint_widths};
 use crate::spec::{AutoencoderConfig, Model};
 use std::fmt::Debug;
 
@@ -22,8 +23,8 @@ pub enum Disagreement {
     },
 }
 
-/// Compares the config of a component ("autoencoder", "text_encoder" or "unet") with a job's
-/// tables.
+/// Compares the config of a component ("autoencoder", "text_encoder", "unet", or one of a single
+/// architecture) with a job's tables.
 ///
 /// # Errors
 /// The first field that the networks do not support or that differs.
@@ -38,6 +39,16 @@ pub fn agree(component: &str, config: &str, model: &Model) -> Result<(), Disagre
         (_, None) => Ok(()),
         ("text_encoder", Some(job)) => {
             text(&config::text(config, false)?, &(&job.text_encoder).into())
+        }
+        (CONTROLNET, Some(diffusion)) => {
+            let (found, hint) = config::controlnet(config)?;
+            same(
+                "conditioning_embedding_out_channels",
+                &hint,
+                "the autoencoder's factor, which asks for",
+                &hint_widths(job.autoencoder().factor()),
+            )?;
+            unet(&found, &(&diffusion.unet).into())
         }
         (_, Some(job)) => unet(&config::unet(config)?, &(&job.unet).into()),
     }

@@ -3,7 +3,10 @@
 //! weights, …) and a Stable Diffusion single file with all components. `base_weights::base` locates
 //! the files; `model` reads them.
 
-use super::names::{SINGLE_FILE_AUTOENCODER, SINGLE_FILE_TEXT, SINGLE_FILE_UNET};
+use super::names::{
+    SINGLE_FILE_AUTOENCODER, SINGLE_FILE_CONTROLNET, SINGLE_FILE_TEXT, SINGLE_FILE_UNET,
+};
+use crate::architecture::CONTROLNET;
 
 /// One component of a base model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +44,21 @@ pub const PARTS: [Part; 3] = [
         prefix: SINGLE_FILE_UNET,
     },
 ];
+
+/// The components that only single architectures have ([`crate::architecture::Facts::own_file`]).
+/// They lie beside the base model's, or in a file of their own.
+pub const OWN_PARTS: [Part; 1] = [Part {
+    name: CONTROLNET,
+    folder: "controlnet",
+    prefix: SINGLE_FILE_CONTROLNET,
+}];
+
+/// The part of this name, of a base model or of a single architecture.
+#[must_use]
+pub fn part(name: &str) -> Option<Part> {
+    let mut all = PARTS.into_iter().chain(OWN_PARTS);
+    all.find(|part| part.name == name)
+}
 
 /// Names of the weight file in a component's folder, in order of preference. Each may also be split
 /// into several files, listed in `<name>.index.json`.

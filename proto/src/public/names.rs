@@ -8,6 +8,8 @@ use crate::layout::UNetLayout;
 pub const SINGLE_FILE_UNET: &str = "model.diffusion_model.";
 pub const SINGLE_FILE_AUTOENCODER: &str = "first_stage_model.";
 pub const SINGLE_FILE_TEXT: &str = "cond_stage_model.transformer.";
+/// ControlNet's branch in the single files that its authors published.
+pub const SINGLE_FILE_CONTROLNET: &str = "control_model.";
 
 /// Recognizes tensor names of other models that may be mistaken for Stable Diffusion 1.
 #[must_use]
@@ -88,6 +90,30 @@ pub fn diffusers_unet(name: &str, layout: &UNetLayout) -> Option<String> {
         }
         _ => None,
     }
+}
+
+/// The `diffusers` name of a tensor of ControlNet's branch, whose hint has `hint` widths.
+#[must_use]
+pub fn diffusers_controlnet(name: &str, layout: &UNetLayout, hint: usize) -> Option<String> {
+    if let Some(rest) = name.strip_prefix("input_hint_block.") {
+        let (layer, rest) = rest.split_once('.')?;
+        // Between the convolutions, which have even numbers, are activations.
+        let (layer, last) = (layer.parse::<usize>().ok()? / 2, 2 * hint - 1);
+        let layer = match layer {
+            0 => "conv_in".to_owned(),
+            _ if layer == last => "conv_out".to_owned(),
+            _ => format!("blocks.{}", layer - 1),
+        };
+        return Some(format!("controlnet_cond_embedding.{layer}.{rest}"));
+    }
+    if let Some(rest) = name.strip_prefix("zero_convs.") {
+        let (block, rest) = rest.split_once(".0.")?;
+        return Some(format!("controlnet_down_blocks.{block}.{rest}"));
+    }
+    if let Some(rest) = name.strip_prefix("middle_block_out.0.") {
+        return Some(format!("controlnet_mid_block.{rest}"));
+    }
+    diffusers_unet(name, layout)
 }
 
 /// Our name for a `diffusers` tensor of the U-Net's encoder; None for all other tensors.
@@ -308,6 +334,25 @@ mod tests {
             );
         }
         assert_eq!(diffusers_unet("hint.0.weight", &layout), None);
+    }
+
+    #[test]
+    fn controlnet_names_as_in_tensors_md() {
+        let layout = UNetLayout::from(&size::named("sd15").unwrap().0);
+        for (ours, theirs) in [
+            ("input_hint_block.0.weight", "controlnet_cond_embedding.conv_in.weight"),
+            ("input_hint_block.2.bias", "controlnet_cond_embedding.blocks.0.bias"),
+            ("input_hint_block.12.weight", "controlnet_cond_embedding.blocks.5.weight"),
+            ("input_hint_block.14.weight", "controlnet_cond_embedding.conv_out.weight"),
+            ("zero_convs.11.0.weight", "controlnet_down_blocks.11.weight"),
+            ("middle_block_out.0.bias", "controlnet_mid_block.bias"),
+            ("time_embed.0.weight", "time_embedding.linear_1.weight"),
+            ("input_blocks.0.0.bias", "conv_in.bias"),
+            ("middle_block.1.norm.weight", "mid_block.attentions.0.norm.weight"),
+        ] {
+            let found = diffusers_controlnet(ours, &layout, 4);
+            assert_eq!(found.as_deref(), Some(theirs), "{ours}");
+        }
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Writes the `config.json` that `diffusers` and `transformers` need for our weights. The inverse
 //! of [`super::config`]. Pure.
 
-use crate::layout::{CLIP_END, CLIP_VOCABULARY};
+use crate::architecture::CONTROLNET;
+use crate::layout::{CLIP_END, CLIP_VOCABULARY, hint_widths};
 use crate::spec::{AutoencoderConfig, Model, TextEncoderConfig, UNetConfig};
 use serde_json::{Value, json};
 
@@ -16,12 +17,34 @@ pub fn config(component: &str, model: &Model, resolution: u32) -> Option<String>
     let config = match component {
         "autoencoder" => autoencoder(architecture.autoencoder(), resolution),
         "text_encoder" => text(architecture.text_encoder()?),
+        CONTROLNET => controlnet(
+            architecture.unet()?,
+            architecture.autoencoder().factor(),
+        ),
         _ => unet(
             architecture.unet()?,
             resolution / architecture.autoencoder().factor(),
         ),
     };
     Some(format!("{config:#}\n"))
+}
+
+fn controlnet(config: &UNetConfig, factor: u32) -> Value {
+    let mut fields = unet(config, 0);
+    let fields = fields.as_object_mut().expect("a config is an object");
+    for of_unet in ["out_channels", "sample_size", "up_block_types"] {
+        fields.remove(of_unet);
+    }
+    let more = json!({
+        "_class_name": "ControlNetModel",
+        "conditioning_channels": 3,
+        "conditioning_embedding_out_channels": hint_widths(factor),
+        "controlnet_conditioning_channel_order": "rgb",
+    });
+    for (field, value) in more.as_object().into_iter().flatten() {
+        fields.insert(field.clone(), value.clone());
+    }
+    Value::Object(fields.clone())
 }
 
 fn unet(config: &UNetConfig, side: u32) -> Value {
@@ -128,6 +151,8 @@ mod tests {
                 let text = config(part.name, &model, 64).unwrap();
                 agree(part.name, &text, &model).unwrap();
             }
+            let text = config(CONTROLNET, &model, 64).unwrap();
+            agree(CONTROLNET, &text, &model).unwrap();
             let text = config("text_encoder", &model, 64).unwrap();
             let text = crate::public::config::text(&text, false).unwrap();
             assert_eq!(text, model.architecture.text_encoder().unwrap().into());

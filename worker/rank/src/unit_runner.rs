@@ -140,6 +140,7 @@ impl<'a> UnitRunner<'a> {
             guidance: work.guidance,
             reference_guidance: work.reference_guidance,
             negative_prompt: work.negative_prompt.clone(),
+            knobs: work.knobs.clone(),
             seed,
         };
         let images = self

@@ -130,8 +130,9 @@ fn training(
     let (data, model): (&DataToml, &ModelToml) = (raw.data.as_ref()?, raw.model.as_ref()?);
     let written = written(data, model, train);
     let model = model::model(model, &written, (directory, origin), faults);
-    let data = data::data(data, directory, faults);
-    let train = train::train(train, faults);
+    let defaults = model.architecture.facts().defaults;
+    let data = data::data(data, defaults, directory, faults);
+    let train = train::train(train, defaults, faults);
     let work = TrainWork {
         data,
         model,
