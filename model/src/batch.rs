@@ -235,6 +235,7 @@ mod tests {
             target_mask: mask.clone(),
             face_mask: mask,
             references: Vec::new(),
+            figure_mask: None,
             references_dropped: false,
             prompt: String::new(),
             timestep: 3,

@@ -19,7 +19,7 @@ use model_data::prompt::Prompts;
 use proto::architecture::{Diffusion, Latents as Posterior, Objective, Prediction};
 use proto::spec::{Component, TrainWork};
 use std::collections::BTreeMap;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// The terms of [`LatentDiffusion::losses`]: the first term of equation 3, and the second without
 /// its factor lambda; both are weighted by noise level.
@@ -66,7 +66,7 @@ pub(crate) struct Latents {
 #[derive(Debug)]
 pub(crate) struct Noisy {
     pub(crate) latents: Tensor,
-    expected: Tensor,
+    pub(crate) expected: Tensor,
 }
 
 impl LatentDiffusion {
@@ -239,6 +239,14 @@ impl LatentDiffusion {
         }
     }
 
+    /// The weight of each example's loss by its time step, [B].
+    pub(crate) fn loss_weights(&self, batch: &Batch) -> Tensor {
+        self.per_example(batch, |timestep| {
+            self.schedule
+                .loss_weight(timestep, self.objective.loss_weighting)
+        })
+    }
+
     /// The mean squared error over the whole latent, without masks, with the term of
     /// [`PLAIN_TERMS`]: the loss of the paper's peers.
     pub(crate) fn plain_losses(
@@ -247,12 +255,8 @@ impl LatentDiffusion {
         noisy: &Noisy,
         predicted: &Tensor,
     ) -> SampleLosses {
-        let weight = self.per_example(batch, |timestep| {
-            self.schedule
-                .loss_weight(timestep, self.objective.loss_weighting)
-        });
         let error = (predicted - &noisy.expected).square();
-        let total = error.flatten(1, -1).mean_dim(1i64, false, None) * weight;
+        let total = error.flatten(1, -1).mean_dim(1i64, false, None) * self.loss_weights(batch);
         SampleLosses {
             terms: vec![total.shallow_clone()],
             total,
@@ -280,6 +284,28 @@ impl LatentDiffusion {
             0,
             &Tensor::from_slice(&index).to_device(self.options.device),
         )
+    }
+
+    /// Text states of prompts whose subject an image is fused into, as FastComposer reads them, and
+    /// the position of each subject's last token, if it has one.
+    pub(crate) fn subject_states(
+        &self,
+        prompts: &[String],
+        subjects: &[String],
+    ) -> (Tensor, Vec<Option<usize>>) {
+        let read = prompts.iter();
+        let (ids, positions): (Vec<_>, Vec<_>) = read
+            .map(|prompt| self.prompts.subject_ids(prompt, subjects))
+            .unzip();
+        let ids = Tensor::from_slice(&ids.concat())
+            .view([prompts.len() as i64, self.prompts.tokens() as i64])
+            .to_device(self.options.device);
+        (self.text.forward(&ids, self.options.dtype), positions)
+    }
+
+    /// The device of the networks.
+    pub(crate) fn device(&self) -> Device {
+        self.options.device
     }
 
     fn cached_state(&mut self, text: &str) -> Tensor {

@@ -2,6 +2,7 @@
 //! Called by `worker forward`.
 
 use crate::architecture::controlnet::{self, Control};
+use crate::architecture::ip_adapter;
 use crate::architecture::retrinet::{self, Conditions, References, predict};
 use crate::device::dtype;
 use crate::error::{ModelError, catch_panic};
@@ -35,6 +36,9 @@ pub enum Runnable {
     /// A folder with `unet` and `controlnet`. The inputs of [`Self::UNet`], and `controlnet_cond`
     /// [B, 3, H, W] in [0, 1] -> `sample`, and the branch's outputs `residual.I`, the middle's last.
     ControlNet,
+    /// A folder with `unet` and a file or folder `ip_adapter`. The inputs of [`Self::UNet`],
+    /// `image_embeds` [B, N, E], and `scale` [] -> `sample`.
+    IpAdapter,
 }
 
 /// The parameters of a run.
@@ -84,6 +88,7 @@ fn run(
     let weights = request.weights;
     let outputs = match request.what {
         Runnable::ControlNet => return run_controlnet(weights, inputs, device),
+        Runnable::IpAdapter => return run_ip_adapter(weights, inputs, device),
         Runnable::UNet => {
             inputs.refuse_unknown(&["sample", "timestep", "encoder_hidden_states"])?;
             let unet = public::unet(weights, device)?.network;
@@ -195,6 +200,37 @@ fn run_controlnet(
     let sample = controlnet::predict(&unet, &branch, &unet_inputs, &control);
     outputs.insert("sample".to_owned(), sample);
     Ok(outputs)
+}
+
+/// The U-Net's prediction with an adapter's context.
+fn run_ip_adapter(
+    weights: &Path,
+    inputs: &Inputs<'_>,
+    device: Device,
+) -> Result<NamedTensors, ModelError> {
+    inputs.refuse_unknown(&[
+        "sample",
+        "timestep",
+        "encoder_hidden_states",
+        "image_embeds",
+        "scale",
+    ])?;
+    let unet = public::unet(&weights.join("unet"), device)?.network;
+    let folder = weights.join("ip_adapter");
+    let file = weights.join("ip_adapter.safetensors");
+    let own = if folder.is_dir() { folder } else { file };
+    let layout = public::unet_layout(&weights.join("unet"))?;
+    let adapter = ip_adapter::load(&own, &layout, device)?;
+    let latents = inputs.float("sample", 4)?;
+    let timesteps = inputs.timesteps(latents.size()[0])?;
+    let text = inputs.float("encoder_hidden_states", 3)?;
+    let tokens = adapter.tokens(&inputs.float("image_embeds", 3)?);
+    let scale = inputs.float("scale", 0)?.double_value(&[]);
+    let sample = unet.forward(&UNetInputs {
+        image: &adapter.context(&tokens, scale),
+        ..UNetInputs::new(&latents, &timesteps, &text)
+    });
+    Ok(NamedTensors::from([("sample".to_owned(), sample)]))
 }
 
 fn run_unet(

@@ -35,4 +35,4 @@ pub mod vision;
 pub mod weights;
 
 pub use architecture::interface::{AttentionMap, SampleOptions};
-pub use architecture::{controlnet, retrinet};
+pub use architecture::{controlnet, fastcomposer, ip_adapter, retrinet};

@@ -124,6 +124,36 @@ impl Source {
         self.tensors.any_with_prefix(prefix)
     }
 
+    /// The names of all tensors.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.names()
+    }
+
+    /// The shape of a tensor, or None if it does not exist.
+    pub(crate) fn shape(&self, name: &str) -> Option<Vec<i64>> {
+        self.tensors.shape(name)
+    }
+
+    /// True for FastComposer's published file, whose components have the names of `diffusers` and
+    /// `transformers` under prefixes of their own.
+    fn is_fastcomposer(&self) -> bool {
+        self.tensors.any_with_prefix("postfuse_module.") && self.tensors.any_with_prefix("unet.")
+    }
+
+    /// [`Self::load`] of a component whose names have a prefix.
+    fn load_under(
+        &self,
+        prefix: &str,
+        into: &NamedTensors,
+        names: impl Fn(&str) -> Vec<String>,
+    ) -> Result<NamedTensors, ModelError> {
+        let prefixed = |name: &str| {
+            let names = names(name).into_iter();
+            names.map(|name| format!("{prefix}{name}")).collect()
+        };
+        self.load(into, prefixed, |name| name.starts_with(prefix))
+    }
+
     /// Copies values into parameters. `names_in_file` maps a parameter's name to the names that a
     /// file may use. Tensors whose names are not `expected` belong to another component and are
     /// ignored. Returns the parameters by their names in the file.
@@ -236,6 +266,7 @@ pub(crate) fn load(
             into,
         ),
         "text_encoder" => load_text(source, into),
+        "image_encoder" => load_image(source, into),
         _ => match model.architecture.unet() {
             Some(unet) => load_unet(source, &unet.into(), into).map(drop),
             None => Ok(()),
@@ -253,7 +284,10 @@ pub(crate) fn load_unet(
     into: &NamedTensors,
 ) -> Result<NamedTensors, ModelError> {
     let tensors = &source.tensors;
-    if tensors.any_with_prefix(SINGLE_FILE_UNET) {
+    let theirs = |name: &str| diffusers_unet(name, layout).into_iter().collect();
+    if source.is_fastcomposer() {
+        source.load_under("unet.", into, theirs)
+    } else if tensors.any_with_prefix(SINGLE_FILE_UNET) {
         let expected = |name: &str| name.starts_with(SINGLE_FILE_UNET);
         source.load(
             into,
@@ -263,11 +297,7 @@ pub(crate) fn load_unet(
     } else if tensors.any_with_prefix("input_blocks.") {
         source.load(into, |name| vec![name.to_owned()], |_| true)
     } else {
-        source.load(
-            into,
-            |name| diffusers_unet(name, layout).into_iter().collect(),
-            |_| true,
-        )
+        source.load(into, theirs, |_| true)
     }
 }
 
@@ -296,6 +326,14 @@ pub fn unet(path: &Path, device: Device) -> Result<Loaded<UNet>, ModelError> {
     })
 }
 
+/// The layout of a U-Net's folder or file.
+///
+/// # Errors
+/// A file that cannot be read, or an unsupported config field.
+pub(crate) fn unet_layout(path: &Path) -> Result<UNetLayout, ModelError> {
+    Source::open_with_sibling_config(path)?.unet_layout()
+}
+
 /// Loads an autoencoder.
 ///
 /// # Errors
@@ -311,7 +349,9 @@ pub fn autoencoder(path: &Path, device: Device) -> Result<Autoencoder, ModelErro
 
 fn load_autoencoder(source: &Source, levels: usize, into: &NamedTensors) -> Result<(), ModelError> {
     let tensors = &source.tensors;
-    let loaded = if tensors.any_with_prefix(SINGLE_FILE_AUTOENCODER) {
+    let loaded = if source.is_fastcomposer() {
+        source.load_under("vae.", into, |name| diffusers_autoencoder(name, levels))
+    } else if tensors.any_with_prefix(SINGLE_FILE_AUTOENCODER) {
         let expected = |name: &str| name.starts_with(SINGLE_FILE_AUTOENCODER);
         source.load(
             into,
@@ -341,7 +381,10 @@ pub fn text(path: &Path, device: Device) -> Result<TextEncoder, ModelError> {
 }
 
 fn load_text(source: &Source, into: &NamedTensors) -> Result<(), ModelError> {
-    let loaded = if source.tensors.any_with_prefix(SINGLE_FILE_TEXT) {
+    let loaded = if source.is_fastcomposer() {
+        let names = |name: &str| tower_names("", name, "text_model.");
+        source.load_under("text_encoder.", into, names)
+    } else if source.tensors.any_with_prefix(SINGLE_FILE_TEXT) {
         let expected = |name: &str| name.starts_with(SINGLE_FILE_TEXT);
         source.load(
             into,
@@ -377,12 +420,19 @@ pub fn image(path: &Path, device: Device) -> Result<ImageEncoder, ModelError> {
     })?;
     let parameters = parameters(device);
     let encoder = ImageEncoder::new(&parameters.root(), &layout);
-    source.load(
-        &parameters.tensors(),
-        |name| tower_names("", name, "vision_model."),
-        |name| !of_other_tower(name, "text"),
-    )?;
+    load_image(&source, &parameters.tensors())?;
     Ok(encoder)
+}
+
+fn load_image(source: &Source, into: &NamedTensors) -> Result<(), ModelError> {
+    const PREFIX: &str = "image_encoder.";
+    let names = |name: &str| tower_names("", name, "vision_model.");
+    let loaded = if source.any_with_prefix(PREFIX) {
+        source.load_under(PREFIX, into, names)
+    } else {
+        source.load(into, names, |name| !of_other_tower(name, "text"))
+    };
+    loaded.map(drop)
 }
 
 /// The possible names of a tower's tensor; some writers omit the tower's own prefix.

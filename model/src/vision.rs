@@ -2,10 +2,60 @@
 //! embeddings that CLIP-I and CLIP-T compare.
 
 use crate::clip::Transformer;
+use crate::error::ModelError;
 use crate::layer::{LayerNorm, Linear, to_tokens};
 use crate::parameter::{Init, Scope};
 use proto::layout::ImageLayout;
-use tch::Tensor;
+use model_data::example::Example;
+use tch::{Device, Kind, Tensor};
+
+/// Mean and standard deviation of the channels of CLIP's images.
+const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+const DEVIATION: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+
+/// The views of all references of a batch as CLIP's input, [B * N, 3, side, side]; the references
+/// of one example are adjacent.
+///
+/// # Errors
+/// A reference without a view of this side; an example with another number of references.
+pub(crate) fn views(
+    examples: &[Example],
+    references: usize,
+    side: i64,
+    device: Device,
+) -> Result<Tensor, ModelError> {
+    let mut bytes = Vec::new();
+    for example in examples {
+        for reference in example.references.iter().take(references) {
+            let size = reference.view.as_ref().map(image::RgbImage::dimensions);
+            match &reference.view {
+                Some(view) if size == Some((side as u32, side as u32)) => {
+                    bytes.extend_from_slice(view.as_raw());
+                }
+                _ => {
+                    return Err(ModelError::Example {
+                        position: example.position,
+                        field: "view of a reference",
+                        found: size.map_or("missing".to_owned(), |(w, h)| format!("{w}x{h} pixels")),
+                        expected: format!("the image encoder reads {side}x{side} pixels"),
+                    });
+                }
+            }
+        }
+    }
+    let channels = |values: [f32; 3]| {
+        Tensor::from_slice(&values)
+            .view([1, 3, 1, 1])
+            .to_device(device)
+    };
+    let pixels = Tensor::from_slice(&bytes)
+        .view([-1, side, side, 3])
+        .to_device(device)
+        .permute([0, 3, 1, 2])
+        .contiguous()
+        .to_kind(Kind::Float);
+    Ok((pixels / 255.0 - channels(MEAN)) / channels(DEVIATION))
+}
 
 #[derive(Debug)]
 pub struct ImageEncoder {

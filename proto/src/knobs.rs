@@ -17,6 +17,14 @@ pub struct Knobs {
     /// the unconditional prediction gets none. Default: false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guess_mode: Option<bool>,
+    /// IP-Adapter: factor of the attention to the reference's tokens; 0 leaves it out. Its authors
+    /// advise 0.5 with a prompt. Default: 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_scale: Option<f64>,
+    /// FastComposer: fraction of the steps that see the subject; those before see the plain prompt.
+    /// Default: 0.7, its pipeline's; its evaluation uses 0.5.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alpha: Option<f64>,
 }
 
 /// The name of a knob.
@@ -24,6 +32,8 @@ pub struct Knobs {
 pub enum Knob {
     ControlScales,
     GuessMode,
+    ImageScale,
+    Alpha,
 }
 
 impl Knob {
@@ -33,6 +43,8 @@ impl Knob {
         match self {
             Self::ControlScales => "control_scales",
             Self::GuessMode => "guess_mode",
+            Self::ImageScale => "image_scale",
+            Self::Alpha => "alpha",
         }
     }
 }
@@ -49,6 +61,8 @@ impl Knobs {
         let all = [
             (Knob::ControlScales, self.control_scales.is_some()),
             (Knob::GuessMode, self.guess_mode.is_some()),
+            (Knob::ImageScale, self.image_scale.is_some()),
+            (Knob::Alpha, self.alpha.is_some()),
         ];
         let set = all.into_iter().filter(|(_, is_set)| *is_set);
         set.map(|(knob, _)| knob).collect()
@@ -62,6 +76,10 @@ impl Knobs {
                 format!("is {value}; it must be between 0 and 10")
             });
         };
+        if let Some(value) = self.image_scale {
+            scale("sample.knobs.image_scale", value, faults);
+        }
+        faults.fraction("sample.knobs.alpha", self.alpha.unwrap_or(0.0));
         if let Some(scales) = &self.control_scales {
             let field = "sample.knobs.control_scales";
             faults.need(!scales.is_empty(), field, || {
@@ -84,6 +102,8 @@ mod tests {
         let all = Knobs {
             control_scales: Some(vec![0.5]),
             guess_mode: Some(true),
+            image_scale: Some(0.5),
+            alpha: Some(0.5),
         };
         let table = toml::Table::try_from(&all).expect("knobs are a table");
         let names: Vec<&str> = all.set().into_iter().map(Knob::name).collect();

@@ -102,7 +102,7 @@ fn field_at(table: &DeTable<'_>, offset: usize) -> String {
 /// Values that are planned but not supported yet, by field.
 const PLANNED: [(&str, &[&str]); 1] = [(
     "model.architecture",
-    &["fastcomposer", "ip-adapter", "kandinsky-prior", "kandinsky-decoder"],
+    &["kandinsky-prior", "kandinsky-decoder"],
 )];
 
 /// Whether the value that a message calls unknown is a planned one.

@@ -1,6 +1,8 @@
 //! Named model sizes: the configurations behind `size = "…"` in job.toml.
 
-use crate::architecture::config::{AutoencoderConfig, TextEncoderConfig, UNetConfig};
+use crate::architecture::config::{
+    AutoencoderConfig, ClipActivation, ImageEncoderConfig, TextEncoderConfig, UNetConfig,
+};
 
 /// All sizes that [`named`] supports, smallest first.
 pub const NAMES: [&str; 3] = ["tiny", "small", "sd15"];
@@ -13,6 +15,69 @@ pub fn named(size: &str) -> Option<(UNetConfig, AutoencoderConfig, TextEncoderCo
         "small" => Some(small()),
         "sd15" => Some(sd15()),
         _ => None,
+    }
+}
+
+/// The image encoder of IP-Adapter: at full size OpenCLIP's ViT-H/14 (notes 4.3).
+pub(crate) fn vit_h(size: &str) -> ImageEncoderConfig {
+    match size {
+        "tiny" => tiny_vit(24, ClipActivation::Gelu),
+        "small" => small_vit(64, ClipActivation::Gelu),
+        _ => ImageEncoderConfig {
+            width: 1280,
+            layers: 32,
+            heads: 16,
+            mlp_width: 5120,
+            projection: 1024,
+            side: 224,
+            patch: 14,
+            activation: ClipActivation::Gelu,
+        },
+    }
+}
+
+/// The image encoder of FastComposer: at full size OpenAI's ViT-L/14 (notes 4.1). Its embedding is
+/// as wide as the size's text states.
+pub(crate) fn vit_l(size: &str) -> ImageEncoderConfig {
+    match size {
+        "tiny" => tiny_vit(16, ClipActivation::QuickGelu),
+        "small" => small_vit(48, ClipActivation::QuickGelu),
+        _ => ImageEncoderConfig {
+            width: 1024,
+            layers: 24,
+            heads: 16,
+            mlp_width: 4096,
+            projection: 768,
+            side: 224,
+            patch: 14,
+            activation: ClipActivation::QuickGelu,
+        },
+    }
+}
+
+fn tiny_vit(projection: u32, activation: ClipActivation) -> ImageEncoderConfig {
+    ImageEncoderConfig {
+        width: 16,
+        layers: 3,
+        heads: 2,
+        mlp_width: 32,
+        projection,
+        side: 28,
+        patch: 7,
+        activation,
+    }
+}
+
+fn small_vit(projection: u32, activation: ClipActivation) -> ImageEncoderConfig {
+    ImageEncoderConfig {
+        width: 64,
+        layers: 4,
+        heads: 4,
+        mlp_width: 256,
+        projection,
+        side: 64,
+        patch: 8,
+        activation,
     }
 }
 

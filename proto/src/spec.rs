@@ -3,7 +3,7 @@
 //! documents the fields for users.
 
 pub use crate::architecture::config::{
-    Attend, AutoencoderConfig, Component, LossWeighting, Retrieval, RetrievalTime,
+    Attend, AutoencoderConfig, ClipActivation, Component, ImageEncoderConfig, LossWeighting, Retrieval, RetrievalTime,
     TextEncoderConfig, UNetConfig,
 };
 pub use crate::architecture::references::{Clothes, Pairing, References, Task, Transform};

@@ -10,6 +10,8 @@ import sys
 
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers.models.attention_processor import Attention, AttnProcessor
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from make_golden import fill, load, unet_name, values
 from safetensors.torch import save_file
 
@@ -72,8 +74,137 @@ def controlnet():
     OUT["control.guess.first"], OUT["control.guess.middle"] = down[0], middle
 
 
+def vision(prefix, width, layers, projection, activation):
+    model = CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            projection_dim=projection,
+            image_size=28,
+            patch_size=7,
+            hidden_act=activation,
+        )
+    )
+    return load(model, lambda key: prefix + key)
+
+
+# The number in the published files, and the module of diffusers, of each attention of the small U-Net.
+def adapter_state(unet, embedding):
+    state = {"image_proj": {}, "ip_adapter": {}}
+    for name, shape in (
+        ("proj.weight", [48, embedding]),
+        ("proj.bias", [48]),
+        ("norm.weight", [12]),
+        ("norm.bias", [12]),
+    ):
+        state["image_proj"][name] = fill(f"adapter.image_proj.{name}", shape)
+    for number, name in enumerate(unet.attn_processors):
+        if name.endswith("attn2.processor"):
+            width = unet.get_submodule(name.removesuffix(".processor")).to_k.weight.shape[0]
+            for kind in ("to_k_ip", "to_v_ip"):
+                key = f"{number}.{kind}.weight"
+                state["ip_adapter"][key] = fill(f"adapter.ip_adapter.{key}", [width, 12])
+    return state
+
+
+def ip_adapter():
+    encoder = vision("vit.", 16, 3, 24, "gelu")
+    pixels = values("adapter.pixels", [5, 3, 28, 28]) * 4
+    embeddings = encoder(pixels).image_embeds
+    OUT["adapter.embeddings"] = embeddings
+    x, t = values("unet.x", [2, 4, 8, 8]), torch.tensor([7, 801])
+    text = values("unet.context", [2, 5, 12])
+    unet = small_unet("unet.")
+    unet._load_ip_adapter_weights([adapter_state(unet, 24)])
+    # Two samples of one reference each, and of four (one of them twice).
+    one, four = embeddings[:2].unsqueeze(1), embeddings[[0, 1, 2, 3, 4, 3, 2, 1]].reshape(2, 4, 24)
+    for scale in (0.0, 0.5, 1.0):
+        for name, processor in unet.attn_processors.items():
+            if name.endswith("attn2.processor"):
+                processor.scale = [scale]
+        for count, images in ((1, one), (4, four)):
+            added = {"image_embeds": [images.detach()]}
+            out = unet(x, t, encoder_hidden_states=text, added_cond_kwargs=added).sample
+            OUT[f"adapter.{scale}.{count}.out"] = out
+    out.square().mean().backward()
+    attention = unet.mid_block.attentions[0].transformer_blocks[0].attn2.processor
+    OUT["adapter.key.grad"] = attention.to_k_ip[0].weight.grad
+    projection = unet.encoder_hid_proj.image_projection_layers[0]
+    OUT["adapter.projection.grad"] = projection.image_embeds.weight.grad
+
+
+class StoringProcessor(AttnProcessor):
+    """Attention as in AttnProcessor, which keeps its probabilities."""
+
+    def __call__(self, attn: Attention, hidden_states, encoder_hidden_states=None, **_):
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query, key, value = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+        query, key, value = (attn.head_to_batch_dim(it) for it in (query, key, value))
+        self.probabilities = attn.get_attention_scores(query, key, None)
+        out = attn.batch_to_head_dim(torch.bmm(self.probabilities, value))
+        return attn.to_out[1](attn.to_out[0](out))
+
+
+def mlp(name, x):
+    w = lambda part, shape: fill(f"postfuse_module.{name}.{part}", shape)
+    x = torch.nn.functional.layer_norm(x, x.shape[-1:], w("layernorm.weight", [x.shape[-1]]), w("layernorm.bias", [x.shape[-1]]))
+    x = torch.nn.functional.gelu(x @ w("fc1.weight", [12, x.shape[-1]]).T + w("fc1.bias", [12]))
+    return x @ w("fc2.weight", [12, 12]).T + w("fc2.bias", [12])
+
+
+def fastcomposer():
+    """No public implementation runs with today's packages: re-expressed with those of its code's parts."""
+    encoder = vision("vit.", 16, 3, 12, "quick_gelu")
+    embeddings = encoder(values("fast.pixels", [2, 3, 28, 28]) * 4).image_embeds
+    OUT["fast.embeddings"] = embeddings
+    text = values("unet.context", [2, 5, 12])
+    states = text[torch.arange(2), torch.tensor([2, 1])]
+    first = states + mlp("mlp1", torch.cat([states, embeddings], -1))
+    second = first + mlp("mlp2", first)
+    fused = torch.nn.functional.layer_norm(
+        second, [12], fill("postfuse_module.layer_norm.weight", [12]), fill("postfuse_module.layer_norm.bias", [12])
+    )
+    # The second sample has no object.
+    context = text.clone()
+    context[0, 2] = fused[0]
+    OUT["fast.context"] = context
+    unet = small_unet("unet.")
+    processors = {name: StoringProcessor() for name in unet.attn_processors}
+    unet.set_attn_processor(dict(processors))
+    x, t = values("unet.x", [2, 4, 8, 8]), torch.tensor([7, 801])
+    noise = values("fast.noise", [2, 4, 8, 8])
+    predicted = unet(x, t, encoder_hidden_states=context.detach()).sample
+    OUT["fast.out"] = predicted
+    figures = (values("fast.figures", [2, 1, 32, 32]) > 0).float() * torch.tensor([1.0, 0.0]).view(2, 1, 1, 1)
+    mask = torch.nn.functional.interpolate(figures, size=(8, 8), mode="bilinear", align_corners=False)
+    OUT["fast.noise_loss"] = ((predicted - noise) * mask).square().mean()
+    # Of the small U-Net, whose first level attends too: the second level of both towers, and the middle.
+    layers = [p for name, p in processors.items() if "attn2" in name and re.match(r"down_blocks.1|mid|up_blocks.1", name)]
+    losses = []
+    for layer in layers:
+        a = layer.probabilities
+        heads, cells = a.shape[0] // 2, a.shape[1]
+        side = int(cells**0.5)
+        s = torch.nn.functional.interpolate(figures, size=(side, side), mode="bilinear", antialias=True)
+        s = s.reshape(2, 1, cells)
+        a = a.reshape(2, heads, cells, -1)
+        a = torch.stack([a[0, :, :, 2], a[1, :, :, 0]])
+        background = (a * (1 - s)).sum(2) / ((1 - s).sum(2) + 1e-5)
+        figure = (a * s).sum(2) / (s.sum(2) + 1e-5)
+        has = torch.tensor([1.0, 0.0]).view(2, 1)
+        losses.append(((background - figure) * has / (has + 1e-5)).mean())
+    OUT["fast.localization"] = torch.stack(losses).mean()
+    (OUT["fast.noise_loss"] + OUT["fast.localization"]).backward()
+    OUT["fast.query.grad"] = unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_q.weight.grad
+    OUT["fast.conv.grad"] = unet.conv_in.weight.grad
+
+
 if __name__ == "__main__":
     controlnet()
+    ip_adapter()
+    fastcomposer()
     save_file({name: x.detach().to(torch.float32).contiguous() for name, x in OUT.items()}, sys.argv[1])
     for name, tensor in sorted(OUT.items()):
         print(f"{name}: {list(tensor.shape)}, largest {tensor.abs().max():.4f}")

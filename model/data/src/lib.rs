@@ -27,4 +27,5 @@ pub mod tags;
 mod transform;
 pub mod user_image;
 pub mod verify;
+pub mod view;
 pub mod writer;

@@ -25,6 +25,10 @@ pub enum Purpose {
     /// The random transforms of the references, in pairing a.
     ReferenceTransform = 11,
     ReferenceDrop = 12,
+    /// The image of an object: noise around it, and its augmentations.
+    ObjectView = 13,
+    /// Whether training keeps a sample's object.
+    ObjectKeep = 14,
 }
 
 /// The random stream of one sample for one purpose. `sample` is the position in the data set,

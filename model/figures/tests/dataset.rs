@@ -68,6 +68,7 @@ fn data(folder: &Path) -> Data {
 fn loader_options(cache_bytes: usize) -> LoaderOptions {
     LoaderOptions {
         examples: ExampleConfig {
+            view: None,
             references: Some(References {
                 task: Task::Composition,
                 pairing: Pairing::B,

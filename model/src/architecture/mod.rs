@@ -3,7 +3,9 @@
 
 pub(crate) mod autoencoder;
 pub mod controlnet;
+pub mod fastcomposer;
 pub(crate) mod interface;
+pub mod ip_adapter;
 pub mod retrinet;
 pub(crate) mod text_to_image;
 
@@ -17,6 +19,8 @@ pub(crate) fn of(spec: &ArchitectureSpec) -> Box<dyn Architecture> {
         ArchitectureSpec::TextToImage(spec) => Box::new(text_to_image::TextToImage(spec.clone())),
         ArchitectureSpec::Retrinet(spec) => Box::new(retrinet::Retrinet(spec.clone())),
         ArchitectureSpec::ControlNet(spec) => Box::new(controlnet::ControlNet(spec.clone())),
+        ArchitectureSpec::IpAdapter(spec) => Box::new(ip_adapter::IpAdapter(spec.clone())),
+        ArchitectureSpec::FastComposer(spec) => Box::new(fastcomposer::FastComposer(spec.clone())),
     }
 }
 

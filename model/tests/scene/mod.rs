@@ -14,11 +14,13 @@ pub(crate) fn job(architecture: Architecture, learning_rate: f64) -> TrainWork {
         Architecture::TextToImage => "text-to-image",
         Architecture::Retrinet => "retrinet",
         Architecture::ControlNet => "controlnet",
+        Architecture::IpAdapter => "ip-adapter",
+        Architecture::FastComposer => "fastcomposer",
     };
     let references = match architecture {
         Architecture::Autoencoder | Architecture::TextToImage => 0,
         Architecture::Retrinet => 2,
-        Architecture::ControlNet => 1,
+        Architecture::ControlNet | Architecture::IpAdapter | Architecture::FastComposer => 1,
     };
     // The job format requires an init for RetriNet; the model itself can start from random weights.
     let text = format!(
@@ -48,6 +50,8 @@ fn example(seed: u64) -> Example {
     let concepts = [Concept::Face, Concept::Clothes, Concept::Figure];
     let reference = |n: u64| Reference {
         image: image(seed * 7 + n + 1),
+        // The side of the image encoder of size "tiny".
+        view: Some(view(seed * 7 + n + 1)),
         concept: concepts[(seed + n) as usize % 3],
         position: seed,
     };
@@ -61,6 +65,9 @@ fn example(seed: u64) -> Example {
             image::Luma([if x < 12 && y < 14 { 255 } else { 0 }])
         }),
         references: (0..2).map(reference).collect(),
+        figure_mask: Some(image::GrayImage::from_fn(32, 32, |x, y| {
+            image::Luma([if x > 4 && y > 6 { 255 } else { 0 }])
+        })),
         references_dropped: false,
         prompt: if seed.is_multiple_of(2) {
             String::new()
@@ -70,6 +77,10 @@ fn example(seed: u64) -> Example {
         timestep: (seed * 331 % 1000) as u32,
         noise_seed: seed,
     }
+}
+
+fn view(seed: u64) -> image::RgbImage {
+    image::imageops::crop_imm(&image(seed), 0, 0, 28, 28).to_image()
 }
 
 /// Smooth waves of colour: something an autoencoder can learn.

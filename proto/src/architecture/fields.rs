@@ -26,10 +26,24 @@ figure_threshold = 0.5
 clothes = { cut_off = 0.5, cut_off_minimum = 0.3, background = 0.5 }
 reference_scale = 0.8
 multitask_reconstruction = 0.5
+image_view = "crop"
+subjects = ["1girl", "1boy"]
+object_keep = 0.9
+augment = true
 
 [model]
 latents = "mean"
 retrieval = { attend = "every-block", time = "target" }
+
+[model.image_encoder]
+width = 0
+layers = 0
+heads = 0
+mlp_width = 0
+projection = 0
+side = 0
+patch = 0
+activation = ""
 
 [model.noise]
 kind = "scaled-linear"
@@ -42,6 +56,8 @@ prediction = "epsilon"
 face_loss_weight = 1.0
 target_mask_threshold = 0.5
 loss_weighting = "epsilon"
+mask_loss = 0.5
+localization = 0.001
 "#;
 
 /// See the module's header.
@@ -54,6 +70,8 @@ pub(crate) struct Fields {
     /// Fields of job.toml that were not taken yet.
     remaining: BTreeMap<String, Value>,
     origin: Origin,
+    /// The value of `model.size`.
+    size: String,
 }
 
 impl Fields {
@@ -63,6 +81,7 @@ impl Fields {
         written: &Table,
         (unet, autoencoder, text): (UNetConfig, AutoencoderConfig, TextEncoderConfig),
         origin: Origin,
+        size: &str,
     ) -> Self {
         let defaults = leaves(&defaults());
         let mut remaining = leaves(written);
@@ -74,7 +93,14 @@ impl Fields {
             defaults,
             remaining,
             origin,
+            size: size.to_owned(),
         }
+    }
+
+    /// The name of the job's size; that of the default for a job that is stored, whose tables have
+    /// every field.
+    pub(super) fn size(&self) -> &str {
+        &self.size
     }
 
     /// Takes a field; returns its default if job.toml does not set it.
@@ -157,6 +183,16 @@ impl Fields {
             unused.retain(|field, _| !field.starts_with("model.retrieval."));
             let message = format!("is for retrinet; {name} has no retrieval block: leave it out");
             faults.add("model.retrieval", message);
+        }
+        if unused
+            .keys()
+            .any(|field| field.starts_with("model.image_encoder."))
+        {
+            unused.retain(|field, _| !field.starts_with("model.image_encoder."));
+            let message = format!(
+                "is for ip-adapter and fastcomposer; {name} has no image encoder: leave it out"
+            );
+            faults.add("model.image_encoder", message);
         }
         for (field, value) in &unused {
             reject(field, value, &why_unused(field), faults);

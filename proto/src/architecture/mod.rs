@@ -8,23 +8,31 @@ pub(crate) mod config;
 mod controlnet;
 mod diffusion;
 mod facts;
+mod fastcomposer;
 pub(crate) mod fields;
+mod ip_adapter;
 pub(crate) mod references;
 mod retrinet;
 mod text_to_image;
+mod view;
 
 pub use autoencoder::Autoencoder;
 pub use controlnet::{ControlNet, OWN_PART as CONTROLNET};
 pub use diffusion::{Diffusion, Latents, Noise, NoiseKind, Objective, Prediction};
 pub use facts::{Defaults, Facts, Sampling};
+pub use fastcomposer::{FastComposer, OWN_PART as POSTFUSE, TRAINED_LAYERS};
+pub use ip_adapter::{IpAdapter, OWN_PART as IP_ADAPTER, TOKENS as IP_ADAPTER_TOKENS};
 pub use references::References;
 pub use retrinet::{OWN_FILE as RETRINET, Retrinet};
 pub use text_to_image::TextToImage;
+pub use view::{ImageView, ViewConfig, ViewKind};
 
 use crate::job::faults::Faults;
 use crate::knobs::Knob;
 use crate::sample::SampleWork;
-use config::{AutoencoderConfig, Component, Retrieval, TextEncoderConfig, UNetConfig};
+use config::{
+    AutoencoderConfig, Component, ImageEncoderConfig, Retrieval, TextEncoderConfig, UNetConfig,
+};
 use fields::{Fields, Written};
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +50,11 @@ pub enum Architecture {
     /// A peer of the paper: a U-Net that is controlled by a copy of its encoder.
     #[serde(rename = "controlnet")]
     ControlNet,
+    /// A peer of the paper: tokens of an image embedding as a second context.
+    IpAdapter,
+    /// A peer of the paper: an image embedding fused into the word for its subject.
+    #[serde(rename = "fastcomposer")]
+    FastComposer,
 }
 
 /// An architecture with everything that it reads from job.toml.
@@ -53,14 +66,19 @@ pub enum ArchitectureSpec {
     Retrinet(Retrinet),
     #[serde(rename = "controlnet")]
     ControlNet(ControlNet),
+    IpAdapter(IpAdapter),
+    #[serde(rename = "fastcomposer")]
+    FastComposer(FastComposer),
 }
 
 impl Architecture {
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 6] = [
         Self::Autoencoder,
         Self::TextToImage,
         Self::Retrinet,
         Self::ControlNet,
+        Self::IpAdapter,
+        Self::FastComposer,
     ];
 
     #[must_use]
@@ -70,6 +88,8 @@ impl Architecture {
             Self::TextToImage => &text_to_image::FACTS,
             Self::Retrinet => &retrinet::FACTS,
             Self::ControlNet => &controlnet::FACTS,
+            Self::IpAdapter => &ip_adapter::FACTS,
+            Self::FastComposer => &fastcomposer::FACTS,
         }
     }
 
@@ -95,6 +115,8 @@ impl Architecture {
             Self::TextToImage => ArchitectureSpec::TextToImage(TextToImage::read(fields, faults)),
             Self::Retrinet => ArchitectureSpec::Retrinet(Retrinet::read(fields, faults)),
             Self::ControlNet => ArchitectureSpec::ControlNet(ControlNet::read(fields, faults)),
+            Self::IpAdapter => ArchitectureSpec::IpAdapter(IpAdapter::read(fields, faults)),
+            Self::FastComposer => ArchitectureSpec::FastComposer(FastComposer::read(fields, faults)),
         }
     }
 
@@ -105,6 +127,8 @@ impl Architecture {
             Self::TextToImage => text_to_image::why_unused(field),
             Self::Retrinet => retrinet::why_unused(field),
             Self::ControlNet => controlnet::why_unused(field),
+            Self::IpAdapter => ip_adapter::why_unused(field),
+            Self::FastComposer => fastcomposer::why_unused(field),
         }
     }
 }
@@ -117,6 +141,8 @@ impl ArchitectureSpec {
             Self::TextToImage(_) => Architecture::TextToImage,
             Self::Retrinet(_) => Architecture::Retrinet,
             Self::ControlNet(_) => Architecture::ControlNet,
+            Self::IpAdapter(_) => Architecture::IpAdapter,
+            Self::FastComposer(_) => Architecture::FastComposer,
         }
     }
 
@@ -132,6 +158,8 @@ impl ArchitectureSpec {
             Self::TextToImage(it) => &it.diffusion.autoencoder,
             Self::Retrinet(it) => &it.diffusion.autoencoder,
             Self::ControlNet(it) => &it.diffusion.autoencoder,
+            Self::IpAdapter(it) => &it.diffusion.autoencoder,
+            Self::FastComposer(it) => &it.diffusion.autoencoder,
         }
     }
 
@@ -141,6 +169,8 @@ impl ArchitectureSpec {
             Self::TextToImage(it) => &mut it.diffusion.autoencoder,
             Self::Retrinet(it) => &mut it.diffusion.autoencoder,
             Self::ControlNet(it) => &mut it.diffusion.autoencoder,
+            Self::IpAdapter(it) => &mut it.diffusion.autoencoder,
+            Self::FastComposer(it) => &mut it.diffusion.autoencoder,
         }
     }
 
@@ -152,6 +182,8 @@ impl ArchitectureSpec {
             Self::TextToImage(it) => Some(&it.diffusion),
             Self::Retrinet(it) => Some(&it.diffusion),
             Self::ControlNet(it) => Some(&it.diffusion),
+            Self::IpAdapter(it) => Some(&it.diffusion),
+            Self::FastComposer(it) => Some(&it.diffusion),
         }
     }
 
@@ -161,6 +193,8 @@ impl ArchitectureSpec {
             Self::TextToImage(it) => Some(&mut it.diffusion),
             Self::Retrinet(it) => Some(&mut it.diffusion),
             Self::ControlNet(it) => Some(&mut it.diffusion),
+            Self::IpAdapter(it) => Some(&mut it.diffusion),
+            Self::FastComposer(it) => Some(&mut it.diffusion),
         }
     }
 
@@ -184,8 +218,8 @@ impl ArchitectureSpec {
     #[must_use]
     pub fn retrieval(&self) -> Option<Retrieval> {
         match self {
-            Self::Autoencoder(_) | Self::TextToImage(_) | Self::ControlNet(_) => None,
             Self::Retrinet(it) => Some(it.retrieval),
+            _ => None,
         }
     }
 
@@ -196,6 +230,8 @@ impl ArchitectureSpec {
             Self::Autoencoder(_) | Self::TextToImage(_) => None,
             Self::Retrinet(it) => Some(&it.references),
             Self::ControlNet(it) => Some(&it.references),
+            Self::IpAdapter(it) => Some(&it.references),
+            Self::FastComposer(it) => Some(&it.references),
         }
     }
 
@@ -204,6 +240,49 @@ impl ArchitectureSpec {
             Self::Autoencoder(_) | Self::TextToImage(_) => None,
             Self::Retrinet(it) => Some(&mut it.references),
             Self::ControlNet(it) => Some(&mut it.references),
+            Self::IpAdapter(it) => Some(&mut it.references),
+            Self::FastComposer(it) => Some(&mut it.references),
+        }
+    }
+
+    /// The CLIP image tower that reads its references, if it has one.
+    #[must_use]
+    pub fn image_encoder(&self) -> Option<ImageEncoderConfig> {
+        match self {
+            Self::IpAdapter(it) => Some(it.image_encoder),
+            Self::FastComposer(it) => Some(it.image_encoder),
+            _ => None,
+        }
+    }
+
+    /// What its image encoder reads of a reference; None without an image encoder.
+    #[must_use]
+    pub fn view(&self) -> Option<ViewConfig> {
+        let kind = match self {
+            Self::IpAdapter(it) => ViewKind::Whole(it.view),
+            Self::FastComposer(it) => ViewKind::Object {
+                augment: it.augment,
+                keep: it.object_keep,
+            },
+            _ => return None,
+        };
+        let side = self.image_encoder()?.side;
+        Some(ViewConfig { kind, side })
+    }
+
+    /// Turns off what only training does to references.
+    pub fn prepare_for_sampling(&mut self) {
+        if let Self::FastComposer(it) = self {
+            it.augment = false;
+        }
+    }
+
+    /// Tags that name a prompt's subject, if it needs one.
+    #[must_use]
+    pub fn subjects(&self) -> Option<&[String]> {
+        match self {
+            Self::FastComposer(it) => Some(&it.subjects),
+            _ => None,
         }
     }
 
@@ -230,7 +309,7 @@ impl ArchitectureSpec {
         }
         match self {
             Self::ControlNet(it) => it.refuse(sample),
-            Self::Autoencoder(_) | Self::TextToImage(_) | Self::Retrinet(_) => None,
+            _ => None,
         }
     }
 
@@ -245,6 +324,11 @@ impl ArchitectureSpec {
         }
         if let Some(retrieval) = self.retrieval() {
             written.put("model.retrieval", retrieval);
+        }
+        match self {
+            Self::IpAdapter(it) => it.write(written),
+            Self::FastComposer(it) => it.write(written),
+            _ => {}
         }
     }
 }

@@ -284,6 +284,8 @@ fn train_toml(train: &Train) -> TrainToml {
         face_loss_weight: None,
         target_mask_threshold: None,
         loss_weighting: None,
+        mask_loss: None,
+        localization: None,
         precision: Some(train.precision),
         on_nonfinite: Some(train.on_nonfinite),
         latent_cache_mib: Some(train.latent_cache_mib),

@@ -2,8 +2,8 @@
 //! weights of another architecture at submission and again at load, before a tensor is read. Pure.
 
 use super::config::{self, ConfigError};
-use crate::architecture::CONTROLNET;
-use crate::layout::{AutoencoderLayout, TextLayout, UNetLayout, hint_widths};
+use crate::architecture::{CONTROLNET, IP_ADAPTER, POSTFUSE};
+use crate::layout::{AutoencoderLayout, ImageLayout, TextLayout, UNetLayout, hint_widths};
 use crate::spec::{AutoencoderConfig, Model};
 use std::fmt::Debug;
 
@@ -40,6 +40,12 @@ pub fn agree(component: &str, config: &str, model: &Model) -> Result<(), Disagre
         ("text_encoder", Some(job)) => {
             text(&config::text(config, false)?, &(&job.text_encoder).into())
         }
+        ("image_encoder", _) => match job.image_encoder() {
+            Some(job) => image(&config::image(config)?, &(&job).into()),
+            None => Ok(()),
+        },
+        // Their files have no config of this program or of diffusers.
+        (IP_ADAPTER | POSTFUSE, _) => Ok(()),
         (CONTROLNET, Some(diffusion)) => {
             let (found, hint) = config::controlnet(config)?;
             same(
@@ -184,6 +190,49 @@ fn scaling(config: &str, job: &AutoencoderConfig) -> Result<(), Disagreement> {
     };
     let ours = "model.autoencoder.scaling_factor";
     same("scaling_factor", &found, ours, &job.scaling_factor)
+}
+
+fn image(found: &ImageLayout, job: &ImageLayout) -> Result<(), Disagreement> {
+    let (theirs, ours) = (&found.transformer, &job.transformer);
+    let numbers = [
+        ("hidden_size", theirs.width, "model.image_encoder.width", ours.width),
+        (
+            "num_hidden_layers",
+            theirs.layers as i64,
+            "model.image_encoder.layers",
+            ours.layers as i64,
+        ),
+        ("num_attention_heads", theirs.heads, "model.image_encoder.heads", ours.heads),
+        (
+            "intermediate_size",
+            theirs.mlp_width,
+            "model.image_encoder.mlp_width",
+            ours.mlp_width,
+        ),
+        (
+            "projection_dim",
+            found.projection,
+            "model.image_encoder.projection",
+            job.projection,
+        ),
+        ("image_size", found.side, "model.image_encoder.side", job.side),
+        ("patch_size", found.patch, "model.image_encoder.patch", job.patch),
+    ];
+    for (theirs, found, ours, expected) in numbers {
+        same(theirs, &found, ours, &expected)?;
+    }
+    same(
+        "hidden_act",
+        &theirs.activation,
+        "model.image_encoder.activation",
+        &ours.activation,
+    )?;
+    same(
+        "layer_norm_eps",
+        &theirs.norm_epsilon,
+        "norms with epsilon",
+        &ours.norm_epsilon,
+    )
 }
 
 fn text(found: &TextLayout, job: &TextLayout) -> Result<(), Disagreement> {

@@ -6,7 +6,7 @@
 use super::names::{
     SINGLE_FILE_AUTOENCODER, SINGLE_FILE_CONTROLNET, SINGLE_FILE_TEXT, SINGLE_FILE_UNET,
 };
-use crate::architecture::CONTROLNET;
+use crate::architecture::{CONTROLNET, IP_ADAPTER, POSTFUSE};
 
 /// One component of a base model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,11 +47,28 @@ pub const PARTS: [Part; 3] = [
 
 /// The components that only single architectures have ([`crate::architecture::Facts::own_file`]).
 /// They lie beside the base model's, or in a file of their own.
-pub const OWN_PARTS: [Part; 1] = [Part {
-    name: CONTROLNET,
-    folder: "controlnet",
-    prefix: SINGLE_FILE_CONTROLNET,
-}];
+pub const OWN_PARTS: [Part; 4] = [
+    Part {
+        name: CONTROLNET,
+        folder: "controlnet",
+        prefix: SINGLE_FILE_CONTROLNET,
+    },
+    Part {
+        name: "image_encoder",
+        folder: "image_encoder",
+        prefix: "image_encoder.",
+    },
+    Part {
+        name: IP_ADAPTER,
+        folder: "ip_adapter",
+        prefix: "ip_adapter.",
+    },
+    Part {
+        name: POSTFUSE,
+        folder: "postfuse_module",
+        prefix: "postfuse_module.",
+    },
+];
 
 /// The part of this name, of a base model or of a single architecture.
 #[must_use]

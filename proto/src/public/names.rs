@@ -116,6 +116,50 @@ pub fn diffusers_controlnet(name: &str, layout: &UNetLayout, hint: usize) -> Opt
     diffusers_unet(name, layout)
 }
 
+/// The number of an attention in the published files of IP-Adapter: its index among all attentions
+/// of the U-Net, self-attentions included, where the middle's follow the decoder's. `transformer`
+/// counts the spatial transformers in our order: encoder, middle, decoder.
+#[must_use]
+pub fn ip_adapter_number(transformer: usize, layout: &UNetLayout) -> usize {
+    let attending = layout.attends.iter().filter(|attends| **attends).count();
+    let (encoder, decoder) = (
+        attending * layout.res_blocks,
+        attending * (layout.res_blocks + 1),
+    );
+    let place = match transformer {
+        _ if transformer < encoder => transformer,
+        _ if transformer == encoder => encoder + decoder,
+        _ => transformer - 1,
+    };
+    2 * place + 1
+}
+
+/// What a file that looks like an IP-Adapter's is, if it is not the plain one for Stable Diffusion
+/// 1.5. `width` is the input width of one of its key projections.
+#[must_use]
+pub fn ip_adapter_variant<'a>(
+    names: impl Iterator<Item = &'a str>,
+    width: Option<i64>,
+    context_dim: i64,
+) -> Option<String> {
+    const VARIANTS: [(&str, &str); 4] = [
+        ("image_proj.latents", "an IP-Adapter of the kind \"plus\", which resamples patches"),
+        ("image_proj.proj.2.", "an IP-Adapter of the kind \"FaceID\""),
+        ("image_proj.proj.3.", "an IP-Adapter of the kind \"full-face\""),
+        ("image_proj.perceiver_resampler.", "an IP-Adapter of the kind \"FaceID plus\""),
+    ];
+    for name in names {
+        if let Some((_, what)) = VARIANTS.iter().find(|(prefix, _)| name.starts_with(prefix)) {
+            return Some((*what).to_owned());
+        }
+    }
+    let width = width.filter(|width| *width != context_dim)?;
+    let of = if width == 2048 { " (Stable Diffusion XL's)" } else { "" };
+    Some(format!(
+        "an IP-Adapter for text states of width {width}{of}, but this model's are {context_dim} wide"
+    ))
+}
+
 /// Our name for a `diffusers` tensor of the U-Net's encoder; None for all other tensors.
 #[must_use]
 pub fn encoder_from_diffusers(name: &str, layout: &UNetLayout) -> Option<String> {
@@ -334,6 +378,24 @@ mod tests {
             );
         }
         assert_eq!(diffusers_unet("hint.0.weight", &layout), None);
+    }
+
+    #[test]
+    fn ip_adapter_s_numbers_are_those_of_its_published_files() {
+        let layout = UNetLayout::from(&size::named("sd15").unwrap().0);
+        let numbers: Vec<usize> = (0..16).map(|it| ip_adapter_number(it, &layout)).collect();
+        // tensors.md 1: the encoder's 1 to 11, the middle's 31, the decoder's 13 to 29.
+        let expected = [1, 3, 5, 7, 9, 11, 31, 13, 15, 17, 19, 21, 23, 25, 27, 29];
+        assert_eq!(numbers, expected);
+    }
+
+    #[test]
+    fn other_ip_adapters_are_recognized() {
+        let what = |name: &str, width| ip_adapter_variant([name].into_iter(), Some(width), 768);
+        assert_eq!(what("image_proj.proj.weight", 768), None);
+        assert!(what("image_proj.latents", 768).unwrap().contains("plus"));
+        assert!(what("image_proj.proj.weight", 2048).unwrap().contains("XL"));
+        assert!(what("image_proj.proj.3.weight", 768).unwrap().contains("full-face"));
     }
 
     #[test]

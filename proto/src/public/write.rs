@@ -1,9 +1,11 @@
 //! Writes the `config.json` that `diffusers` and `transformers` need for our weights. The inverse
 //! of [`super::config`]. Pure.
 
-use crate::architecture::CONTROLNET;
+use crate::architecture::{CONTROLNET, IP_ADAPTER, POSTFUSE};
 use crate::layout::{CLIP_END, CLIP_VOCABULARY, hint_widths};
-use crate::spec::{AutoencoderConfig, Model, TextEncoderConfig, UNetConfig};
+use crate::spec::{
+    AutoencoderConfig, ClipActivation, ImageEncoderConfig, Model, TextEncoderConfig, UNetConfig,
+};
 use serde_json::{Value, json};
 
 /// The release of diffusers that defines these fields; newer releases read them too.
@@ -17,6 +19,8 @@ pub fn config(component: &str, model: &Model, resolution: u32) -> Option<String>
     let config = match component {
         "autoencoder" => autoencoder(architecture.autoencoder(), resolution),
         "text_encoder" => text(architecture.text_encoder()?),
+        "image_encoder" => image(architecture.image_encoder()?),
+        IP_ADAPTER | POSTFUSE => return None,
         CONTROLNET => controlnet(
             architecture.unet()?,
             architecture.autoencoder().factor(),
@@ -120,6 +124,26 @@ fn text(config: &TextEncoderConfig) -> Value {
         "num_hidden_layers": config.layers,
         "projection_dim": config.width,
         "vocab_size": CLIP_VOCABULARY,
+    })
+}
+
+fn image(config: ImageEncoderConfig) -> Value {
+    json!({
+        "architectures": ["CLIPVisionModelWithProjection"],
+        "model_type": "clip_vision_model",
+        "hidden_act": match config.activation {
+            ClipActivation::QuickGelu => "quick_gelu",
+            ClipActivation::Gelu => "gelu",
+        },
+        "hidden_size": config.width,
+        "image_size": config.side,
+        "intermediate_size": config.mlp_width,
+        "layer_norm_eps": 1e-5,
+        "num_attention_heads": config.heads,
+        "num_channels": 3,
+        "num_hidden_layers": config.layers,
+        "patch_size": config.patch,
+        "projection_dim": config.projection,
     })
 }
 

@@ -51,6 +51,12 @@ enum Component {
     Image,
     /// sample, timestep, encoder_hidden_states, references, reference_hidden_states -> sample
     Retrinet,
+    /// sample, timestep, encoder_hidden_states, controlnet_cond -> sample, residual.I; a folder with
+    /// unet and controlnet
+    Controlnet,
+    /// sample, timestep, encoder_hidden_states, image_embeds, scale -> sample; a folder with unet
+    /// and ip_adapter
+    IpAdapter,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -89,6 +95,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             Component::Text => Runnable::Text,
             Component::Image => Runnable::Image,
             Component::Retrinet => Runnable::Retrinet,
+            Component::Controlnet => Runnable::ControlNet,
+            Component::IpAdapter => Runnable::IpAdapter,
         },
         weights: &options.weights,
         inputs: &options.inputs,

@@ -217,6 +217,7 @@ fn as_target(reference: &RgbImage, timestep: usize) -> Example {
         target_mask: mask.clone(),
         face_mask: mask,
         references: Vec::new(),
+        figure_mask: None,
         references_dropped: false,
         prompt: String::new(),
         timestep: timestep as u32,

@@ -22,7 +22,7 @@ pub(super) fn model(
     faults: &mut Faults,
 ) -> Model {
     let (kind, facts) = (raw.architecture, raw.architecture.facts());
-    let mut fields = Fields::new(written, networks(raw, faults), origin);
+    let mut fields = Fields::new(written, networks(raw, faults), origin, size_of(raw));
     let architecture = kind.read(&mut fields, faults);
     fields.reject_unused(facts.name, |field| kind.why_unused(field), faults);
     let freeze = freeze(raw, facts, faults);
@@ -37,12 +37,16 @@ pub(super) fn model(
     }
 }
 
+fn size_of(raw: &ModelToml) -> &str {
+    raw.size.as_deref().unwrap_or("small")
+}
+
 /// The networks of the named size with the overrides of job.toml.
 fn networks(
     raw: &ModelToml,
     faults: &mut Faults,
 ) -> (UNetConfig, AutoencoderConfig, TextEncoderConfig) {
-    let size = raw.size.as_deref().unwrap_or("small");
+    let size = size_of(raw);
     let (unet, autoencoder, text_encoder) = size::named(size).unwrap_or_else(|| {
         let hint = nearest(size, &size::NAMES)
             .map(|it| format!("; did you mean {it:?}?"))

@@ -5,7 +5,8 @@ use super::{GOOD, check_canonical, read};
 #[test]
 fn wrong_combinations_in_model_and_data_are_refused_by_field_value_and_what_would_be_right() {
     let components = "expected one of `autoencoder`, `text-encoder`, `encoder`, `middle`, \
-    `decoder`, `retrieval-encoder`, `cross-attention`; did you mean `decoder`?";
+    `decoder`, `retrieval-encoder`, `cross-attention`, `control`, `image-encoder`, \
+    `image-encoder-end`, `adapter`, `fusion`; did you mean `decoder`?";
     for (section, line, message) in [
         (
             "[model]",
