@@ -1,25 +1,33 @@
 //! The coordinator's binary: the `serve` daemon and the command-line client.
 
+mod admission;
+mod calls;
 mod checkpoint;
 mod cli;
 mod config;
+mod connections;
 mod daemon;
 mod events;
 mod jobs;
 mod journal;
+mod log_limit;
 mod metrics;
 mod pin;
+mod quota;
 mod retention;
 mod rpc;
 mod serve;
 mod session;
 mod status;
 mod store;
+mod streams;
 mod text;
 mod time;
 
 #[cfg(test)]
 mod fixture;
+#[cfg(test)]
+mod limit_tests;
 #[cfg(test)]
 mod serve_tests;
 

@@ -46,7 +46,8 @@ use std::sync::atomic::AtomicU64;
 /// Jobs that ended longer ago than this are not exported.
 const ENDED_JOB_TTL_MS: u64 = 3_600_000;
 
-/// The label of a job's id. Not `job`: Prometheus sets that to the name of the scrape configuration.
+/// The label of a job's id. Not `job`: Prometheus sets that to the name of the scrape
+/// configuration.
 const TRAINING_JOB: &str = "training_job";
 
 type Labels = Vec<(&'static str, String)>;

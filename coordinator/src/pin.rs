@@ -25,8 +25,8 @@ pub(crate) enum PinError {
 }
 
 impl PinError {
-    /// Whether this machine may be unable to see the input, which may exist elsewhere: no folder, no
-    /// connection, no permission.
+    /// Whether this machine may be unable to see the input, which may exist elsewhere: no folder,
+    /// no connection, no permission.
     pub(crate) fn is_unreachable(&self) -> bool {
         use object_store::Error as ObjectError;
         if matches!(

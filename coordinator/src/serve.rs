@@ -2,9 +2,13 @@
 //! on stdout and to systemd. It owns the order of startup and shutdown, nothing else. Called by
 //! `main`, and by tests with port 0.
 
+use crate::calls::Turns;
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::commit::CheckpointStore;
 use crate::config::Config;
+use crate::connections::{
+    Gate, MetricsListener, RESERVED_FILES, STREAMS_PER_CONNECTION, UNATTACHED, raise_file_limit,
+};
 use crate::daemon::Daemon;
 use crate::jobs::Jobs;
 use crate::journal::Journal;
@@ -15,6 +19,7 @@ use crate::session::FleetService;
 use crate::store::{StateError, StateStore};
 use crate::text::now_ms;
 use coordinator_core::{Coordinator, Deadlines};
+use proto::limits::{REPLY_BYTES, REPORT_BYTES, REQUEST_BYTES};
 use proto::pb::control_server::ControlServer;
 use proto::pb::fleet_server::FleetServer;
 use proto::version;
@@ -27,10 +32,9 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
-/// Largest accepted message: a report of many ranks with long lists.
-const MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// Bytes of the headers of a request.
+const HEADER_BYTES_MAX: u32 = 16 << 10;
 /// Ended jobs that stay in memory.
 const ENDED_JOBS_MAX: usize = 64;
 
@@ -93,6 +97,7 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
     // of fencing the first.
     let rpc_listener = listen("listen", config.listen).await?;
     let metrics_listener = listen("metrics_listen", config.metrics_listen).await?;
+    let files = file_limit(config.max_workers);
     let deadlines = Deadlines::new(config.detect_within_ms);
     let store = StateStore::open(&config.store, Duration::from_millis(deadlines.save_ms())).await?;
     let archive = CheckpointStore::open(&config.store)?;
@@ -103,6 +108,7 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
         store_url: config.store.clone(),
         detect_within_ms: config.detect_within_ms,
         quotas: config.quotas.clone(),
+        waiting: config.waiting.clone(),
         ended_jobs_max: ENDED_JOBS_MAX,
     };
     let machine = Coordinator::restore(core, durable, now_ms());
@@ -114,6 +120,7 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
         journal.clone(),
         archive.clone(),
         last_steps,
+        config.max_workers,
     );
     for job in store.half_deleted().await? {
         daemon.purge(job);
@@ -129,23 +136,29 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
     let rpc = rpc_listener.1;
     let metrics = metrics_listener.1;
     let keepalive = Duration::from_millis(config.detect_within_ms);
-    let control = ControlServer::new(ControlService::new(jobs.clone()))
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let fleet = FleetServer::new(FleetService::new(handle.clone()))
-        .max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let control = ControlServer::new(ControlService::new(jobs.clone(), config.ended.clone()))
+        .max_decoding_message_size(REQUEST_BYTES)
+        .max_encoding_message_size(REPLY_BYTES);
+    let fleet = FleetServer::new(FleetService::new(handle.clone(), keepalive))
+        .max_decoding_message_size(REPORT_BYTES);
     let rpc_server = Server::builder()
         .http2_keepalive_interval(Some(keepalive))
         .http2_keepalive_timeout(Some(keepalive))
-        .add_service(InterceptedService::new(control, version::check))
-        .add_service(InterceptedService::new(fleet, version::check))
-        .serve_with_incoming(TcpIncoming::from(rpc_listener.0).with_nodelay(Some(true)));
+        .max_concurrent_streams(STREAMS_PER_CONNECTION)
+        .http2_max_header_list_size(HEADER_BYTES_MAX)
+        .add_service(Turns::of(InterceptedService::new(control, version::check)))
+        .add_service(Turns::counted(InterceptedService::new(
+            fleet,
+            version::check,
+        )))
+        .serve_with_incoming(Gate::rpc(files).incoming(rpc_listener.0));
+    let metrics_listener = MetricsListener(metrics_listener.0, Gate::metrics());
     let mut servers = JoinSet::new();
     servers.spawn(async move { server_ended("rpc", rpc_server.await) });
     servers.spawn(async move {
         server_ended(
             "metrics",
-            axum::serve(metrics_listener.0, metrics::router(handle)).await,
+            axum::serve(metrics_listener, metrics::router(handle)).await,
         )
     });
     servers.spawn(retention::run(jobs, config.retention));
@@ -188,6 +201,22 @@ impl Running {
         self.store.close().await?;
         Ok(())
     }
+}
+
+/// The limit of open files, raised as far as possible.
+fn file_limit(max_workers: u32) -> u64 {
+    let files = raise_file_limit();
+    let needed = u64::from(max_workers) + UNATTACHED as u64 + RESERVED_FILES;
+    if files < needed {
+        tracing::warn!(
+            files,
+            needed,
+            max_workers,
+            "the limit of open files is too low for `max_workers`; connections beyond it are \
+             refused; set LimitNOFILE in the unit"
+        );
+    }
+    files
 }
 
 async fn listen(

@@ -3,6 +3,8 @@
 //! task, started by [`crate::daemon`].
 
 use crate::logs::{Line, Logs};
+use prost::Message;
+use proto::limits::{REPORT_BYTES, STATE_BYTES, cut};
 use proto::message::{DesiredState, WorkerReport};
 use proto::pb;
 use proto::pb::fleet_client::FleetClient;
@@ -66,7 +68,8 @@ async fn stay_connected(
         match endpoint.connect().await {
             Ok(channel) => {
                 let stamp: Stamp = version::stamp;
-                let client = FleetClient::with_interceptor(channel, stamp);
+                let client = FleetClient::with_interceptor(channel, stamp)
+                    .max_decoding_message_size(STATE_BYTES);
                 let (received, reason) = run_stream(client, reports.clone(), &inputs, &logs).await;
                 if let Some(received) = received {
                     (detect_within, backoff, warned) = (received, BACKOFF_MIN, false);
@@ -161,11 +164,46 @@ fn outgoing(
                 .as_ref()
                 .map(pb::WorkerReport::from);
             if let Some(mut report) = report {
-                report.logs = logs.take().into_iter().map(line_to_wire).collect();
+                shorten(&mut report);
+                let room = REPORT_BYTES.saturating_sub(report.encoded_len());
+                report.logs = logs.take(room).into_iter().map(line_to_wire).collect();
                 return Some((report, (reports, logs)));
             }
         }
     })
+}
+
+/// Bytes of a unit's error in a report that is too long.
+const UNIT_ERROR_BYTES: usize = 200;
+
+/// Makes a report fit into one message. The newest steps wait: the machine repeats every step until
+/// the coordinator has acknowledged it.
+fn shorten(report: &mut pb::WorkerReport) {
+    if report.encoded_len() <= REPORT_BYTES {
+        return;
+    }
+    for failure in report.ranks.iter_mut().flat_map(|rank| &mut rank.units) {
+        for failed in &mut failure.failed {
+            failed.error = cut(&failed.error, UNIT_ERROR_BYTES);
+        }
+    }
+    let mut steps = 0;
+    while REPORT_BYTES < report.encoded_len() {
+        let longest = report.ranks.iter_mut().max_by_key(|rank| rank.steps.len());
+        let Some(rank) = longest.filter(|rank| !rank.steps.is_empty()) else {
+            break;
+        };
+        let keep = rank.steps.len() / 2;
+        steps += rank.steps.len() - keep;
+        rank.steps.truncate(keep);
+    }
+    let bytes = report.encoded_len();
+    tracing::warn!(
+        steps,
+        bytes,
+        limit = REPORT_BYTES,
+        "the report was too long; its newest steps wait for the next one"
+    );
 }
 
 fn line_to_wire(line: Line) -> pb::LogLine {
@@ -268,6 +306,7 @@ mod tests {
             assignments: vec![],
             detect_within_ms: 3_000,
             peers: vec![],
+            refused: vec![],
         };
         states
             .send(Ok(pb::DesiredState::from(&state)))
@@ -283,6 +322,38 @@ mod tests {
         link.report(report(2));
         let (second, ..) = opened.recv().await.unwrap();
         assert_eq!((second.devices, second.logs.len()), (2, 0));
+    }
+
+    #[test]
+    fn a_report_that_is_too_long_keeps_the_oldest_steps() {
+        let step = |step| pb::StepReport {
+            step,
+            seconds: Some(pb::PhaseSeconds::default()),
+            terms: vec![
+                pb::LossTerm {
+                    name: "t".repeat(64),
+                    value: 1.0,
+                };
+                32
+            ],
+            ..Default::default()
+        };
+        let rank = pb::RankReport {
+            steps: (1..=512).map(step).collect(),
+            ..Default::default()
+        };
+        let mut long = pb::WorkerReport {
+            ranks: vec![rank; 8],
+            ..Default::default()
+        };
+        assert!(REPORT_BYTES < long.encoded_len());
+        shorten(&mut long);
+        assert!(long.encoded_len() <= REPORT_BYTES);
+        for rank in &long.ranks {
+            let steps: Vec<u64> = rank.steps.iter().map(|step| step.step).collect();
+            let oldest: Vec<u64> = (1..=steps.len() as u64).collect();
+            assert!(!steps.is_empty() && steps == oldest, "{steps:?}");
+        }
     }
 
     #[test]

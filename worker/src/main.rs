@@ -5,6 +5,7 @@ mod child;
 mod config;
 mod daemon;
 mod doctor;
+mod lines;
 mod link;
 mod logs;
 mod metrics;

@@ -152,6 +152,10 @@ pub enum Event {
         worker: WorkerId,
         reason: Ending,
     },
+    /// These workers never held anything and have been gone for long.
+    WorkersForgotten {
+        workers: Vec<WorkerId>,
+    },
     JobQueued {
         job: JobId,
         reason: Waiting,

@@ -6,12 +6,10 @@ use crate::deadline::Deadlines;
 use crate::partitions::Partitions;
 use crate::record::Millis;
 use proto::id::WorkerId;
+use proto::limits::{DEVICES, LIST};
 use proto::message::{Peer, Unreached, WorkerReport};
 use proto::spec::DeviceKind;
 use std::collections::BTreeMap;
-
-/// More devices than any node has. Prevents overflow when claimed devices are summed.
-const DEVICES_MAX: u32 = 1024;
 
 #[derive(Debug, Default)]
 pub(crate) struct Fleet {
@@ -32,6 +30,11 @@ pub(crate) struct Worker {
     peer_address: Option<String>,
     /// The workers that it cannot reach.
     unreached: Vec<Unreached>,
+    /// A worker of this name was once assigned something. Others are forgotten when they are gone
+    /// for long, because anybody can invent a name.
+    held: bool,
+    /// When it went; meaningful only while it is down.
+    down_since: Millis,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +84,8 @@ impl Fleet {
                 last_report_wall: None,
                 peer_address: None,
                 unreached: Vec::new(),
+                held: true,
+                down_since: 0,
             });
         entry.devices = entry.devices.saturating_add(devices);
     }
@@ -95,7 +100,7 @@ impl Fleet {
         let fresh = Worker {
             id: report.worker.clone(),
             device: report.device,
-            devices: report.devices.min(DEVICES_MAX),
+            devices: report.devices.min(DEVICES),
             presence: Presence::Up {
                 until: deadlines.lease(now),
             },
@@ -103,6 +108,8 @@ impl Fleet {
             last_report_wall: Some(wall),
             peer_address: report.peer_address.clone(),
             unreached: report.unreached.clone(),
+            held: false,
+            down_since: 0,
         };
         let Some(known) = self.workers.get_mut(&report.worker.name) else {
             self.workers.insert(report.worker.name.clone(), fresh);
@@ -116,6 +123,7 @@ impl Fleet {
             };
         }
         let old = std::mem::replace(known, fresh);
+        known.held = old.held;
         match old.presence {
             Presence::Up { .. } if old.id == known.id => Arrival::Known,
             Presence::Up { .. } | Presence::Expected { .. } if old.id != known.id => {
@@ -140,10 +148,45 @@ impl Fleet {
             if worker.until().is_some_and(|until| until <= now) {
                 worker.presence = Presence::Down;
                 worker.connected = false;
+                worker.down_since = now;
                 expired.push(worker.id.clone());
             }
         }
         expired
+    }
+
+    /// This worker was assigned something.
+    pub(crate) fn set_held(&mut self, id: &WorkerId) {
+        if let Some(worker) = self.workers.get_mut(&id.name) {
+            worker.held = true;
+        }
+    }
+
+    /// Forgets the workers that never held anything and have been gone for long, and the oldest of
+    /// them at once if there are more than [`LIST`]. Returns the forgotten ones. It has no deadline
+    /// of its own: the next input is soon enough.
+    pub(crate) fn forget(&mut self, deadlines: Deadlines, now: Millis) -> Vec<WorkerId> {
+        let invented = |worker: &&Worker| !worker.held && !worker.is_present();
+        let invented = || self.workers.values().filter(invented);
+        let oldest = invented().map(|worker| worker.down_since).min();
+        let is_late = oldest.is_some_and(|since| deadlines.forget(since) <= now);
+        if !is_late && invented().count() <= LIST {
+            return Vec::new();
+        }
+        let mut gone: Vec<(Millis, WorkerId)> = invented()
+            .map(|worker| (worker.down_since, worker.id.clone()))
+            .collect();
+        gone.sort();
+        let surplus = gone.len().saturating_sub(LIST);
+        let late = |(index, (since, _)): &(usize, (Millis, WorkerId))| {
+            *index < surplus || deadlines.forget(*since) <= now
+        };
+        let gone = gone.into_iter().enumerate().take_while(late);
+        let gone: Vec<WorkerId> = gone.map(|(_, (_, id))| id).collect();
+        for id in &gone {
+            self.workers.remove(&id.name);
+        }
+        gone
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Millis> {

@@ -137,6 +137,12 @@ impl Coordinator {
             });
             self.lose_worker(&worker, &ending, outbox);
         }
+        let workers = self.fleet.forget(self.deadlines, outbox.now);
+        if !workers.is_empty() {
+            self.reported_violations
+                .retain(|(reporter, _)| !workers.contains(reporter));
+            outbox.emit(Event::WorkersForgotten { workers });
+        }
     }
 
     fn detect_partitions(&mut self, outbox: &mut Outbox) {
@@ -170,7 +176,7 @@ impl Coordinator {
     }
 
     /// Turns the outbox into effects.
-    fn conclude(&self, mut outbox: Outbox) -> Vec<Effect> {
+    fn conclude(&mut self, mut outbox: Outbox) -> Vec<Effect> {
         for (request, id) in std::mem::take(&mut outbox.phase_replies) {
             if let Some(job) = self.jobs.get(&id) {
                 let phase = job.shown().to_string();
@@ -193,7 +199,11 @@ impl Coordinator {
             .send
             .iter()
             .filter_map(|name| self.fleet.reachable(name));
-        let states = workers.map(|worker| self.desired(&worker.id)).collect();
+        let states = workers.map(|worker| self.desired(&worker.id));
+        let states: Vec<DesiredState> = states.collect();
+        for state in states.iter().filter(|it| !it.assignments.is_empty()) {
+            self.fleet.set_held(&state.worker);
+        }
         outbox.into_effects(records, states)
     }
 
@@ -204,6 +214,7 @@ impl Coordinator {
             assignments: self.jobs.values().filter_map(assignment).collect(),
             detect_within_ms: self.config.detect_within_ms,
             peers: self.peers(worker),
+            refused: Vec::new(),
         }
     }
 

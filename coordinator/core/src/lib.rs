@@ -42,7 +42,7 @@ mod view;
 mod view_model;
 mod why;
 
-pub use config::Config;
+pub use config::{Config, WaitingQuotas};
 pub use deadline::Deadlines;
 pub use machine::Coordinator;
 pub use view::EndedJob;

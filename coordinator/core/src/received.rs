@@ -8,6 +8,7 @@ use crate::job::Job;
 use crate::machine::Coordinator;
 use crate::outbox::Outbox;
 use proto::id::{JobId, WorkerId};
+use proto::limits::LIST;
 use proto::message::{RankReport, WorkerReport};
 use proto::reason::{Ending, Violation};
 use std::collections::BTreeMap;
@@ -118,6 +119,10 @@ impl Coordinator {
     }
 
     fn ignore(&mut self, worker: &WorkerId, violation: Violation, outbox: &mut Outbox) {
+        // Bounded: when it is full, what was reported may be reported once more.
+        if LIST <= self.reported_violations.len() {
+            self.reported_violations.clear();
+        }
         if self
             .reported_violations
             .insert((worker.clone(), violation.kind()))

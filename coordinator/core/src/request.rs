@@ -53,6 +53,7 @@ impl Coordinator {
                 resources.workers_min, resources.workers_max, resources.devices_per_worker
             ));
         }
+        self.check_waiting(&resources.team)?;
         self.check_dependencies(&self.next_id(spec), spec)?;
         if let Some(sample) = spec.work.sampling() {
             pinned.dataset_version = self.sampled_job(sample)?.head().dataset_version.clone();
@@ -69,6 +70,31 @@ impl Coordinator {
             };
         }
         Ok(pinned)
+    }
+
+    /// Refuses one more waiting job of the team.
+    pub(crate) fn check_waiting(&self, team: &str) -> Result<(), String> {
+        let quotas = &self.config.waiting;
+        let (mut own, mut all) = (0, 0);
+        for job in self.jobs.values().filter(|job| job.is_queued()) {
+            all += 1;
+            own += u32::from(job.head().spec.resources.team == team);
+        }
+        let quota = quotas.teams.get(team).copied().unwrap_or(quotas.other);
+        if quota <= own {
+            return Err(format!(
+                "team {team} has {own} waiting jobs, and its quota is {quota}; wait until some \
+                 run, cancel some, or raise `waiting` of the team in the coordinator's `quotas`"
+            ));
+        }
+        if quotas.all <= all {
+            return Err(format!(
+                "{all} jobs wait, and the quota of all teams together is {}; wait until some run, \
+                 or cancel some",
+                quotas.all
+            ));
+        }
+        Ok(())
     }
 
     /// Returns the trained job that `sample` reads, if the request fits it.

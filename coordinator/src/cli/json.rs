@@ -29,7 +29,7 @@ pub(crate) fn job(view: &pb::JobView) -> Value {
         "work": view.work,
         "sample_of": view.source,
         "after": view.after,
-        "overrides": view.overrides.iter().map(|it| json!({ "key": it.key, "value": it.value })).collect::<Vec<_>>(),
+        "overrides": view.overrides.iter().map(set_since).collect::<Vec<_>>(),
         "team": view.team,
         "units": view.units.as_ref().map(units),
         "job_toml": view.job_toml,
@@ -75,6 +75,10 @@ pub(crate) fn step(step: &pb::StepReport) -> Value {
         value[format!("loss_{}", term.name)] = json!(term.value);
     }
     value
+}
+
+fn set_since(it: &pb::Override) -> Value {
+    json!({ "key": it.key, "value": it.value })
 }
 
 fn checkpoint(checkpoint: &pb::CheckpointRef) -> Value {

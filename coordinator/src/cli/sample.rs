@@ -39,7 +39,8 @@ pub(crate) struct SampleArgs {
     /// own prompt
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
-    /// What images are guided away from: the unconditional text of classifier-free guidance. Needs a
+    /// What images are guided away from: the unconditional text of classifier-free guidance. Needs
+    /// a
     /// --guidance other than 1
     #[arg(
         long,
@@ -64,8 +65,8 @@ pub(crate) struct SampleArgs {
     #[arg(long, value_enum)]
     pairing: Option<PairingName>,
     /// Also write attention maps of these concepts over the references, by input block and time
-    /// step, for instance `face,clothes` (the paper's figure 6). The time steps go from that of the first
-    /// sampling step down to 0, and all maps of a sheet have one scale
+    /// step, for instance `face,clothes` (the paper's figure 6). The time steps go from that of the
+    /// first sampling step down to 0, and all maps of a sheet have one scale
     #[arg(
         long,
         value_name = "WORDS",

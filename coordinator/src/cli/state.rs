@@ -1,5 +1,5 @@
-//! `coordinator state backup` and `restore`: the coordinator's state (jobs, ledgers, curves, logs) as
-//! one file. Checkpoints and images are not part of it. Both open the store, not a coordinator:
+//! `coordinator state backup` and `restore`: the coordinator's state (jobs, ledgers, curves, logs)
+//! as one file. Checkpoints and images are not part of it. Both open the store, not a coordinator:
 //! backup only reads and may run beside one, restore needs an empty state.
 
 use super::{Global, Outcome, Output, print_json};

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use coordinator_core::event::{
     Durable, Effect, Input, JobPhase, JobRecord, Record, Reply, RequestId,
 };
-use coordinator_core::{Config, Coordinator};
+use coordinator_core::{Config, Coordinator, WaitingQuotas};
 use proto::id::{JobId, WorkerId};
 use proto::job;
 use proto::message::WorkerReport;
@@ -75,6 +75,7 @@ fn config() -> Config {
         store_url: "file:///store".to_owned(),
         detect_within_ms: 3_000,
         quotas: BTreeMap::new(),
+        waiting: WaitingQuotas::default(),
         ended_jobs_max: 64,
     }
 }

@@ -164,6 +164,12 @@ impl Process {
         Ok(())
     }
 
+    /// Its whole log.
+    #[must_use]
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
     /// The last lines of its log.
     #[must_use]
     pub fn log_tail(&self) -> String {

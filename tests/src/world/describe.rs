@@ -182,6 +182,7 @@ fn coordinator_event(event: &coordinator::Event) -> Option<String> {
     let text = match event {
         Event::WorkerUp { worker } => format!("{worker} is up"),
         Event::WorkerDown { worker, reason } => format!("{worker} is down: {reason}"),
+        Event::WorkersForgotten { workers } => format!("{} workers are forgotten", workers.len()),
         Event::JobQueued { job, reason } => format!("{job} waits: {reason}"),
         Event::GenerationFormed {
             job,

@@ -326,6 +326,7 @@ impl Oracle {
             }
             Event::WorkerUp { .. }
             | Event::WorkerDown { .. }
+            | Event::WorkersForgotten { .. }
             | Event::JobQueued { .. }
             | Event::Stopped { .. }
             | Event::StandbyAdded { .. }

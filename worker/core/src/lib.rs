@@ -11,6 +11,7 @@ mod deadline;
 pub mod event;
 mod peers;
 mod rank;
+mod refusal;
 mod view;
 
 use clock::Clock;
@@ -19,7 +20,7 @@ pub use deadline::GRACE;
 use event::{Effect, Event, Input, Millis, RankKey};
 use peers::Peers;
 use proto::id::{Generation, JobId, Rank, WorkerId};
-use proto::message::{Assignment, DesiredState, RankPhase, RankReport, WorkerReport};
+use proto::message::{Assignment, DesiredState, RankPhase, RankReport, Refusal, WorkerReport};
 use proto::reason::RankFailure;
 use proto::spec::DeviceKind;
 use rank::{ProcessState, RankState};
@@ -46,6 +47,8 @@ pub struct Worker {
     shutdown: Shutdown,
     /// The desired state: the newest generation of each job that is assigned to this worker.
     assignments: BTreeMap<JobId, Assignment>,
+    /// The assignments of the desired state that this worker cannot accept.
+    refused: Vec<Refusal>,
     ranks: BTreeMap<RankKey, RankState>,
     /// The newest generation of each job from which this worker was removed. Its ranks are never
     /// started again: a restarted rank would repeat steps and overwrite shards that a manifest may
@@ -81,6 +84,7 @@ impl Worker {
             connected: false,
             shutdown: Shutdown::NotRequested,
             assignments: BTreeMap::new(),
+            refused: Vec::new(),
             ranks: BTreeMap::new(),
             retired: BTreeMap::new(),
             peers: Peers::default(),
@@ -120,6 +124,7 @@ impl Worker {
         self.report_due |= self.peers.mark_overdue(now, self.deadlines);
         self.stop_unassigned(now, &mut effects);
         self.kill_overdue(now, &mut effects);
+        self.report_refused();
         self.start(now, &mut effects);
         self.report(now, &mut effects);
         self.exit_if_done(&mut effects);
@@ -197,6 +202,7 @@ impl Worker {
             });
         }
         self.deadlines = deadlines;
+        self.set_refused(state.refused, effects);
         let mut wanted = BTreeMap::new();
         for assignment in state.assignments {
             let known = self
@@ -389,12 +395,14 @@ impl Worker {
             self.shutdown = Shutdown::Immediate;
         }
         let stop_all = matches!(self.shutdown, Shutdown::Immediate | Shutdown::Exited);
+        let unassigned: BTreeSet<RankKey> = self
+            .ranks
+            .keys()
+            .filter(|key| !self.is_assigned(key))
+            .cloned()
+            .collect();
         for (key, state) in &mut self.ranks {
-            let assigned = self
-                .assignments
-                .get(&key.job)
-                .is_some_and(|a| assigns(a, key));
-            if assigned && !stop_all {
+            if !unassigned.contains(key) && !stop_all {
                 continue;
             }
             if let ProcessState::Running { device, .. } = state.process_state {
@@ -409,13 +417,17 @@ impl Worker {
                 });
             }
         }
-        let assignments = &self.assignments;
         let before = self.ranks.len();
         self.ranks.retain(|key, state| {
-            let assigned = assignments.get(&key.job).is_some_and(|a| assigns(a, key));
-            assigned || state.process_state != ProcessState::Exited
+            !unassigned.contains(key) || state.process_state != ProcessState::Exited
         });
         self.report_due |= self.ranks.len() != before;
+    }
+
+    /// Whether the desired state names this rank, even if this worker refuses it.
+    fn is_assigned(&self, key: &RankKey) -> bool {
+        let assignment = self.assignments.get(&key.job);
+        assignment.is_some_and(|it| assigns(it, key)) || self.is_refused(key)
     }
 
     /// Kills ranks that sent no heartbeat in time or did not leave an older generation in time, and

@@ -4,7 +4,7 @@
 use coordinator_core::event::{
     Durable, Effect, Event, Input, JobPhase, JobRecord, Reply, RequestId,
 };
-use coordinator_core::{Config, Coordinator};
+use coordinator_core::{Config, Coordinator, WaitingQuotas};
 use proto::architecture::{Diffusion, Latents, Noise, Objective, Retrinet};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef, ShardEntry};
 use proto::environment::RankEnvironment;
@@ -245,7 +245,24 @@ pub(crate) fn machine_with(durable: &Durable, now: u64, ended_jobs_max: usize) -
         store_url: "file:///store".to_owned(),
         detect_within_ms: DETECT_WITHIN_MS,
         quotas: BTreeMap::new(),
+        waiting: WaitingQuotas::default(),
         ended_jobs_max,
+    };
+    Coordinator::restore(config, durable.clone(), now)
+}
+
+/// A machine with quotas of waiting jobs.
+pub(crate) fn machine_with_quotas(
+    durable: &Durable,
+    now: u64,
+    waiting: WaitingQuotas,
+) -> Coordinator {
+    let config = Config {
+        store_url: "file:///store".to_owned(),
+        detect_within_ms: DETECT_WITHIN_MS,
+        quotas: BTreeMap::new(),
+        waiting,
+        ended_jobs_max: 64,
     };
     Coordinator::restore(config, durable.clone(), now)
 }
