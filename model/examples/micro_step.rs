@@ -154,6 +154,7 @@ fn example(spec: &TrainWork, n: u32) -> Example {
         }),
         references: (0..references(spec)).map(reference).collect(),
         figure_mask: None,
+        target_view: None,
         references_dropped: false,
         prompt: format!("1girl, number_{n}, smile"),
         timestep: 40 + 60 * (n % 16),
@@ -211,7 +212,7 @@ fn images(spec: &TrainWork, examples: &[Example]) -> Vec<(&'static str, Tensor)>
     let masks = Masks::at_latents(
         &mask(|example| &example.target_mask),
         &mask(|example| &example.face_mask),
-        i64::from(spec.model.architecture.autoencoder().factor()),
+        i64::from(diffusion(spec).autoencoder.factor()),
         diffusion(spec).objective.target_mask_threshold,
     );
     vec![

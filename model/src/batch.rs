@@ -236,6 +236,7 @@ mod tests {
             face_mask: mask,
             references: Vec::new(),
             figure_mask: None,
+            target_view: None,
             references_dropped: false,
             prompt: String::new(),
             timestep: 3,

@@ -3,6 +3,7 @@
 
 use crate::architecture::controlnet::{self, Control};
 use crate::architecture::ip_adapter;
+use crate::architecture::kandinsky_prior::PriorText;
 use crate::architecture::retrinet::{self, Conditions, References, predict};
 use crate::device::dtype;
 use crate::error::{ModelError, catch_panic};
@@ -39,6 +40,16 @@ pub enum Runnable {
     /// A folder with `unet` and a file or folder `ip_adapter`. The inputs of [`Self::UNet`],
     /// `image_embeds` [B, N, E], and `scale` [] -> `sample`.
     IpAdapter,
+    /// `hidden_states` [B, E], `timestep` [] or [B], `proj_embedding` [B, E],
+    /// `encoder_hidden_states` [B, T, E], `attention_mask` [B, T] -> `predicted_image_embedding`.
+    Prior,
+    /// Kandinsky's: `sample` [B, C, h, w], `timestep` [] or [B], `image_embeds` [B, E] -> `sample`
+    /// [B, 2C, h, w].
+    ImageUNet,
+    /// `image` [B, 3, H, W] in [-1, 1] -> `latents` [B, c, h, w].
+    MovqEncode,
+    /// `latent` [B, c, h, w], not quantized -> `image` [B, 3, H, W].
+    MovqDecode,
 }
 
 /// The parameters of a run.
@@ -89,6 +100,9 @@ fn run(
     let outputs = match request.what {
         Runnable::ControlNet => return run_controlnet(weights, inputs, device),
         Runnable::IpAdapter => return run_ip_adapter(weights, inputs, device),
+        Runnable::Prior | Runnable::ImageUNet | Runnable::MovqEncode | Runnable::MovqDecode => {
+            return run_kandinsky(request, inputs, device);
+        }
         Runnable::UNet => {
             inputs.refuse_unknown(&["sample", "timestep", "encoder_hidden_states"])?;
             let unet = public::unet(weights, device)?.network;
@@ -168,6 +182,55 @@ fn run(
     Ok(named
         .map(|(name, tensor): (&str, Tensor)| (name.to_owned(), tensor))
         .collect())
+}
+
+/// A network that only Kandinsky has.
+fn run_kandinsky(
+    request: Request<'_>,
+    inputs: &Inputs<'_>,
+    device: Device,
+) -> Result<NamedTensors, ModelError> {
+    let weights = request.weights;
+    let (name, out) = match request.what {
+        Runnable::Prior => {
+            inputs.refuse_unknown(&[
+                "hidden_states",
+                "timestep",
+                "proj_embedding",
+                "encoder_hidden_states",
+                "attention_mask",
+            ])?;
+            let prior = public::prior(weights, device)?.network;
+            let noisy = inputs.float("hidden_states", 2)?;
+            let timesteps = inputs.timesteps(noisy.size()[0])?;
+            let text = PriorText {
+                states: &inputs.float("encoder_hidden_states", 3)?,
+                embedding: &inputs.float("proj_embedding", 2)?,
+                mask: &inputs.float("attention_mask", 2)?,
+            };
+            let out = prior.forward(&noisy, &timesteps, &text);
+            ("predicted_image_embedding", out)
+        }
+        Runnable::MovqEncode => {
+            inputs.refuse_unknown(&["image"])?;
+            let movq = public::movq(weights, device)?.network;
+            ("latents", movq.encode(&inputs.float("image", 4)?))
+        }
+        Runnable::MovqDecode => {
+            inputs.refuse_unknown(&["latent"])?;
+            let movq = public::movq(weights, device)?.network;
+            ("image", movq.decode(&inputs.float("latent", 4)?))
+        }
+        _ => {
+            inputs.refuse_unknown(&["sample", "timestep", "image_embeds"])?;
+            let unet = public::image_unet(weights, device)?.network;
+            let latents = inputs.float("sample", 4)?;
+            let timesteps = inputs.timesteps(latents.size()[0])?;
+            let embeddings = inputs.float("image_embeds", 2)?;
+            ("sample", unet.forward(&latents, &timesteps, &embeddings))
+        }
+    };
+    Ok(NamedTensors::from([(name.to_owned(), out)]))
 }
 
 /// The branch's outputs, and the U-Net's prediction with them.

@@ -16,6 +16,12 @@ pub enum Purpose {
     Posterior = 1,
     /// Whether a micro-batch's loss counts the figure alone.
     LossMask = 2,
+    /// What a sampler adds in a step.
+    Step = 3,
+    /// The noise that is added to an embedding before a prior moves it.
+    Prior = 4,
+    /// What the prior's sampler adds in its steps.
+    PriorStep = 5,
 }
 
 /// Standard normal noise of shape [seeds, shape...], with an independent stream for each seed.

@@ -4,14 +4,18 @@
 //! single file (other components, EMA weights, schedule buffers). Called for a job's base weights
 //! and by `worker forward`.
 
+use crate::architecture::kandinsky_decoder::ImageUNet;
+use crate::architecture::kandinsky_prior::Prior;
 use crate::autoencoder::Autoencoder;
 use crate::error::ModelError;
 use crate::mapped::Mapped;
-use crate::parameter::Parameters;
+use crate::movq::Movq;
+use crate::parameter::{Parameters, Scope};
 use crate::text::TextEncoder;
 use crate::unet::UNet;
 use crate::vision::ImageEncoder;
 use crate::weights::{self, NamedTensors};
+use proto::architecture::PRIOR;
 use proto::layout::{AutoencoderLayout, TextLayout, UNetLayout, hint_widths};
 use proto::public::agree::agree;
 use proto::public::base::{CONFIG_FILE, WEIGHT_FILES};
@@ -259,12 +263,13 @@ pub(crate) fn load(
             source,
         })?;
     }
+    let levels = model.architecture.autoencoder();
+    let is_kandinsky = model.architecture.kandinsky().is_some();
     match component {
-        "autoencoder" => load_autoencoder(
-            source,
-            model.architecture.autoencoder().channel_mult.len(),
-            into,
-        ),
+        // Their parameters have the names of diffusers.
+        PRIOR => load_as_named(source, into),
+        "autoencoder" | "unet" if is_kandinsky => load_as_named(source, into),
+        "autoencoder" => load_autoencoder(source, levels.map_or(1, |it| it.channel_mult.len()), into),
         "text_encoder" => load_text(source, into),
         "image_encoder" => load_image(source, into),
         _ => match model.architecture.unet() {
@@ -272,6 +277,12 @@ pub(crate) fn load(
             None => Ok(()),
         },
     }
+}
+
+/// Loads a component whose parameters have the file's names.
+fn load_as_named(source: &Source, into: &NamedTensors) -> Result<(), ModelError> {
+    let loaded = source.load(into, |name| vec![name.to_owned()], |_| true);
+    loaded.map(drop)
 }
 
 /// Loads a U-Net of this layout, in any of the known namings.
@@ -332,6 +343,57 @@ pub fn unet(path: &Path, device: Device) -> Result<Loaded<UNet>, ModelError> {
 /// A file that cannot be read, or an unsupported config field.
 pub(crate) fn unet_layout(path: &Path) -> Result<UNetLayout, ModelError> {
     Source::open_with_sibling_config(path)?.unet_layout()
+}
+
+/// Loads Kandinsky's prior.
+///
+/// # Errors
+/// As [`unet`]; also a file without `config.json` beside it.
+pub fn prior(path: &Path, device: Device) -> Result<Loaded<Prior>, ModelError> {
+    kandinsky(path, config::prior, Prior::new, device)
+}
+
+/// Loads the U-Net of Kandinsky's decoder.
+///
+/// # Errors
+/// As [`prior`].
+pub fn image_unet(path: &Path, device: Device) -> Result<Loaded<ImageUNet>, ModelError> {
+    kandinsky(path, config::image_unet, ImageUNet::new, device)
+}
+
+/// Loads Kandinsky's autoencoder.
+///
+/// # Errors
+/// As [`prior`].
+pub fn movq(path: &Path, device: Device) -> Result<Loaded<Movq>, ModelError> {
+    kandinsky(path, config::movq, Movq::new, device)
+}
+
+fn kandinsky<L, T>(
+    path: &Path,
+    read: impl FnOnce(&str) -> Result<L, ConfigError>,
+    build: impl FnOnce(&Scope<'_>, &L) -> T,
+    device: Device,
+) -> Result<Loaded<T>, ModelError> {
+    let source = Source::open_with_sibling_config(path)?;
+    let Some((text, origin)) = &source.config else {
+        return Err(ModelError::NoWeights {
+            path: path.to_owned(),
+            expected: CONFIG_FILE.to_owned(),
+        });
+    };
+    let layout = read(text).map_err(|source| ModelError::PublicConfig {
+        path: origin.into(),
+        source,
+    })?;
+    let parameters = parameters(device);
+    let network = build(&parameters.root(), &layout);
+    let named = |name: &str| vec![name.to_owned()];
+    let parameters = source.load(&parameters.tensors(), named, |_| true)?;
+    Ok(Loaded {
+        network,
+        parameters,
+    })
 }
 
 /// Loads an autoencoder.

@@ -5,6 +5,7 @@ use crate::clip::Transformer;
 use crate::error::ModelError;
 use crate::layer::{LayerNorm, Linear, to_tokens};
 use crate::parameter::{Init, Scope};
+use image::RgbImage;
 use proto::layout::ImageLayout;
 use model_data::example::Example;
 use tch::{Device, Kind, Tensor};
@@ -24,22 +25,47 @@ pub(crate) fn views(
     side: i64,
     device: Device,
 ) -> Result<Tensor, ModelError> {
+    let views = examples.iter().flat_map(|example| {
+        let references = example.references.iter().take(references);
+        references.map(|it| (example.position, it.view.as_ref()))
+    });
+    normalized(views, "view of a reference", side, device)
+}
+
+/// The views of the targets of a batch as CLIP's input, [B, 3, side, side].
+///
+/// # Errors
+/// A target without a view of this side.
+pub(crate) fn target_views(
+    examples: &[Example],
+    side: i64,
+    device: Device,
+) -> Result<Tensor, ModelError> {
+    let views = examples.iter();
+    let views = views.map(|example| (example.position, example.target_view.as_ref()));
+    normalized(views, "view of the target", side, device)
+}
+
+fn normalized<'a>(
+    views: impl Iterator<Item = (u64, Option<&'a RgbImage>)>,
+    field: &'static str,
+    side: i64,
+    device: Device,
+) -> Result<Tensor, ModelError> {
     let mut bytes = Vec::new();
-    for example in examples {
-        for reference in example.references.iter().take(references) {
-            let size = reference.view.as_ref().map(image::RgbImage::dimensions);
-            match &reference.view {
-                Some(view) if size == Some((side as u32, side as u32)) => {
-                    bytes.extend_from_slice(view.as_raw());
-                }
-                _ => {
-                    return Err(ModelError::Example {
-                        position: example.position,
-                        field: "view of a reference",
-                        found: size.map_or("missing".to_owned(), |(w, h)| format!("{w}x{h} pixels")),
-                        expected: format!("the image encoder reads {side}x{side} pixels"),
-                    });
-                }
+    for (position, view) in views {
+        let size = view.map(RgbImage::dimensions);
+        match view {
+            Some(view) if size == Some((side as u32, side as u32)) => {
+                bytes.extend_from_slice(view.as_raw());
+            }
+            _ => {
+                return Err(ModelError::Example {
+                    position,
+                    field,
+                    found: size.map_or("missing".to_owned(), |(w, h)| format!("{w}x{h} pixels")),
+                    expected: format!("the image encoder reads {side}x{side} pixels"),
+                });
             }
         }
     }

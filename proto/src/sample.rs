@@ -166,6 +166,7 @@ impl SampleMethod {
             Self::Ddim => "ddim",
             Self::Pndm => "pndm",
             Self::DpmSolver => "dpm-solver",
+            Self::Ddpm => "ddpm",
         }
     }
 }
@@ -283,6 +284,8 @@ pub enum SampleMethod {
     Pndm,
     /// DPM-Solver++(2M).
     DpmSolver,
+    /// DDPM with the smaller fixed variance, as `diffusers`' `DDPMScheduler`: each step adds noise.
+    Ddpm,
 }
 
 impl SampleMethod {
@@ -299,6 +302,7 @@ impl SampleMethod {
         match self {
             Self::Ddim | Self::Pndm => timesteps / 2,
             Self::DpmSolver => timesteps.saturating_sub(1),
+            Self::Ddpm => timesteps,
         }
     }
 }

@@ -1,11 +1,16 @@
 //! Named model sizes: the configurations behind `size = "…"` in job.toml.
 
+use crate::architecture::PriorConfig;
 use crate::architecture::config::{
     AutoencoderConfig, ClipActivation, ImageEncoderConfig, TextEncoderConfig, UNetConfig,
 };
 
-/// All sizes that [`named`] supports, smallest first.
+/// The sizes of Stable Diffusion's networks, smallest first.
 pub const NAMES: [&str; 3] = ["tiny", "small", "sd15"];
+/// The published size of Kandinsky 2.2.
+pub const KANDINSKY: &str = "kandinsky-2.2";
+/// All sizes that [`named`] supports.
+pub const ALL: [&str; 4] = ["tiny", "small", "sd15", KANDINSKY];
 
 /// The configurations of a size; None if there is no such size.
 #[must_use]
@@ -14,6 +19,7 @@ pub fn named(size: &str) -> Option<(UNetConfig, AutoencoderConfig, TextEncoderCo
         "tiny" => Some(tiny()),
         "small" => Some(small()),
         "sd15" => Some(sd15()),
+        KANDINSKY => Some(kandinsky()),
         _ => None,
     }
 }
@@ -53,6 +59,85 @@ pub(crate) fn vit_l(size: &str) -> ImageEncoderConfig {
             activation: ClipActivation::QuickGelu,
         },
     }
+}
+
+/// The image encoder of Kandinsky: at its published size OpenCLIP's ViT-bigG/14, else FastComposer's.
+pub(crate) fn kandinsky_vit(size: &str) -> ImageEncoderConfig {
+    match size {
+        KANDINSKY => ImageEncoderConfig {
+            width: 1664,
+            layers: 48,
+            heads: 16,
+            mlp_width: 8192,
+            projection: 1280,
+            side: 224,
+            patch: 14,
+            activation: ClipActivation::Gelu,
+        },
+        _ => vit_l(size),
+    }
+}
+
+/// Kandinsky's prior.
+pub(crate) fn prior(size: &str) -> PriorConfig {
+    let (width, layers, heads) = match size {
+        "tiny" => (16, 2, 2),
+        "small" => (64, 4, 4),
+        _ => (2048, 20, 32),
+    };
+    PriorConfig {
+        width,
+        layers,
+        heads,
+        text_projection: size == KANDINSKY,
+    }
+}
+
+/// Kandinsky's autoencoder. Its norms have 32 groups at every size.
+pub(crate) fn movq(size: &str) -> AutoencoderConfig {
+    let (channels, channel_mult, res_blocks) = match size {
+        "tiny" => (32, vec![1, 1, 2], 1),
+        "small" => (32, vec![1, 2, 4], 1),
+        _ => return kandinsky().1,
+    };
+    AutoencoderConfig {
+        channels,
+        channel_mult,
+        res_blocks,
+        latent_channels: 4,
+        scaling_factor: 1.0,
+        norm_groups: 32,
+    }
+}
+
+/// Kandinsky 2.2 (notes 4.4). The heads are those of level 1; all have 64 channels.
+fn kandinsky() -> (UNetConfig, AutoencoderConfig, TextEncoderConfig) {
+    (
+        UNetConfig {
+            channels: 384,
+            channel_mult: vec![1, 2, 3, 4],
+            res_blocks: 3,
+            attention_levels: vec![1, 2, 3],
+            heads: 12,
+            context_dim: 768,
+            latent_channels: 4,
+            norm_groups: 32,
+        },
+        AutoencoderConfig {
+            channels: 128,
+            channel_mult: vec![1, 2, 2, 4],
+            res_blocks: 2,
+            latent_channels: 4,
+            scaling_factor: 1.0,
+            norm_groups: 32,
+        },
+        TextEncoderConfig {
+            width: 1280,
+            layers: 32,
+            heads: 20,
+            tokens: 77,
+        },
+    )
 }
 
 fn tiny_vit(projection: u32, activation: ClipActivation) -> ImageEncoderConfig {

@@ -9,7 +9,14 @@ import re
 import sys
 
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers import (
+    ControlNetModel,
+    DDPMScheduler,
+    PriorTransformer,
+    UnCLIPScheduler,
+    UNet2DConditionModel,
+    VQModel,
+)
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from make_golden import fill, load, unet_name, values
@@ -201,10 +208,104 @@ def fastcomposer():
     OUT["fast.conv.grad"] = unet.conv_in.weight.grad
 
 
+def prior():
+    model = PriorTransformer(
+        num_attention_heads=2, attention_head_dim=8, num_layers=2, embedding_dim=12, num_embeddings=5
+    )
+    load(model, lambda key: "prior." + key)
+    noisy, t = values("prior.noisy", [2, 12]), torch.tensor([7, 801])
+    embedding, states = values("prior.embedding", [2, 12]), values("unet.context", [2, 5, 12])
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    out = model(noisy, t, embedding, states, mask).predicted_image_embedding
+    OUT["prior.out"] = out
+    out.square().mean().backward()
+    OUT["prior.query.grad"] = model.transformer_blocks[0].attn1.to_q.weight.grad
+    OUT["prior.in.grad"] = model.proj_in.weight.grad
+
+
+def image_unet():
+    blocks = ["SimpleCrossAttn{}Block2D", "SimpleCrossAttn{}Block2D"]
+    model = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=8,
+        block_out_channels=(8, 16, 24),
+        layers_per_block=2,
+        down_block_types=["ResnetDownsampleBlock2D"] + [it.format("Down") for it in blocks],
+        up_block_types=[it.format("Up") for it in blocks] + ["ResnetUpsampleBlock2D"],
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        attention_head_dim=8,
+        cross_attention_dim=12,
+        encoder_hid_dim=24,
+        encoder_hid_dim_type="image_proj",
+        addition_embed_type="image",
+        resnet_time_scale_shift="scale_shift",
+        norm_num_groups=4,
+    )
+    load(model, lambda key: "image_unet." + key)
+    x, t = values("unet.x", [2, 4, 8, 8]), torch.tensor([7, 801])
+    added = {"image_embeds": values("image.embeds", [2, 24]) * 4}
+    out = model(x, t, encoder_hidden_states=None, added_cond_kwargs=added).sample
+    OUT["image_unet.out"] = out
+    out.square().mean().backward()
+    OUT["image_unet.key.grad"] = model.mid_block.attentions[0].add_k_proj.weight.grad
+    OUT["image_unet.down.grad"] = model.down_blocks[0].downsamplers[0].conv1.weight.grad
+    OUT["image_unet.tokens.grad"] = model.encoder_hid_proj.image_embeds.weight.grad
+
+
+def movq():
+    # diffusers fixes the groups of spatial norms at 32.
+    model = VQModel(
+        block_out_channels=(32, 32, 64),
+        down_block_types=["DownEncoderBlock2D", "DownEncoderBlock2D", "AttnDownEncoderBlock2D"],
+        up_block_types=["AttnUpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"],
+        layers_per_block=1,
+        latent_channels=4,
+        num_vq_embeddings=16,
+        vq_embed_dim=4,
+        norm_type="spatial",
+    )
+    load(model, lambda key: "movq." + key)
+    image = values("movq.image", [2, 3, 16, 16]) * 2
+    latents = model.encode(image).latents
+    OUT["movq.latents"] = latents
+    OUT["movq.image"] = model.decode(latents, force_not_quantize=True).sample
+
+
+def schedulers():
+    sample, predicted = values("step.sample", [1, 12]), values("step.predicted", [1, 12]) * 30
+    prior = UnCLIPScheduler(
+        variance_type="fixed_small_log", prediction_type="sample", clip_sample_range=10.0
+    )
+    prior.set_timesteps(25)
+    steps = prior.timesteps.tolist()
+    OUT["unclip.timesteps"] = prior.timesteps
+    for i in (0, 12, 23, 24):
+        generator = torch.Generator().manual_seed(3)
+        noise = torch.randn([1, 12], generator=generator)
+        generator = torch.Generator().manual_seed(3)
+        before = steps[i + 1] if i + 1 < len(steps) else None
+        out = prior.step(predicted, steps[i], sample, prev_timestep=before, generator=generator)
+        OUT[f"unclip.{i}"], OUT["step.noise"] = out.prev_sample, noise
+    decoder = DDPMScheduler(
+        beta_schedule="linear", beta_start=0.00085, beta_end=0.012, clip_sample=False
+    )
+    decoder.set_timesteps(100)
+    OUT["ddpm.timesteps"] = decoder.timesteps
+    for i in (0, 50, 98, 99):
+        generator = torch.Generator().manual_seed(3)
+        out = decoder.step(predicted, decoder.timesteps[i], sample, generator=generator)
+        OUT[f"ddpm.{i}"] = out.prev_sample
+
+
 if __name__ == "__main__":
     controlnet()
     ip_adapter()
     fastcomposer()
+    prior()
+    image_unet()
+    movq()
+    schedulers()
     save_file({name: x.detach().to(torch.float32).contiguous() for name, x in OUT.items()}, sys.argv[1])
     for name, tensor in sorted(OUT.items()):
         print(f"{name}: {list(tensor.shape)}, largest {tensor.abs().max():.4f}")

@@ -79,7 +79,10 @@ impl Component {
         Self {
             part,
             unet: model.architecture.unet().map(Into::into),
-            levels: model.architecture.autoencoder().channel_mult.len(),
+            levels: model
+                .architecture
+                .autoencoder()
+                .map_or(1, |it| it.channel_mult.len()),
         }
     }
 

@@ -20,6 +20,9 @@ pub struct Example {
     /// 255 on the figure, 0 elsewhere; only for architectures whose image encoder reads the figure
     /// alone.
     pub figure_mask: Option<GrayImage>,
+    /// What an image encoder reads of the target; only for architectures that train on its
+    /// embedding.
+    pub target_view: Option<RgbImage>,
     /// N references; empty for architectures without references.
     pub references: Vec<Reference>,
     /// True if training drops the references of this sample: the model predicts without them.

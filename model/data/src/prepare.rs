@@ -54,6 +54,11 @@ pub fn prepare(
     let (mut crops, mut pads) = (stream(Purpose::Crop), stream(Purpose::Pad));
     let side = data.resolution;
     let transform = config.references.and_then(|it| it.transform());
+    let is_target = |view: &ViewConfig| matches!(view.kind, ViewKind::Target(_));
+    let target_view = config
+        .view
+        .filter(is_target)
+        .map(|view| view_of(view, &target.image, None, &mut stream(Purpose::ObjectView)));
     let is_object = config.view.is_some_and(|it| matches!(it.kind, ViewKind::Object { .. }));
     let shown = match transform {
         None => Shown {
@@ -101,6 +106,7 @@ pub fn prepare(
         target_mask: region_mask(side, region),
         face_mask,
         figure_mask,
+        target_view,
         references: config
             .references
             .iter()

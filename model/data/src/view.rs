@@ -22,7 +22,7 @@ pub fn view_of(
     rng: &mut ChaCha8Rng,
 ) -> RgbImage {
     match config.kind {
-        ViewKind::Whole(view) => clip_view(image, view, config.side),
+        ViewKind::Whole(view) | ViewKind::Target(view) => clip_view(image, view, config.side),
         ViewKind::Object { augment, .. } => {
             let alone = mask.map_or_else(|| image.clone(), |mask| on_noise(image, mask, rng));
             let alone = if augment && rng.random_bool(0.5) {

@@ -74,6 +74,7 @@ fn loader_options(cache_bytes: usize) -> LoaderOptions {
                 pairing: Pairing::B,
                 count: 2,
                 drop: 0.0,
+                joint_drop: None,
                 transform: Transform::default(),
                 face_probability: 0.5,
                 face_enlargement: 1.33,

@@ -29,6 +29,11 @@ pub(crate) trait Architecture {
         &[]
     }
 
+    /// Components that base weights must have beyond those that its facts require.
+    fn required(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// Builds the networks inside `scope`.
     ///
     /// # Errors

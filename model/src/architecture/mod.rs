@@ -6,6 +6,8 @@ pub mod controlnet;
 pub mod fastcomposer;
 pub(crate) mod interface;
 pub mod ip_adapter;
+pub mod kandinsky_decoder;
+pub mod kandinsky_prior;
 pub mod retrinet;
 pub(crate) mod text_to_image;
 
@@ -21,6 +23,12 @@ pub(crate) fn of(spec: &ArchitectureSpec) -> Box<dyn Architecture> {
         ArchitectureSpec::ControlNet(spec) => Box::new(controlnet::ControlNet(spec.clone())),
         ArchitectureSpec::IpAdapter(spec) => Box::new(ip_adapter::IpAdapter(spec.clone())),
         ArchitectureSpec::FastComposer(spec) => Box::new(fastcomposer::FastComposer(spec.clone())),
+        ArchitectureSpec::KandinskyPrior(spec) => {
+            Box::new(kandinsky_prior::KandinskyPrior(spec.clone()))
+        }
+        ArchitectureSpec::KandinskyDecoder(spec) => {
+            Box::new(kandinsky_decoder::KandinskyDecoder(spec.clone()))
+        }
     }
 }
 
@@ -36,7 +44,7 @@ mod tests {
     fn prefixes_cover_every_parameter_and_the_components_of_the_job() {
         for name in Architecture::ALL.map(Architecture::name) {
             let references = match name {
-                "autoencoder" | "text-to-image" => 0,
+                "autoencoder" | "text-to-image" | "kandinsky-prior" => 0,
                 _ => 1,
             };
             let text = format!(

@@ -17,6 +17,10 @@ impl Golden {
         Self(model::weights::read(&file).unwrap())
     }
 
+    pub(crate) fn get(&self, name: &str) -> &Tensor {
+        &self.0[name]
+    }
+
     pub(crate) fn check(&self, name: &str, found: &Tensor) {
         let expected = &self.0[name];
         assert_eq!(found.size(), expected.size(), "{name}");

@@ -16,11 +16,16 @@ pub(crate) fn job(architecture: Architecture, learning_rate: f64) -> TrainWork {
         Architecture::ControlNet => "controlnet",
         Architecture::IpAdapter => "ip-adapter",
         Architecture::FastComposer => "fastcomposer",
+        Architecture::KandinskyPrior => "kandinsky-prior",
+        Architecture::KandinskyDecoder => "kandinsky-decoder",
     };
     let references = match architecture {
-        Architecture::Autoencoder | Architecture::TextToImage => 0,
+        Architecture::Autoencoder | Architecture::TextToImage | Architecture::KandinskyPrior => 0,
         Architecture::Retrinet => 2,
-        Architecture::ControlNet | Architecture::IpAdapter | Architecture::FastComposer => 1,
+        Architecture::ControlNet
+        | Architecture::IpAdapter
+        | Architecture::FastComposer
+        | Architecture::KandinskyDecoder => 1,
     };
     // The job format requires an init for RetriNet; the model itself can start from random weights.
     let text = format!(
@@ -32,7 +37,9 @@ pub(crate) fn job(architecture: Architecture, learning_rate: f64) -> TrainWork {
     );
     let mut spec = proto::job::parse_training("scene.toml", &text).unwrap();
     // A random autoencoder's latents are small, so scale them up to make images matter.
-    spec.model.architecture.autoencoder_mut().scaling_factor = 20.0;
+    if let Some(autoencoder) = spec.model.architecture.autoencoder_mut() {
+        autoencoder.scaling_factor = 20.0;
+    }
     spec
 }
 
@@ -68,6 +75,7 @@ fn example(seed: u64) -> Example {
         figure_mask: Some(image::GrayImage::from_fn(32, 32, |x, y| {
             image::Luma([if x > 4 && y > 6 { 255 } else { 0 }])
         })),
+        target_view: Some(view(seed)),
         references_dropped: false,
         prompt: if seed.is_multiple_of(2) {
             String::new()

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use proto::public::agree::{Disagreement, agree};
-use proto::public::base::{CONFIG_FILE, OWN_PARTS, PARTS, Part, WEIGHT_FILES, part};
+use proto::public::base::{CONFIG_FILE, OWN_PARTS, PARTS, WEIGHT_FILES, part};
 use proto::public::names::{RETRINET_FILE, foreign};
 use proto::spec::{Architecture, Model};
 
@@ -208,11 +208,15 @@ impl Base {
     async fn inspect_folder(&mut self) -> Result<(), BaseError> {
         for part in PARTS.into_iter().chain(OWN_PARTS) {
             let file = part.file();
-            let files = if self.exists(&file).await? {
-                Some(ComponentFiles::single_file(&file))
-            } else {
-                self.component_in_folder(part).await?
-            };
+            let mut files = None;
+            if self.exists(&file).await? {
+                files = Some(ComponentFiles::single_file(&file));
+            }
+            for folder in std::iter::once(part.folder).chain(part.also) {
+                if files.is_none() {
+                    files = self.component_in_folder(folder).await?;
+                }
+            }
             self.parts.extend(files.map(|files| (part.name, files)));
         }
         for name in [RETRINET_FILE.to_owned(), format!("unet/{RETRINET_FILE}")] {
@@ -225,8 +229,10 @@ impl Base {
         Ok(())
     }
 
-    async fn component_in_folder(&self, part: Part) -> Result<Option<ComponentFiles>, BaseError> {
-        let folder = part.folder;
+    async fn component_in_folder(
+        &self,
+        folder: &str,
+    ) -> Result<Option<ComponentFiles>, BaseError> {
         let config = format!("{folder}/{CONFIG_FILE}");
         let beside: Vec<String> = self
             .exists(&config)
@@ -463,7 +469,7 @@ mod tests {
         let autoencoder = Model {
             architecture: proto::spec::ArchitectureSpec::Autoencoder(
                 proto::architecture::Autoencoder {
-                    autoencoder: model().architecture.autoencoder().clone(),
+                    autoencoder: model().architecture.autoencoder().unwrap().clone(),
                 },
             ),
             ..model()

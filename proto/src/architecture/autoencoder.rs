@@ -4,6 +4,7 @@ use super::config::{AutoencoderConfig, Component};
 use super::facts::{Defaults, Facts, Sampling};
 use super::fields::Fields;
 use super::references;
+use crate::size;
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -19,6 +20,8 @@ pub(super) const FACTS: Facts = Facts {
     frozen_by_default: &[],
     always_frozen: &[],
     equation_3: false,
+    attends_to_text: false,
+    sizes: &size::NAMES,
     base_parts: &[("autoencoder", true)],
     own_file: None,
     defaults: Defaults::OURS,
@@ -34,7 +37,7 @@ pub(super) const FACTS: Facts = Facts {
 impl Autoencoder {
     pub(super) fn read(fields: &mut Fields) -> Self {
         Self {
-            autoencoder: fields.autoencoder.clone(),
+            autoencoder: fields.autoencoder(),
         }
     }
 }

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 /// A component of a model that can be frozen and has its own learning rate. `Encoder` includes the
 /// time embedding; `CrossAttention` includes the zero convolutions ("conjunction network" on the
 /// authors' page). `Control` is ControlNet's whole branch with its own time embedding, `Adapter` is
-/// IP-Adapter's projection and attentions, `Fusion` what FastComposer adds to the text encoder;
+/// what brings an image embedding into a U-Net (IP-Adapter's projection and attentions, and
+/// Kandinsky's projections), `Prior` is Kandinsky's prior, `Fusion` what FastComposer adds to the text encoder;
 /// `ImageEncoderEnd` is the part of a CLIP image tower that FastComposer trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -25,6 +26,7 @@ pub enum Component {
     ImageEncoderEnd,
     Adapter,
     Fusion,
+    Prior,
 }
 
 /// The U-Net in CompVis block layout (notes 3.1). SD 1.5: 320, [1,2,4,4], 2, [0,1,2], 8, 768, 4.

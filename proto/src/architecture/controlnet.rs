@@ -11,6 +11,7 @@ use crate::job::faults::Faults;
 use crate::knobs::Knob;
 use crate::layout::UNetLayout;
 use crate::sample::SampleWork;
+use crate::size;
 use serde::{Deserialize, Serialize};
 
 /// The key of ControlNet's own weights among base weights, and the prefix of their names.
@@ -44,6 +45,8 @@ pub(super) const FACTS: Facts = Facts {
     ],
     always_frozen: &[Component::Autoencoder],
     equation_3: false,
+    attends_to_text: true,
+    sizes: &size::NAMES,
     base_parts: &[
         ("autoencoder", true),
         ("text_encoder", true),

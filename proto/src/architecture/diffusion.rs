@@ -95,7 +95,7 @@ impl Diffusion {
     pub(super) fn read(fields: &mut Fields, faults: &mut Faults) -> Self {
         fields.allow("data.prompt_drop");
         Self {
-            autoencoder: fields.autoencoder.clone(),
+            autoencoder: fields.autoencoder(),
             text_encoder: fields.text_encoder(),
             unet: fields.unet(),
             latents: fields.read("model.latents"),
@@ -109,11 +109,33 @@ impl Diffusion {
     pub(super) fn read_peer(fields: &mut Fields, faults: &mut Faults) -> Self {
         fields.allow("data.prompt_drop");
         Self {
-            autoencoder: fields.autoencoder.clone(),
+            autoencoder: fields.autoencoder(),
             text_encoder: fields.text_encoder(),
             unet: fields.unet(),
             latents: fields.written("model.latents").unwrap_or(Latents::Sample),
             noise: Noise::read(fields, faults),
+            objective: Objective {
+                face_loss_weight: 0.0,
+                target_mask_threshold: 0.0,
+                loss_weighting: fields.read("train.loss_weighting"),
+            },
+        }
+    }
+
+    /// For Kandinsky's decoder, whose defaults depend on its variant.
+    pub(super) fn read_kandinsky(
+        fields: &mut Fields,
+        latents: Latents,
+        noise: NoiseKind,
+        faults: &mut Faults,
+    ) -> Self {
+        fields.allow("data.prompt_drop");
+        Self {
+            autoencoder: fields.autoencoder(),
+            text_encoder: fields.text_encoder(),
+            unet: fields.unet(),
+            latents: fields.written("model.latents").unwrap_or(latents),
+            noise: Noise::read_with(fields, noise, faults),
             objective: Objective {
                 face_loss_weight: 0.0,
                 target_mask_threshold: 0.0,
@@ -145,13 +167,22 @@ impl Diffusion {
 
 impl Noise {
     fn read(fields: &mut Fields, faults: &mut Faults) -> Self {
+        Self::read_with(fields, Self::default().kind, faults)
+    }
+
+    fn read_with(fields: &mut Fields, kind: NoiseKind, faults: &mut Faults) -> Self {
         let noise = Self {
-            kind: fields.read("model.noise.kind"),
+            kind: fields.written("model.noise.kind").unwrap_or(kind),
             steps: fields.read("model.noise.steps"),
             beta_start: fields.read("model.noise.beta_start"),
             beta_end: fields.read("model.noise.beta_end"),
             prediction: fields.read("model.noise.prediction"),
         };
+        noise.checked(faults)
+    }
+
+    pub(super) fn checked(self, faults: &mut Faults) -> Self {
+        let noise = self;
         faults.need(STEPS.contains(&noise.steps), "model.noise.steps", || {
             let (least, most) = (STEPS.start(), STEPS.end());
             format!(

@@ -19,6 +19,10 @@ pub struct Facts {
     /// Whether it trains with the paper's equation 3: masks of target and face. Else with the loss
     /// of its authors.
     pub equation_3: bool,
+    /// Whether its U-Net attends to text states, so that both have one width.
+    pub attends_to_text: bool,
+    /// The names of its sizes, `model.size`.
+    pub sizes: &'static [&'static str],
     /// The components that it loads from base weights, and whether each is required.
     pub base_parts: &'static [(&'static str, bool)],
     /// The file or part among base weights that holds components which no base model has.

@@ -56,6 +56,8 @@ pub(super) const FACTS: Facts = Facts {
     ],
     always_frozen: &[Component::Autoencoder],
     equation_3: false,
+    attends_to_text: true,
+    sizes: &size::NAMES,
     base_parts: &[
         ("autoencoder", true),
         ("text_encoder", true),

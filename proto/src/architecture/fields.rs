@@ -33,6 +33,7 @@ augment = true
 
 [model]
 latents = "mean"
+variant = "kandinsky-2.2"
 retrieval = { attend = "every-block", time = "target" }
 
 [model.image_encoder]
@@ -44,6 +45,12 @@ projection = 0
 side = 0
 patch = 0
 activation = ""
+
+[model.prior]
+width = 0
+layers = 0
+heads = 0
+text_projection = false
 
 [model.noise]
 kind = "scaled-linear"
@@ -62,7 +69,8 @@ localization = 0.001
 
 /// See the module's header.
 pub(crate) struct Fields {
-    pub(super) autoencoder: AutoencoderConfig,
+    /// None once taken.
+    autoencoder: Option<AutoencoderConfig>,
     /// None once taken.
     unet: Option<UNetConfig>,
     text_encoder: Option<TextEncoderConfig>,
@@ -87,7 +95,7 @@ impl Fields {
         let mut remaining = leaves(written);
         remaining.retain(|field, _| defaults.contains_key(field));
         Self {
-            autoencoder,
+            autoencoder: Some(autoencoder),
             unet: Some(unet),
             text_encoder: Some(text),
             defaults,
@@ -134,6 +142,20 @@ impl Fields {
         )
     }
 
+    pub(super) fn autoencoder(&mut self) -> AutoencoderConfig {
+        self.autoencoder
+            .take()
+            .expect("an architecture has one autoencoder")
+    }
+
+    /// Makes the autoencoder Kandinsky's of the same size, unless job.toml changes the size's.
+    pub(super) fn use_movq(&mut self) {
+        let of_size = size::named(&self.size).map(|it| it.1);
+        if self.origin != Origin::Stored && self.autoencoder == of_size {
+            self.autoencoder = Some(size::movq(&self.size));
+        }
+    }
+
     pub(super) fn unet(&mut self) -> UNetConfig {
         self.unet.take().expect("an architecture has one U-Net")
     }
@@ -156,7 +178,7 @@ impl Fields {
         why_unused: impl Fn(&str) -> String,
         faults: &mut Faults,
     ) {
-        let sizes: Vec<_> = size::NAMES
+        let sizes: Vec<_> = size::ALL
             .iter()
             .filter_map(|name| size::named(name))
             .collect();
@@ -166,12 +188,16 @@ impl Fields {
         let text = self
             .text_encoder
             .is_none_or(|text| sizes.iter().any(|it| it.2 == text));
-        for (field, is_of_a_size) in [("model.unet", unet), ("model.text_encoder", text)] {
+        let autoencoder = self
+            .autoencoder
+            .is_none_or(|it| sizes.iter().any(|of_size| of_size.1 == it));
+        for (field, is_of_a_size) in [
+            ("model.unet", unet),
+            ("model.text_encoder", text),
+            ("model.autoencoder", autoencoder),
+        ] {
             faults.need(is_of_a_size, field, || {
-                format!(
-                    "is for text-to-image and retrinet; an {name} has no such component: leave \
-                    the table out"
-                )
+                format!("is for other architectures; {name} has no such component: leave it out")
             });
         }
         let mut unused = self.remaining;
@@ -190,9 +216,15 @@ impl Fields {
         {
             unused.retain(|field, _| !field.starts_with("model.image_encoder."));
             let message = format!(
-                "is for ip-adapter and fastcomposer; {name} has no image encoder: leave it out"
+                "is for architectures that read image embeddings; {name} has no image encoder: \
+                leave it out"
             );
             faults.add("model.image_encoder", message);
+        }
+        if unused.keys().any(|field| field.starts_with("model.prior.")) {
+            unused.retain(|field, _| !field.starts_with("model.prior."));
+            let message = format!("is for Kandinsky; {name} has no prior: leave it out");
+            faults.add("model.prior", message);
         }
         for (field, value) in &unused {
             reject(field, value, &why_unused(field), faults);

@@ -6,6 +6,7 @@ use super::facts::{Defaults, Facts, Sampling};
 use super::fields::Fields;
 use super::references::{ReferenceDefaults, References, Task};
 use crate::job::faults::Faults;
+use crate::size;
 use serde::{Deserialize, Serialize};
 
 /// The key of RetriNet's own weights among base weights, and the stem of their file name.
@@ -45,6 +46,8 @@ pub(super) const FACTS: Facts = Facts {
     ],
     always_frozen: &[Component::Autoencoder],
     equation_3: true,
+    attends_to_text: true,
+    sizes: &size::NAMES,
     base_parts: &[
         ("autoencoder", true),
         ("text_encoder", true),

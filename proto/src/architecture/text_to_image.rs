@@ -5,6 +5,7 @@ use super::diffusion::Diffusion;
 use super::facts::{Defaults, Facts, Sampling};
 use super::fields::Fields;
 use crate::job::faults::Faults;
+use crate::size;
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -26,6 +27,8 @@ pub(super) const FACTS: Facts = Facts {
     frozen_by_default: &[Component::Autoencoder],
     always_frozen: &[Component::Autoencoder],
     equation_3: true,
+    attends_to_text: true,
+    sizes: &size::NAMES,
     base_parts: &[
         ("autoencoder", true),
         ("text_encoder", false),

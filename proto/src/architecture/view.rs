@@ -14,7 +14,7 @@ pub enum ImageView {
     Squash,
 }
 
-/// What a model's image encoder reads of a reference.
+/// What a model's image encoder reads of a reference, or of the target.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ViewConfig {
     pub kind: ViewKind,
@@ -26,6 +26,8 @@ pub struct ViewConfig {
 pub enum ViewKind {
     /// The reference before it is placed on its pad.
     Whole(ImageView),
+    /// The target instead of its references.
+    Target(ImageView),
     /// The figure alone on noise, padded to a square; `augment`: under FastComposer's random
     /// augmentations. The target then comes with the mask of its figure. `keep`: probability that
     /// training keeps a sample's object.

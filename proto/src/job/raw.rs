@@ -2,7 +2,7 @@
 //! form is [`crate::spec::JobSpec`]; [`super::check`] converts between them.
 
 use crate::architecture::config::ClipActivation;
-use crate::architecture::{ImageView, Latents, NoiseKind, Prediction};
+use crate::architecture::{DecoderVariant, ImageView, Latents, NoiseKind, Prediction};
 use crate::knobs::Knobs;
 use crate::sample::{Concept, SampleMethod, SamplePrompt};
 use crate::spec::{
@@ -137,6 +137,7 @@ pub(super) struct ModelToml {
     pub(super) freeze: Option<Vec<Component>>,
     pub(super) activation_checkpointing: Option<Vec<Component>>,
     pub(super) latents: Option<Latents>,
+    pub(super) variant: Option<DecoderVariant>,
     pub(super) retrieval: Option<Retrieval>,
     pub(super) noise: Option<NoiseToml>,
     #[serde(default)]
@@ -147,6 +148,8 @@ pub(super) struct ModelToml {
     pub(super) text_encoder: TextEncoderToml,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) image_encoder: Option<ImageEncoderToml>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) prior: Option<PriorToml>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -203,6 +206,15 @@ pub(super) struct ImageEncoderToml {
     pub(super) side: Option<u32>,
     pub(super) patch: Option<u32>,
     pub(super) activation: Option<ClipActivation>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PriorToml {
+    pub(super) width: Option<u32>,
+    pub(super) layers: Option<u32>,
+    pub(super) heads: Option<u32>,
+    pub(super) text_projection: Option<bool>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -6,7 +6,7 @@
 use super::names::{
     SINGLE_FILE_AUTOENCODER, SINGLE_FILE_CONTROLNET, SINGLE_FILE_TEXT, SINGLE_FILE_UNET,
 };
-use crate::architecture::{CONTROLNET, IP_ADAPTER, POSTFUSE};
+use crate::architecture::{CONTROLNET, IP_ADAPTER, POSTFUSE, PRIOR, UNCLIP};
 
 /// One component of a base model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +15,8 @@ pub struct Part {
     pub name: &'static str,
     /// Its folder in the layout of `diffusers`.
     pub folder: &'static str,
+    /// The folder's name in Kandinsky's, if it differs.
+    pub also: Option<&'static str>,
     /// Prefix of its tensor names in a single file.
     pub prefix: &'static str,
 }
@@ -31,42 +33,61 @@ pub const PARTS: [Part; 3] = [
     Part {
         name: "autoencoder",
         folder: "vae",
+        also: Some("movq"),
         prefix: SINGLE_FILE_AUTOENCODER,
     },
     Part {
         name: "text_encoder",
         folder: "text_encoder",
+        also: None,
         prefix: SINGLE_FILE_TEXT,
     },
     Part {
         name: "unet",
         folder: "unet",
+        also: None,
         prefix: SINGLE_FILE_UNET,
     },
 ];
 
 /// The components that only single architectures have ([`crate::architecture::Facts::own_file`]).
 /// They lie beside the base model's, or in a file of their own.
-pub const OWN_PARTS: [Part; 4] = [
+pub const OWN_PARTS: [Part; 6] = [
     Part {
         name: CONTROLNET,
         folder: "controlnet",
+        also: None,
         prefix: SINGLE_FILE_CONTROLNET,
     },
     Part {
         name: "image_encoder",
         folder: "image_encoder",
+        also: None,
         prefix: "image_encoder.",
     },
     Part {
         name: IP_ADAPTER,
         folder: "ip_adapter",
+        also: None,
         prefix: "ip_adapter.",
     },
     Part {
         name: POSTFUSE,
         folder: "postfuse_module",
+        also: None,
         prefix: "postfuse_module.",
+    },
+    Part {
+        name: PRIOR,
+        folder: "prior",
+        also: None,
+        prefix: "prior.",
+    },
+    Part {
+        name: UNCLIP,
+        folder: "unclip",
+        also: None,
+        prefix: "unclip.",
     },
 ];
 

@@ -2,6 +2,10 @@
 //! supported or rejected by name. Fields about training, of other classes and of older releases are
 //! ignored.
 
+mod kandinsky;
+
+pub use kandinsky::{image_unet, image_unet_blocks, movq, movq_blocks, prior};
+
 use crate::layout::{
     Activation, AutoencoderLayout, CLIP_END, CLIP_VOCABULARY, Frequencies, ImageLayout, TextLayout,
     TransformerLayout, UNetLayout,

@@ -57,6 +57,14 @@ enum Component {
     /// sample, timestep, encoder_hidden_states, image_embeds, scale -> sample; a folder with unet
     /// and ip_adapter
     IpAdapter,
+    /// Kandinsky's prior
+    Prior,
+    /// The U-Net of Kandinsky's decoder
+    ImageUnet,
+    /// The encoder of Kandinsky's autoencoder
+    MovqEncoder,
+    /// The decoder of Kandinsky's autoencoder
+    MovqDecoder,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -97,6 +105,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             Component::Retrinet => Runnable::Retrinet,
             Component::Controlnet => Runnable::ControlNet,
             Component::IpAdapter => Runnable::IpAdapter,
+            Component::Prior => Runnable::Prior,
+            Component::ImageUnet => Runnable::ImageUNet,
+            Component::MovqEncoder => Runnable::MovqEncode,
+            Component::MovqDecoder => Runnable::MovqDecode,
         },
         weights: &options.weights,
         inputs: &options.inputs,

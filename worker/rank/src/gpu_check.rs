@@ -238,6 +238,7 @@ fn examples(count: u32, resolution: u32) -> Vec<Example> {
                 }),
                 references: vec![reference(1, Concept::Face), reference(2, Concept::Clothes)],
                 figure_mask: None,
+                target_view: None,
                 references_dropped: false,
                 prompt: "1girl, blue_hair, smile".into(),
                 timestep: 40 + 60 * (n % 16),

@@ -180,6 +180,7 @@ pub(crate) async fn from_request(
             face_mask: GrayImage::new(side, side),
             references,
             figure_mask: None,
+            target_view: None,
             references_dropped: false,
             prompt: String::new(),
             timestep: 0,

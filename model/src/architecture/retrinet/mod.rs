@@ -218,6 +218,7 @@ fn as_target(reference: &RgbImage, timestep: usize) -> Example {
         face_mask: mask,
         references: Vec::new(),
         figure_mask: None,
+        target_view: None,
         references_dropped: false,
         prompt: String::new(),
         timestep: timestep as u32,

@@ -303,7 +303,7 @@ fn check_across_sections(spec: &TrainWork, resources: &Resources, faults: &mut F
         field,
         || {
             format!(
-                "is {cache}; it must be 0 for an autoencoder, whose latents change with every step"
+                "is {cache}; it must be 0 for an architecture without a frozen autoencoder"
             )
         },
     );
