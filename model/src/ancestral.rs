@@ -29,11 +29,7 @@ pub struct AncestralSampler {
 impl AncestralSampler {
     /// # Errors
     /// Zero steps, or more than the schedule has; a single one for UnCLIP.
-    pub fn new(
-        schedule: NoiseSchedule,
-        method: Ancestral,
-        steps: u32,
-    ) -> Result<Self, ModelError> {
+    pub fn new(schedule: NoiseSchedule, method: Ancestral, steps: u32) -> Result<Self, ModelError> {
         let length = schedule.timesteps();
         let least = match method {
             Ancestral::Ddpm => 1,
@@ -69,7 +65,8 @@ impl AncestralSampler {
 
     /// Keeps the last steps alone, for a run that begins with a noisy sample instead of noise.
     pub fn keep_last(&mut self, steps: usize) {
-        self.timesteps.drain(..self.timesteps.len().saturating_sub(steps));
+        self.timesteps
+            .drain(..self.timesteps.len().saturating_sub(steps));
     }
 
     /// alpha and sigma of a sample at call `i`, for noise that is added before it.
@@ -96,8 +93,8 @@ impl AncestralSampler {
             Ancestral::Ddpm => (sample - predicted * rest.sqrt()) / current.sqrt(),
             Ancestral::Unclip { clip } => predicted.clamp(-clip, clip),
         };
-        let next = clean * (before.sqrt() * beta / rest)
-            + sample * (alpha.sqrt() * (1.0 - before) / rest);
+        let next =
+            clean * (before.sqrt() * beta / rest) + sample * (alpha.sqrt() * (1.0 - before) / rest);
         if timestep == 0 {
             return next;
         }
@@ -121,7 +118,10 @@ mod tests {
         assert_eq!((ddpm[0], ddpm[1], ddpm[99]), (990, 980, 0));
         let unclip = Ancestral::Unclip { clip: 10.0 };
         let found = steps(unclip, 25).unwrap();
-        assert_eq!((found[0], found[1], found[23], found[24]), (999, 957, 42, 0));
+        assert_eq!(
+            (found[0], found[1], found[23], found[24]),
+            (999, 957, 42, 0)
+        );
         assert!(steps(unclip, 1).is_err() && steps(Ancestral::Ddpm, 0).is_err());
         let mut sampler = AncestralSampler::new(NoiseSchedule::default(), unclip, 25).unwrap();
         sampler.keep_last(2);

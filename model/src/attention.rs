@@ -59,8 +59,8 @@ impl CrossAttention {
         (queries.matmul(&keys.transpose(2, 3)) * scale).softmax(-1, Kind::Float)
     }
 
-    /// The attention probabilities of one token for each sample, fp32, [batch, heads, q]. `token` is
-    /// [batch].
+    /// The attention probabilities of one token for each sample, fp32, [batch, heads, q]. `token`
+    /// is [batch].
     pub fn column(&self, xs: &Tensor, context: &Tensor, token: &Tensor) -> Tensor {
         let all = self.probabilities(xs, context);
         let size = all.size();
@@ -153,7 +153,10 @@ impl TransformerBlock {
         let normed = self.norm2.forward(&xs);
         let column = self.attention2.column(&normed, context, token);
         let xs = &xs + self.attention2.forward(&normed, context, None);
-        (&xs + self.feed_forward.forward(&self.norm3.forward(&xs)), column)
+        (
+            &xs + self.feed_forward.forward(&self.norm3.forward(&xs)),
+            column,
+        )
     }
 
     /// Probabilities of the attention to the text.
@@ -218,7 +221,10 @@ impl SpatialTransformer {
         let tokens = self.proj_in.tokens(&to_tokens(&self.norm.forward(xs)));
         let (tokens, column) = self.block.forward_with_column(&tokens, context, token);
         let tokens = self.proj_out.tokens(&tokens);
-        (xs + to_map(&tokens, height), column.unflatten(2, [height, -1]))
+        (
+            xs + to_map(&tokens, height),
+            column.unflatten(2, [height, -1]),
+        )
     }
 
     /// Attention probabilities from each cell of [batch, width, h, w] to each token of the text:

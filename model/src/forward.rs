@@ -35,7 +35,8 @@ pub enum Runnable {
     /// `reference_hidden_states` [B, N, T, D] -> `sample`.
     Retrinet,
     /// A folder with `unet` and `controlnet`. The inputs of [`Self::UNet`], and `controlnet_cond`
-    /// [B, 3, H, W] in [0, 1] -> `sample`, and the branch's outputs `residual.I`, the middle's last.
+    /// [B, 3, H, W] in [0, 1] -> `sample`, and the branch's outputs `residual.I`, the middle's
+    /// last.
     ControlNet,
     /// A folder with `unet` and a file or folder `ip_adapter`. The inputs of [`Self::UNet`],
     /// `image_embeds` [B, N, E], and `scale` [] -> `sample`.
@@ -119,18 +120,12 @@ fn run(
         Runnable::AutoencoderEncode => {
             inputs.refuse_unknown(&["image"])?;
             let moments = public::autoencoder(weights, device)?.encode(&inputs.float("image", 4)?);
-            vec![
-                ("mean", moments.mean),
-                ("logvar", moments.log_variance),
-            ]
+            vec![("mean", moments.mean), ("logvar", moments.log_variance)]
         }
         Runnable::AutoencoderDecode => {
             inputs.refuse_unknown(&["latent"])?;
             let autoencoder = public::autoencoder(weights, device)?;
-            vec![(
-                "image",
-                autoencoder.decode(&inputs.float("latent", 4)?),
-            )]
+            vec![("image", autoencoder.decode(&inputs.float("latent", 4)?))]
         }
         Runnable::Text => {
             inputs.refuse_unknown(&["input_ids"])?;
@@ -172,10 +167,7 @@ fn run(
                     kept: None,
                 }),
             };
-            vec![(
-                "sample",
-                predict(&unet, &block, &latents, &conditions),
-            )]
+            vec![("sample", predict(&unet, &block, &latents, &conditions))]
         }
     };
     let named = outputs.into_iter();

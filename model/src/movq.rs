@@ -83,7 +83,9 @@ impl ResBlock {
 
     fn forward(&self, xs: &Tensor, latents: Option<&Tensor>) -> Tensor {
         let hidden = self.conv1.forward(&self.norm1.forward(xs, latents).silu());
-        let hidden = self.conv2.forward(&self.norm2.forward(&hidden, latents).silu());
+        let hidden = self
+            .conv2
+            .forward(&self.norm2.forward(&hidden, latents).silu());
         match &self.shortcut {
             Some(shortcut) => shortcut.forward(xs) + hidden,
             None => xs + hidden,
@@ -153,13 +155,7 @@ struct Level {
 }
 
 impl Level {
-    fn new(
-        scope: &Scope<'_>,
-        widths: [i64; 2],
-        count: usize,
-        attends: bool,
-        tower: Tower,
-    ) -> Self {
+    fn new(scope: &Scope<'_>, widths: [i64; 2], count: usize, attends: bool, tower: Tower) -> Self {
         let [inputs, outputs] = widths;
         let block = |i: usize| {
             let inputs = if i == 0 { inputs } else { outputs };

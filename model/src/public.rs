@@ -269,7 +269,9 @@ pub(crate) fn load(
         // Their parameters have the names of diffusers.
         PRIOR => load_as_named(source, into),
         "autoencoder" | "unet" if is_kandinsky => load_as_named(source, into),
-        "autoencoder" => load_autoencoder(source, levels.map_or(1, |it| it.channel_mult.len()), into),
+        "autoencoder" => {
+            load_autoencoder(source, levels.map_or(1, |it| it.channel_mult.len()), into)
+        }
         "text_encoder" => load_text(source, into),
         "image_encoder" => load_image(source, into),
         _ => match model.architecture.unet() {

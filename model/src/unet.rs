@@ -37,7 +37,11 @@ pub(crate) struct UNetTime(TimeEmbedding);
 impl UNetTime {
     pub(crate) fn new(scope: &Scope<'_>, layout: &UNetLayout) -> Self {
         let (width, frequencies) = (layout.widths[0], layout.frequencies);
-        Self(TimeEmbedding::new(&scope.sub("time_embed"), width, frequencies))
+        Self(TimeEmbedding::new(
+            &scope.sub("time_embed"),
+            width,
+            frequencies,
+        ))
     }
 
     /// As [`UNet::embed_time`].
@@ -134,9 +138,12 @@ impl UNet {
             }
         }
         if let Some(columns) = inputs.columns {
-            return self
-                .decoder
-                .forward_seen(&middle, skips, [&encoded.time, inputs.text], columns);
+            return self.decoder.forward_seen(
+                &middle,
+                skips,
+                [&encoded.time, inputs.text],
+                columns,
+            );
         }
         let consumed = self.encoder.transformers() + 1;
         let image = inputs.image.get(consumed..).unwrap_or_default();

@@ -6,8 +6,8 @@ use crate::error::ModelError;
 use crate::layer::{LayerNorm, Linear, to_tokens};
 use crate::parameter::{Init, Scope};
 use image::RgbImage;
-use proto::layout::ImageLayout;
 use model_data::example::Example;
+use proto::layout::ImageLayout;
 use tch::{Device, Kind, Tensor};
 
 /// Mean and standard deviation of the channels of CLIP's images.

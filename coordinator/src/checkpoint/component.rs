@@ -5,10 +5,13 @@ use super::CheckpointError;
 use base_weights::base::Base;
 use half::{bf16, f16};
 use object_store::ObjectStoreExt;
+use proto::architecture::{CONTROLNET, IP_ADAPTER, POSTFUSE, PRIOR, UNCLIP};
 use proto::layout::UNetLayout;
+use proto::layout::hint_widths;
 use proto::public::base::Part;
 use proto::public::names::{
-    autoencoder_of_today, diffusers_autoencoder, diffusers_unet, encoder_from_diffusers,
+    autoencoder_of_today, diffusers_autoencoder, diffusers_controlnet, diffusers_unet,
+    encoder_from_diffusers,
 };
 use proto::spec::Model;
 use safetensors::Dtype;
@@ -72,6 +75,10 @@ pub(super) struct Component {
     part: Part,
     unet: Option<UNetLayout>,
     levels: usize,
+    /// Widths of a ControlNet's hint.
+    hint: usize,
+    /// Its parameters have the names of `diffusers`.
+    is_kandinsky: bool,
 }
 
 impl Component {
@@ -83,12 +90,24 @@ impl Component {
                 .architecture
                 .autoencoder()
                 .map_or(1, |it| it.channel_mult.len()),
+            hint: hint_widths(model.architecture.autoencoder().map_or(1, |it| it.factor())).len(),
+            is_kandinsky: model.architecture.kandinsky().is_some()
+                && ["unet", "autoencoder"].contains(&part.name),
         }
     }
 
     /// The public name of a tensor of a base, in any layout; None if it belongs to another
     /// component.
     pub(super) fn public_name(&self, name: &str) -> Option<String> {
+        // The names of these parts are public in every file.
+        if self.is_kandinsky || [PRIOR, UNCLIP].contains(&self.part.name) {
+            return Some(name.to_owned());
+        }
+        if self.part.name == IP_ADAPTER {
+            let known = ["image_proj.", "ip_adapter."];
+            let belongs = known.iter().any(|prefix| name.starts_with(prefix));
+            return belongs.then(|| name.to_owned());
+        }
         // Prefixes of the components in a single-file base. No name in a component's own file
         // starts with one of them.
         const SINGLE_FILE_PREFIXES: [&str; 3] = [
@@ -111,6 +130,21 @@ impl Component {
                 let layout = self.unet.as_ref()?;
                 diffusers_unet(name, layout).or_else(|| is_unet(name).then(|| name.to_owned()))
             }
+            CONTROLNET => {
+                let layout = self.unet.as_ref()?;
+                diffusers_controlnet(name, layout, self.hint)
+                    .or_else(|| (is_unet(name) || is_branch(name)).then(|| name.to_owned()))
+            }
+            "image_encoder" => {
+                let known = ["vision_model.", "visual_projection."];
+                let belongs = known.iter().any(|prefix| name.starts_with(prefix));
+                (belongs && !name.ends_with("position_ids")).then(|| name.to_owned())
+            }
+            POSTFUSE => {
+                let known = ["mlp1.", "mlp2.", "layer_norm."];
+                let belongs = known.iter().any(|prefix| name.starts_with(prefix));
+                belongs.then(|| name.to_owned())
+            }
             "autoencoder" => {
                 let known = ["encoder.", "decoder.", "quant_conv.", "post_quant_conv."];
                 let belongs = known.iter().any(|prefix| name.starts_with(prefix));
@@ -118,6 +152,9 @@ impl Component {
                 Some(autoencoder_of_today(names?.first()?))
             }
             _ => {
+                if name == "text_projection.weight" {
+                    return Some(name.to_owned());
+                }
                 let known = ["embeddings.", "encoder.", "final_layer_norm."];
                 let short = name.strip_prefix("text_model.").unwrap_or(name);
                 let belongs = known.iter().any(|prefix| short.starts_with(prefix));
@@ -139,8 +176,11 @@ impl Component {
         name: String,
         mut weights: Weights,
     ) -> (String, Weights) {
-        let linear = self.part.name == "autoencoder" && name.contains(".mid_block.attentions.0.");
-        let convolution = self.part.name == "unet"
+        let linear = self.part.name == "autoencoder"
+            && !self.is_kandinsky
+            && name.contains(".mid_block.attentions.0.");
+        let convolution = ["unet", CONTROLNET].contains(&self.part.name)
+            && !self.is_kandinsky
             && (name.ends_with(".proj_in.weight") || name.ends_with(".proj_out.weight"));
         match *weights.shape.as_slice() {
             [outputs, inputs, 1, 1] if linear => weights.shape = vec![outputs, inputs],
@@ -149,6 +189,15 @@ impl Component {
         }
         (name, weights)
     }
+}
+
+fn is_branch(name: &str) -> bool {
+    const PARTS: [&str; 3] = [
+        "controlnet_cond_embedding.",
+        "controlnet_down_blocks.",
+        "controlnet_mid_block.",
+    ];
+    PARTS.iter().any(|part| name.starts_with(part))
 }
 
 fn is_unet(name: &str) -> bool {

@@ -59,7 +59,9 @@ pub fn prepare(
         .view
         .filter(is_target)
         .map(|view| view_of(view, &target.image, None, &mut stream(Purpose::ObjectView)));
-    let is_object = config.view.is_some_and(|it| matches!(it.kind, ViewKind::Object { .. }));
+    let is_object = config
+        .view
+        .is_some_and(|it| matches!(it.kind, ViewKind::Object { .. }));
     let shown = match transform {
         None => Shown {
             image: target.image.clone(),

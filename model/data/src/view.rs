@@ -74,7 +74,11 @@ fn clip_view(image: &RgbImage, view: ImageView, side: u32) -> RgbImage {
 
 /// The image with random pixels where the mask is black.
 fn on_noise(image: &RgbImage, mask: &RgbImage, rng: &mut ChaCha8Rng) -> RgbImage {
-    assert_eq!(image.dimensions(), mask.dimensions(), "a mask has the image's size");
+    assert_eq!(
+        image.dimensions(),
+        mask.dimensions(),
+        "a mask has the image's size"
+    );
     let mut out = image.clone();
     for (pixel, mask) in out.pixels_mut().zip(mask.pixels()) {
         // Always drawn, so that a mask changes no other pixel's noise.
@@ -164,7 +168,11 @@ fn rotated(image: &RgbImage, angle: f32) -> RgbImage {
     let (sine, cosine) = angle.sin_cos();
     RgbImage::from_fn(width, height, |x, y| {
         let (dx, dy) = (x as f32 - cx, y as f32 - cy);
-        sampled(image, cx + dx * cosine - dy * sine, cy + dx * sine + dy * cosine)
+        sampled(
+            image,
+            cx + dx * cosine - dy * sine,
+            cy + dx * sine + dy * cosine,
+        )
     })
 }
 
@@ -176,9 +184,14 @@ fn jitter(image: &mut RgbImage, rng: &mut ChaCha8Rng) {
     let turn = rng.random_range(-0.5f32..=0.5);
     for step in order {
         let blend = |pixel: Rgb<u8>, other: f32, factor: f32| {
-            Rgb(pixel.0.map(|value| clamp(f32::from(value) * factor + other * (1.0 - factor))))
+            Rgb(pixel
+                .0
+                .map(|value| clamp(f32::from(value) * factor + other * (1.0 - factor))))
         };
-        let mean = image.pixels().map(|pixel| f64::from(grey(*pixel))).sum::<f64>()
+        let mean = image
+            .pixels()
+            .map(|pixel| f64::from(grey(*pixel)))
+            .sum::<f64>()
             / f64::from((image.width() * image.height()).max(1));
         for pixel in image.pixels_mut() {
             *pixel = match step {
@@ -302,7 +315,11 @@ mod tests {
         let crop = clip_view(&image, ImageView::Crop, 30);
         assert_eq!(crop.dimensions(), (30, 30));
         // Rows 30 to 90 of 120.
-        assert!(crop.get_pixel(15, 0).0[1].abs_diff(61) < 4, "{:?}", crop.get_pixel(15, 0));
+        assert!(
+            crop.get_pixel(15, 0).0[1].abs_diff(61) < 4,
+            "{:?}",
+            crop.get_pixel(15, 0)
+        );
         let squash = clip_view(&image, ImageView::Squash, 30);
         assert!(squash.get_pixel(15, 0).0[1] < 8 && squash.get_pixel(15, 29).0[1] > 230);
     }
@@ -323,8 +340,16 @@ mod tests {
             side: 40,
         };
         let view = view_of(config, &image, Some(&mask), &mut noise(1));
-        assert_eq!(view.get_pixel(2, 20), &Rgb([0; 3]), "the square's black side");
-        assert_eq!(view.get_pixel(20, 20), image.get_pixel(10, 20), "the figure");
+        assert_eq!(
+            view.get_pixel(2, 20),
+            &Rgb([0; 3]),
+            "the square's black side"
+        );
+        assert_eq!(
+            view.get_pixel(20, 20),
+            image.get_pixel(10, 20),
+            "the figure"
+        );
         assert_ne!(view.get_pixel(20, 3), image.get_pixel(10, 3), "noise");
         assert_eq!(view, view_of(config, &image, Some(&mask), &mut noise(1)));
         assert_ne!(view, view_of(config, &image, Some(&mask), &mut noise(2)));

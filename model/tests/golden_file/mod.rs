@@ -22,12 +22,17 @@ impl Golden {
     }
 
     pub(crate) fn check(&self, name: &str, found: &Tensor) {
+        self.check_within(name, found, 1e-4);
+    }
+
+    /// `bound` is a fraction of the largest value.
+    pub(crate) fn check_within(&self, name: &str, found: &Tensor, bound: f64) {
         let expected = &self.0[name];
         assert_eq!(found.size(), expected.size(), "{name}");
         let largest = expected.abs().max().double_value(&[]);
         let difference = (found - expected).abs().max().double_value(&[]);
         assert!(
-            difference < 1e-4 * largest,
+            difference < bound * largest,
             "{name}: off by {difference}, largest value {largest}"
         );
     }

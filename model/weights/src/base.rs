@@ -12,7 +12,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use proto::public::agree::{Disagreement, agree};
 use proto::public::base::{CONFIG_FILE, OWN_PARTS, PARTS, WEIGHT_FILES, part};
-use proto::public::names::{RETRINET_FILE, foreign};
+use proto::public::names::{RETRINET_FILE, foreign, other_model};
 use proto::spec::{Architecture, Model};
 
 use storage::{StoreError, local_folder, open};
@@ -27,6 +27,11 @@ pub const RETRINET: &str = proto::architecture::RETRINET;
 pub enum BaseError {
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(
+        "{url} is a file of torch.save, which may contain programs; convert it once with \
+        `coordinator convert FILE --out FILE.safetensors`, which reads weights alone"
+    )]
+    Pickle { url: String },
     #[error("there is no folder {url}; correct the path, or create the base model first")]
     NoFolder { url: String },
     #[error("cannot read {path} of {url}: {source}")]
@@ -99,6 +104,14 @@ impl Base {
     /// # Errors
     /// The folder or file does not exist, storage fails, or a header or an index cannot be read.
     pub async fn find(url: &str) -> Result<Self, BaseError> {
+        if [".bin", ".pth", ".pt", ".ckpt"]
+            .iter()
+            .any(|it| url.ends_with(it))
+        {
+            return Err(BaseError::Pickle {
+                url: url.to_owned(),
+            });
+        }
         let (folder, file) = match url.rsplit_once('/') {
             Some((folder, file)) if file.ends_with(".safetensors") => (folder, Some(file)),
             _ => (url, None),
@@ -229,10 +242,7 @@ impl Base {
         Ok(())
     }
 
-    async fn component_in_folder(
-        &self,
-        folder: &str,
-    ) -> Result<Option<ComponentFiles>, BaseError> {
+    async fn component_in_folder(&self, folder: &str) -> Result<Option<ComponentFiles>, BaseError> {
         let config = format!("{folder}/{CONFIG_FILE}");
         let beside: Vec<String> = self
             .exists(&config)
@@ -295,9 +305,19 @@ impl Base {
     }
 
     async fn inspect_file(&mut self, file: &str) -> Result<(), BaseError> {
-        let names = self.tensor_names(file).await?;
+        let tensors = self.tensor_shapes(file).await?;
+        let shapes = tensors.iter();
+        let shapes = shapes.map(|(name, shape)| (name.as_str(), shape.as_slice()));
+        if let Some(other) = other_model(shapes) {
+            let reason = format!("it is {other}, which is not supported");
+            return Err(self.malformed(file, reason));
+        }
+        let names: BTreeSet<String> = tensors.into_keys().collect();
+        let has = |prefix: &str| names.iter().any(|name| name.starts_with(prefix));
+        // FastComposer's components have the names of diffusers' folders.
+        let is_fastcomposer = has("postfuse_module.") && has("unet.");
         for part in PARTS.into_iter().chain(OWN_PARTS) {
-            if names.iter().any(|name| name.starts_with(part.prefix)) {
+            if has(part.prefix) || (is_fastcomposer && has(&format!("{}.", part.folder))) {
                 self.parts
                     .insert(part.name, ComponentFiles::single_file(file));
             }
@@ -312,8 +332,14 @@ impl Base {
         Ok(())
     }
 
-    /// Tensor names in the header of a safetensors file.
-    async fn tensor_names(&self, file: &str) -> Result<BTreeSet<String>, BaseError> {
+    /// Names and shapes of tensors in the header of a safetensors file.
+    async fn tensor_shapes(&self, file: &str) -> Result<BTreeMap<String, Vec<u64>>, BaseError> {
+        #[derive(serde::Deserialize)]
+        struct Tensor {
+            #[serde(default)]
+            shape: Vec<u64>,
+        }
+
         let path = self.path(file);
         let read_range = async |range| {
             let bytes = self.store.get_range(&path, range).await;
@@ -330,15 +356,18 @@ impl Base {
             return Err(self.malformed(file, reason));
         }
         let header = read_range(8..8 + length).await?;
-        let header: BTreeMap<String, serde::de::IgnoredAny> =
+        let header: BTreeMap<String, Tensor> =
             serde_json::from_slice(&header).map_err(|error| self.malformed(file, error))?;
-        Ok(header
-            .into_keys()
-            .filter(|name| name != "__metadata__")
-            .collect())
+        let tensors = header.into_iter();
+        let tensors = tensors.filter(|(name, _)| name != "__metadata__");
+        Ok(tensors.map(|(name, tensor)| (name, tensor.shape)).collect())
     }
 
-    async fn exists(&self, name: &str) -> Result<bool, BaseError> {
+    /// Whether the base has an object of this name.
+    ///
+    /// # Errors
+    /// Storage fails.
+    pub async fn exists(&self, name: &str) -> Result<bool, BaseError> {
         match self.store.head(&self.path(name)).await {
             Ok(_) => Ok(true),
             Err(object_store::Error::NotFound { .. }) => Ok(false),

@@ -3,4 +3,6 @@
 //! hash them. Tensors are handled by `model`. No libtorch.
 
 pub mod base;
+pub mod convert;
 pub mod init_digest;
+pub mod pickle;

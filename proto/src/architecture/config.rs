@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 /// time embedding; `CrossAttention` includes the zero convolutions ("conjunction network" on the
 /// authors' page). `Control` is ControlNet's whole branch with its own time embedding, `Adapter` is
 /// what brings an image embedding into a U-Net (IP-Adapter's projection and attentions, and
-/// Kandinsky's projections), `Prior` is Kandinsky's prior, `Fusion` what FastComposer adds to the text encoder;
-/// `ImageEncoderEnd` is the part of a CLIP image tower that FastComposer trains.
+/// Kandinsky's projections), `Prior` is Kandinsky's prior, `Fusion` what FastComposer adds to the
+/// text encoder; `ImageEncoderEnd` is the part of a CLIP image tower that FastComposer trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Component {

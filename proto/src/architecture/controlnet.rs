@@ -98,8 +98,9 @@ impl ControlNet {
         let (count, expected) = (scales.len(), self.residuals());
         (count != 1 && count != expected).then(|| {
             let field = "knobs.control_scales".to_owned();
-            let why =
-                format!("has {count} scales; this U-Net has {expected} residuals, so give 1 or {expected}");
+            let why = format!(
+                "has {count} scales; this U-Net has {expected} residuals, so give 1 or {expected}"
+            );
             (field, why)
         })
     }

@@ -151,7 +151,7 @@ impl Fields {
     /// Makes the autoencoder Kandinsky's of the same size, unless job.toml changes the size's.
     pub(super) fn use_movq(&mut self) {
         let of_size = size::named(&self.size).map(|it| it.1);
-        if self.origin != Origin::Stored && self.autoencoder == of_size {
+        if self.autoencoder == of_size {
             self.autoencoder = Some(size::movq(&self.size));
         }
     }

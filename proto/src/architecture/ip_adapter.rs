@@ -1,5 +1,5 @@
-//! IP-Adapter (Ye et al. 2023; `tencent-ailab/IP-Adapter`), one of the paper's four peers: tokens of
-//! a CLIP image embedding are a second context of each cross-attention, with keys and values of
+//! IP-Adapter (Ye et al. 2023; `tencent-ailab/IP-Adapter`), one of the paper's four peers: tokens
+//! of a CLIP image embedding are a second context of each cross-attention, with keys and values of
 //! their own.
 
 use super::config::{Component, ImageEncoderConfig};

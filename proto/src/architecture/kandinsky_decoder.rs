@@ -261,13 +261,10 @@ fn variant(fields: &mut Fields, faults: &mut Faults) -> DecoderVariant {
         size::KANDINSKY => Some(DecoderVariant::Kandinsky22),
         _ => None,
     };
-    let stored = fields.is_stored();
     let size = fields.size().to_owned();
     let written: Option<DecoderVariant> = fields.written("model.variant");
-    let variant = written
-        .or(of_size)
-        .unwrap_or(DecoderVariant::Kandinsky22);
-    let fits = stored || of_size.is_none_or(|it| it == variant);
+    let variant = written.or(of_size).unwrap_or(DecoderVariant::Kandinsky22);
+    let fits = of_size.is_none_or(|it| it == variant);
     faults.need(fits, "model.variant", || {
         let (name, other) = match variant {
             DecoderVariant::Kandinsky22 => ("kandinsky-2.2", size::KANDINSKY),

@@ -84,7 +84,10 @@ impl PriorConfig {
                 .written("model.prior.text_projection")
                 .unwrap_or(base.text_projection),
         };
-        for (name, value, max) in [("width", config.width, 8192), ("layers", config.layers, 128)] {
+        for (name, value, max) in [
+            ("width", config.width, 8192),
+            ("layers", config.layers, 128),
+        ] {
             faults.count(&format!("model.prior.{name}"), value, max);
         }
         let divides = config.heads > 0 && config.width.is_multiple_of(config.heads);
@@ -123,9 +126,7 @@ impl PriorConfig {
             ClipActivation::QuickGelu => Activation::QuickGelu,
             ClipActivation::Gelu => Activation::Gelu,
         };
-        layout.projection = self
-            .text_projection
-            .then(|| i64::from(image.projection));
+        layout.projection = self.text_projection.then(|| i64::from(image.projection));
         layout
     }
 }

@@ -131,7 +131,9 @@ impl Architecture {
             Self::Retrinet => ArchitectureSpec::Retrinet(Retrinet::read(fields, faults)),
             Self::ControlNet => ArchitectureSpec::ControlNet(ControlNet::read(fields, faults)),
             Self::IpAdapter => ArchitectureSpec::IpAdapter(IpAdapter::read(fields, faults)),
-            Self::FastComposer => ArchitectureSpec::FastComposer(FastComposer::read(fields, faults)),
+            Self::FastComposer => {
+                ArchitectureSpec::FastComposer(FastComposer::read(fields, faults))
+            }
             Self::KandinskyPrior => {
                 ArchitectureSpec::KandinskyPrior(KandinskyPrior::read(fields, faults))
             }

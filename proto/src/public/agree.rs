@@ -2,8 +2,8 @@
 //! weights of another architecture at submission and again at load, before a tensor is read. Pure.
 
 use super::config::{self, ConfigError};
-use crate::architecture::{CONTROLNET, IP_ADAPTER, POSTFUSE, PRIOR, UNCLIP};
 use crate::architecture::KandinskyDecoder;
+use crate::architecture::{CONTROLNET, IP_ADAPTER, POSTFUSE, PRIOR, UNCLIP};
 use crate::layout::{
     AutoencoderLayout, ImageLayout, PriorLayout, TextLayout, UNetLayout, hint_widths,
 };
@@ -345,14 +345,24 @@ fn scaling(config: &str, job: &AutoencoderConfig) -> Result<(), Disagreement> {
 fn image(found: &ImageLayout, job: &ImageLayout) -> Result<(), Disagreement> {
     let (theirs, ours) = (&found.transformer, &job.transformer);
     let numbers = [
-        ("hidden_size", theirs.width, "model.image_encoder.width", ours.width),
+        (
+            "hidden_size",
+            theirs.width,
+            "model.image_encoder.width",
+            ours.width,
+        ),
         (
             "num_hidden_layers",
             theirs.layers as i64,
             "model.image_encoder.layers",
             ours.layers as i64,
         ),
-        ("num_attention_heads", theirs.heads, "model.image_encoder.heads", ours.heads),
+        (
+            "num_attention_heads",
+            theirs.heads,
+            "model.image_encoder.heads",
+            ours.heads,
+        ),
         (
             "intermediate_size",
             theirs.mlp_width,
@@ -365,8 +375,18 @@ fn image(found: &ImageLayout, job: &ImageLayout) -> Result<(), Disagreement> {
             "model.image_encoder.projection",
             job.projection,
         ),
-        ("image_size", found.side, "model.image_encoder.side", job.side),
-        ("patch_size", found.patch, "model.image_encoder.patch", job.patch),
+        (
+            "image_size",
+            found.side,
+            "model.image_encoder.side",
+            job.side,
+        ),
+        (
+            "patch_size",
+            found.patch,
+            "model.image_encoder.patch",
+            job.patch,
+        ),
     ];
     for (theirs, found, ours, expected) in numbers {
         same(theirs, &found, ours, &expected)?;

@@ -7,4 +7,5 @@ pub mod agree;
 pub mod base;
 pub mod config;
 pub mod names;
+pub mod pipeline;
 pub mod write;

@@ -143,10 +143,19 @@ pub fn ip_adapter_variant<'a>(
     context_dim: i64,
 ) -> Option<String> {
     const VARIANTS: [(&str, &str); 4] = [
-        ("image_proj.latents", "an IP-Adapter of the kind \"plus\", which resamples patches"),
+        (
+            "image_proj.latents",
+            "an IP-Adapter of the kind \"plus\", which resamples patches",
+        ),
         ("image_proj.proj.2.", "an IP-Adapter of the kind \"FaceID\""),
-        ("image_proj.proj.3.", "an IP-Adapter of the kind \"full-face\""),
-        ("image_proj.perceiver_resampler.", "an IP-Adapter of the kind \"FaceID plus\""),
+        (
+            "image_proj.proj.3.",
+            "an IP-Adapter of the kind \"full-face\"",
+        ),
+        (
+            "image_proj.perceiver_resampler.",
+            "an IP-Adapter of the kind \"FaceID plus\"",
+        ),
     ];
     for name in names {
         if let Some((_, what)) = VARIANTS.iter().find(|(prefix, _)| name.starts_with(prefix)) {
@@ -154,10 +163,49 @@ pub fn ip_adapter_variant<'a>(
         }
     }
     let width = width.filter(|width| *width != context_dim)?;
-    let of = if width == 2048 { " (Stable Diffusion XL's)" } else { "" };
+    let of = if width == 2048 {
+        " (Stable Diffusion XL's)"
+    } else {
+        ""
+    };
     Some(format!(
-        "an IP-Adapter for text states of width {width}{of}, but this model's are {context_dim} wide"
+        "an IP-Adapter for text states of width {width}{of}, but this model's have {context_dim}"
     ))
+}
+
+/// What a file is by its tensors' names and shapes, if it is known to be another variant of a model
+/// of this program. Other versions of Stable Diffusion: [`foreign`].
+#[must_use]
+pub fn other_model<'a>(tensors: impl Iterator<Item = (&'a str, &'a [u64])>) -> Option<String> {
+    let tensors: Vec<(&str, &[u64])> = tensors.collect();
+    let names = || tensors.iter().map(|(name, _)| *name);
+    if names().any(|name| name.starts_with("lora_controlnet")) {
+        return Some("a Control-LoRA, the difference between a ControlNet and its base".to_owned());
+    }
+    let inputs = |name: &str, at: usize| {
+        let found = tensors.iter().find(|(of, _)| *of == name)?;
+        found.1.get(at).copied()
+    };
+    for name in [
+        "model.diffusion_model.input_blocks.0.0.weight",
+        "unet.conv_in.weight",
+        "input_blocks.0.0.weight",
+    ] {
+        match inputs(name, 1) {
+            Some(9) => return Some("a file of Stable Diffusion for inpainting".to_owned()),
+            Some(8) => return Some("a file of InstructPix2Pix or of depth to image".to_owned()),
+            _ => {}
+        }
+    }
+    let keys = [
+        "ip_adapter.1.to_k_ip.weight",
+        "adapter_modules.1.to_k_ip.weight",
+    ];
+    let width = keys.iter().find_map(|name| inputs(name, 1));
+    let width = width.and_then(|width| i64::try_from(width).ok());
+    // Only Stable Diffusion XL's and 2's widths are other models; a small model has its own.
+    let foreign_width = width.filter(|width| [2048, 1024].contains(width));
+    ip_adapter_variant(names(), foreign_width, 768)
 }
 
 /// Our name for a `diffusers` tensor of the U-Net's encoder; None for all other tensors.
@@ -395,22 +443,41 @@ mod tests {
         assert_eq!(what("image_proj.proj.weight", 768), None);
         assert!(what("image_proj.latents", 768).unwrap().contains("plus"));
         assert!(what("image_proj.proj.weight", 2048).unwrap().contains("XL"));
-        assert!(what("image_proj.proj.3.weight", 768).unwrap().contains("full-face"));
+        assert!(
+            what("image_proj.proj.3.weight", 768)
+                .unwrap()
+                .contains("full-face")
+        );
     }
 
     #[test]
     fn controlnet_names_as_in_tensors_md() {
         let layout = UNetLayout::from(&size::named("sd15").unwrap().0);
         for (ours, theirs) in [
-            ("input_hint_block.0.weight", "controlnet_cond_embedding.conv_in.weight"),
-            ("input_hint_block.2.bias", "controlnet_cond_embedding.blocks.0.bias"),
-            ("input_hint_block.12.weight", "controlnet_cond_embedding.blocks.5.weight"),
-            ("input_hint_block.14.weight", "controlnet_cond_embedding.conv_out.weight"),
+            (
+                "input_hint_block.0.weight",
+                "controlnet_cond_embedding.conv_in.weight",
+            ),
+            (
+                "input_hint_block.2.bias",
+                "controlnet_cond_embedding.blocks.0.bias",
+            ),
+            (
+                "input_hint_block.12.weight",
+                "controlnet_cond_embedding.blocks.5.weight",
+            ),
+            (
+                "input_hint_block.14.weight",
+                "controlnet_cond_embedding.conv_out.weight",
+            ),
             ("zero_convs.11.0.weight", "controlnet_down_blocks.11.weight"),
             ("middle_block_out.0.bias", "controlnet_mid_block.bias"),
             ("time_embed.0.weight", "time_embedding.linear_1.weight"),
             ("input_blocks.0.0.bias", "conv_in.bias"),
-            ("middle_block.1.norm.weight", "mid_block.attentions.0.norm.weight"),
+            (
+                "middle_block.1.norm.weight",
+                "mid_block.attentions.0.norm.weight",
+            ),
         ] {
             let found = diffusers_controlnet(ours, &layout, 4);
             assert_eq!(found.as_deref(), Some(theirs), "{ours}");

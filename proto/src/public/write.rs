@@ -12,14 +12,16 @@ use crate::spec::{
 use serde_json::{Value, json};
 
 /// The release of diffusers that defines these fields; newer releases read them too.
-const DIFFUSERS: &str = "0.42.1";
+pub(crate) const DIFFUSERS: &str = "0.42.1";
 
 /// The config of a component ("autoencoder", "text_encoder" or "unet") of a model that works at
 /// `resolution` pixels; None: its architecture has no such component.
 #[must_use]
 pub fn config(component: &str, model: &Model, resolution: u32) -> Option<String> {
     let architecture = &model.architecture;
-    let factor = architecture.autoencoder().map_or(1, AutoencoderConfig::factor);
+    let factor = architecture
+        .autoencoder()
+        .map_or(1, AutoencoderConfig::factor);
     let config = match (component, architecture.kandinsky()) {
         ("autoencoder", Some(job)) => movq(job, resolution),
         ("unet", Some(job)) => image_unet(job, resolution / factor),

@@ -51,7 +51,7 @@ enum Component {
     Image,
     /// sample, timestep, encoder_hidden_states, references, reference_hidden_states -> sample
     Retrinet,
-    /// sample, timestep, encoder_hidden_states, controlnet_cond -> sample, residual.I; a folder with
+    /// sample, timestep, encoder_hidden_states, controlnet_cond -> sample, residual.I; a folder of
     /// unet and controlnet
     Controlnet,
     /// sample, timestep, encoder_hidden_states, image_embeds, scale -> sample; a folder with unet

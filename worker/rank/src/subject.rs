@@ -163,8 +163,7 @@ pub(crate) async fn from_request(
                     .await
                     .with_context(|| format!("reference {name}"))?;
                 let seeds = (seed, slot as u64);
-                let reference =
-                    of_file(settings, view, data.resolution, named, decoded, seeds);
+                let reference = of_file(settings, view, data.resolution, named, decoded, seeds);
                 (reference, Origin::of_file(named)?)
             }
         };

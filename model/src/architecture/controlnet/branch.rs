@@ -103,9 +103,9 @@ impl ControlBranch {
         let time = self.time.embed(inputs.timesteps, latents.kind());
         let time = repeat_batch(&time, branches);
         let hint = repeat_batch(&self.hint.forward(control.hint), branches);
-        let features =
-            self.encoder
-                .forward_with_hint(&latents, &time, inputs.text, Some(&hint));
+        let features = self
+            .encoder
+            .forward_with_hint(&latents, &time, inputs.text, Some(&hint));
         let last = &features[features.len() - 1];
         let middle = self.middle.forward(last, &time, inputs.text, None);
         let outputs = self.zero.iter().zip(&features);

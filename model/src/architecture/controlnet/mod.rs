@@ -168,7 +168,11 @@ fn scales(knobs: &Knobs, outputs: usize) -> Vec<f64> {
             let scale = given.get(i).or(given.first()).copied().unwrap_or(1.0);
             // From 0.1 to 1, evenly in the exponent.
             let exponent = i as f64 / (outputs - 1) as f64 - 1.0;
-            if guess { scale * 10f64.powf(exponent) } else { scale }
+            if guess {
+                scale * 10f64.powf(exponent)
+            } else {
+                scale
+            }
         })
         .collect()
 }

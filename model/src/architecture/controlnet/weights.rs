@@ -53,7 +53,11 @@ pub(crate) fn load_branch(
     } else if source.any_with_prefix("input_hint_block.") {
         source.load(into, |name| vec![name.to_owned()], |_| true)
     } else {
-        let named = |name: &str| diffusers_controlnet(name, layout, hint).into_iter().collect();
+        let named = |name: &str| {
+            diffusers_controlnet(name, layout, hint)
+                .into_iter()
+                .collect()
+        };
         source.load(into, named, |_| true)
     }
 }

@@ -78,7 +78,9 @@ impl Fusion {
         let replaced = Tensor::zeros([size[0], size[1]], (Kind::Float, text.device())).scatter(
             1,
             &index.view([-1, 1]),
-            &Tensor::from_slice(&has).view([-1, 1]).to_device(text.device()),
+            &Tensor::from_slice(&has)
+                .view([-1, 1])
+                .to_device(text.device()),
         );
         let replaced = replaced.unsqueeze(-1).to_kind(text.kind());
         text * (1 - &replaced) + fused.unsqueeze(1) * replaced

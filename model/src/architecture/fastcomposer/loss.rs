@@ -22,12 +22,8 @@ pub fn localization(columns: &[Tensor], figures: &Tensor, has: &Tensor) -> Tenso
         .iter()
         .map(|column| {
             let size = column.size();
-            let mask = figures.internal_upsample_bilinear2d_aa(
-                [size[2], size[3]],
-                false,
-                None,
-                None,
-            );
+            let mask =
+                figures.internal_upsample_bilinear2d_aa([size[2], size[3]], false, None, None);
             let mean = |mask: &Tensor| {
                 let sum = (column * mask).sum_dim_intlist([2i64, 3].as_slice(), false, Kind::Float);
                 let cells = mask.sum_dim_intlist([2i64, 3].as_slice(), false, Kind::Float);

@@ -42,8 +42,13 @@ pub(crate) fn load_adapter(
     layout: &UNetLayout,
     into: &NamedTensors,
 ) -> Result<NamedTensors, ModelError> {
-    let keys = ["ip_adapter.1.to_k_ip.weight", "adapter_modules.1.to_k_ip.weight"];
-    let width = keys.iter().find_map(|name| source.shape(name)?.last().copied());
+    let keys = [
+        "ip_adapter.1.to_k_ip.weight",
+        "adapter_modules.1.to_k_ip.weight",
+    ];
+    let width = keys
+        .iter()
+        .find_map(|name| source.shape(name)?.last().copied());
     if let Some(variant) = ip_adapter_variant(source.names(), width, layout.context_dim) {
         return Err(ModelError::OtherModel {
             path: path.to_owned(),

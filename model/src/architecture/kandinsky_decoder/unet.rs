@@ -4,7 +4,9 @@
 //! Weight names are those of `diffusers`.
 
 use crate::embedding::timestep_embedding;
-use crate::layer::{Conv, GroupNorm, GroupNormOptions, LayerNorm, Linear, PointConv, to_map, to_tokens};
+use crate::layer::{
+    Conv, GroupNorm, GroupNormOptions, LayerNorm, Linear, PointConv, to_map, to_tokens,
+};
 use crate::parameter::Scope;
 use crate::recompute::ActivationCheckpoint;
 use proto::layout::{Frequencies, ImageUNetLayout};
@@ -175,7 +177,11 @@ impl ImageConditions {
     ) -> Self {
         let (context, added) = (scope.sub("encoder_hid_proj"), scope.sub("add_embedding"));
         Self {
-            tokens: Linear::new(&context.sub("image_embeds"), embedding, tokens * context_dim),
+            tokens: Linear::new(
+                &context.sub("image_embeds"),
+                embedding,
+                tokens * context_dim,
+            ),
             token_norm: LayerNorm::new(&context.sub("norm"), context_dim),
             added: Linear::new(&added.sub("image_proj"), embedding, time_width),
             added_norm: LayerNorm::new(&added.sub("image_norm"), time_width),
@@ -207,7 +213,10 @@ pub struct ImageUNet {
     middle: [ActivationCheckpoint<Layer>; 2],
     /// From the last level to the first: layers with a skip connection, then the block that
     /// doubles the size.
-    up: Vec<(Vec<ActivationCheckpoint<Layer>>, Option<ActivationCheckpoint<Layer>>)>,
+    up: Vec<(
+        Vec<ActivationCheckpoint<Layer>>,
+        Option<ActivationCheckpoint<Layer>>,
+    )>,
     norm_out: GroupNorm,
     conv_out: Conv,
     width: i64,
@@ -266,7 +275,9 @@ impl ImageUNet {
         let dtype = latents.kind();
         let time = timestep_embedding(timesteps, self.width, Frequencies::default());
         let time = self.time[1].forward(&self.time[0].forward(&time).silu());
-        let time = (time + self.conditions.added(embeddings)).silu().to_kind(dtype);
+        let time = (time + self.conditions.added(embeddings))
+            .silu()
+            .to_kind(dtype);
         let context = self.conditions.context(embeddings);
         let mut skips = vec![self.conv_in.forward(latents)];
         for layer in self.down.iter().flatten() {
@@ -312,7 +323,8 @@ fn down(
             let scope = scope.sub("down_blocks").sub(level);
             let mut layers = Vec::new();
             for i in 0..layout.res_blocks {
-                let (res, attention) = (scope.sub("resnets").sub(i), scope.sub("attentions").sub(i));
+                let (res, attention) =
+                    (scope.sub("resnets").sub(i), scope.sub("attentions").sub(i));
                 let layer = Layer {
                     res: ResBlock::new(&res, [inputs, width], layout, Resize::None),
                     attention: (level > 0).then(|| AddedAttention::new(&attention, width, layout)),
@@ -322,7 +334,12 @@ fn down(
                 skips.push(width);
             }
             if level + 1 < layout.widths.len() {
-                layers.push(resizing(&scope.sub("downsamplers").sub(0), width, layout, Resize::Down));
+                layers.push(resizing(
+                    &scope.sub("downsamplers").sub(0),
+                    width,
+                    layout,
+                    Resize::Down,
+                ));
                 skips.push(width);
             }
             layers
@@ -343,7 +360,10 @@ fn resizing(
     ActivationCheckpoint::new(&[scope], layer)
 }
 
-type UpLevel = (Vec<ActivationCheckpoint<Layer>>, Option<ActivationCheckpoint<Layer>>);
+type UpLevel = (
+    Vec<ActivationCheckpoint<Layer>>,
+    Option<ActivationCheckpoint<Layer>>,
+);
 
 /// The decoder; `skips` are the widths of the encoder's outputs.
 fn up(scope: &Scope<'_>, layout: &ImageUNetLayout, mut skips: Vec<i64>) -> Vec<UpLevel> {
@@ -354,7 +374,8 @@ fn up(scope: &Scope<'_>, layout: &ImageUNetLayout, mut skips: Vec<i64>) -> Vec<U
             let scope = scope.sub("up_blocks").sub(block);
             let mut layers = Vec::new();
             for i in 0..=layout.res_blocks {
-                let (res, attention) = (scope.sub("resnets").sub(i), scope.sub("attentions").sub(i));
+                let (res, attention) =
+                    (scope.sub("resnets").sub(i), scope.sub("attentions").sub(i));
                 let skip = skips.pop().expect("one skip connection for each layer");
                 let layer = Layer {
                     res: ResBlock::new(&res, [inputs + skip, width], layout, Resize::None),

@@ -111,9 +111,8 @@ impl Network for PriorNetwork {
             .prior
             .forward(&noisy.to_kind(dtype), &timesteps, &text.as_input());
         let error = (predicted.to_kind(Kind::Float) - clean).square();
-        let weights = by_timestep(&|timestep| {
-            self.schedule.loss_weight(timestep, self.job.loss_weighting)
-        });
+        let weights =
+            by_timestep(&|timestep| self.schedule.loss_weight(timestep, self.job.loss_weighting));
         let total = error.mean_dim(1i64, false, None) * weights;
         Ok(SampleLosses {
             terms: vec![total.shallow_clone()],

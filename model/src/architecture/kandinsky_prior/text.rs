@@ -94,7 +94,11 @@ impl PriorPrompts {
         sampler.keep_last(knobs.prior_steps_kept() as usize);
         let guidance = knobs.prior_guidance.unwrap_or(GUIDANCE);
         let guided = guidance != 1.0;
-        let prompts: &[&str] = if guided { &[negative, prompt] } else { &[prompt] };
+        let prompts: &[&str] = if guided {
+            &[negative, prompt]
+        } else {
+            &[prompt]
+        };
         let text = self.encode(prompts, dtype, device);
         let embedding = embedding.to_kind(Kind::Float);
         // The pipeline does not whiten and yet reverses it at the end.

@@ -301,11 +301,7 @@ fn check_across_sections(spec: &TrainWork, resources: &Resources, faults: &mut F
     faults.need(
         cache == 0 || spec.model.architecture.diffusion().is_some(),
         field,
-        || {
-            format!(
-                "is {cache}; it must be 0 for an architecture without a frozen autoencoder"
-            )
-        },
+        || format!("is {cache}; it must be 0 for an architecture without a frozen autoencoder"),
     );
     let exact_on_gpu =
         spec.train.reduction == Reduction::Exact && resources.device == DeviceKind::Cuda;

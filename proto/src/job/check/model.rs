@@ -24,14 +24,10 @@ pub(super) fn model(
     let (kind, facts) = (raw.architecture, raw.architecture.facts());
     let size = size_of(raw);
     let unknown = !size::ALL.contains(&size);
-    faults.need(
-        unknown || facts.sizes.contains(&size),
-        "model.size",
-        || {
-            let (name, sizes) = (facts.name, facts.sizes.join(", "));
-            format!("is {size:?}, which {name} does not have; it has {sizes}")
-        },
-    );
+    faults.need(unknown || facts.sizes.contains(&size), "model.size", || {
+        let (name, sizes) = (facts.name, facts.sizes.join(", "));
+        format!("is {size:?}, which {name} does not have; it has {sizes}")
+    });
     let mut fields = Fields::new(written, networks(raw, faults), origin, size_of(raw));
     let architecture = kind.read(&mut fields, faults);
     fields.reject_unused(facts.name, |field| kind.why_unused(field), faults);

@@ -56,7 +56,10 @@ pub fn movq_blocks(levels: usize) -> [Vec<&'static str>; 2] {
         0 => "AttnUpDecoderBlock2D",
         _ => "UpDecoderBlock2D",
     };
-    [(0..levels).map(down).collect(), (0..levels).map(up).collect()]
+    [
+        (0..levels).map(down).collect(),
+        (0..levels).map(up).collect(),
+    ]
 }
 
 fn blocks(fields: &mut Fields, expected: [Vec<&'static str>; 2]) -> Found<()> {
@@ -89,9 +92,8 @@ pub fn image_unet(text: &str) -> Found<ImageUNetLayout> {
         norm_groups: fields.count("norm_num_groups", 32)?,
         widths,
     };
-    let indivisible = |width: &&i64| {
-        **width % layout.norm_groups != 0 || **width % layout.head_channels != 0
-    };
+    let indivisible =
+        |width: &&i64| **width % layout.norm_groups != 0 || **width % layout.head_channels != 0;
     if let Some(width) = layout.widths.iter().skip(1).find(indivisible) {
         let expected = "a multiple of norm_num_groups and of attention_head_dim is expected";
         return Err(fields.fault("block_out_channels", &json!(width), expected));
@@ -168,6 +170,9 @@ pub fn movq(text: &str) -> Found<MovqLayout> {
         return Err(fields.fault(field, &json!(false), "only true is supported"));
     }
     // Kandinsky's training and pipeline do not scale latents.
-    fields.finish(&supported, &["sample_size", "scaling_factor", "force_upcast"])?;
+    fields.finish(
+        &supported,
+        &["sample_size", "scaling_factor", "force_upcast"],
+    )?;
     Ok(layout)
 }
