@@ -91,6 +91,13 @@ pub(crate) fn log(event: &Event) {
         Event::JobCancelled { job } => tracing::info!(%job, "job is cancelled"),
         Event::UnitFailed { .. } | Event::UnitSetAside { .. } => log_unit(event),
         Event::Unreachable { pair } => tracing::warn!("{pair}"),
+        Event::WorkerDisplaced { worker, by } => {
+            let address = by.address.as_deref().unwrap_or("unknown");
+            tracing::warn!(
+                %worker, by = %by.worker, address,
+                "two daemons have one name; the older one is told to leave"
+            );
+        }
         Event::Ignored { worker, violation } => {
             if let Some(count) = WORKERS.admit() {
                 tracing::warn!(%worker, %violation, count, "report ignored");

@@ -21,6 +21,7 @@
 //! | `retri_job_peak_device_memory_bytes` | training_job | bytes | largest GPU memory of its tensors; 0 on a CPU |
 //! | `retri_job_skipped_steps` | training_job | steps | steps skipped because of a non-finite value |
 //! | `retri_job_loss_scale` | training_job | | loss scale of the backward pass; 1 except in fp16 |
+//! | `retri_job_cut_prompts` | training_job | samples | training samples whose prompt is longer than what the model reads |
 //! | `retri_job_units` | training_job, state | units | units by state: total, done, leased, set-aside |
 //! | `retri_job_units_per_second` | training_job | units/s | units done per second over the last minute |
 //! | `retri_checkpoint_committed_step` | training_job | steps | step of the newest committed checkpoint |
@@ -40,6 +41,7 @@ use prometheus_client::registry::Registry;
 use proto::message::PhaseSeconds;
 use proto::pb;
 use proto::phase::is_over;
+use proto::printable::printable;
 use proto::wire::loss_terms;
 use std::sync::atomic::AtomicU64;
 
@@ -103,6 +105,7 @@ struct Families {
     peak_device_memory: Gauges,
     skipped_steps: Gauges,
     loss_scale: Gauges,
+    cut_prompts: Gauges,
     units: Gauges,
     units_per_second: Gauges,
     committed_step: Gauges,
@@ -184,6 +187,11 @@ impl Families {
                 "Factor that scales the loss before the backward pass; 1 except in fp16",
                 &self.loss_scale,
             ),
+            (
+                "retri_job_cut_prompts",
+                "Training samples whose prompt is longer than what the model reads",
+                &self.cut_prompts,
+            ),
             ("retri_job_units", "Units of the job by state", &self.units),
             (
                 "retri_job_units_per_second",
@@ -247,8 +255,7 @@ impl Families {
     #[allow(clippy::cast_precision_loss)] // Prometheus has only doubles.
     fn job(&self, job: &pb::JobView, totals: Option<&Totals>) {
         let name = || vec![(TRAINING_JOB, job.job.clone())];
-        let with =
-            |key, value: &str| vec![(TRAINING_JOB, job.job.clone()), (key, value.to_owned())];
+        let with = |key, value: &str| vec![(TRAINING_JOB, job.job.clone()), (key, label(value))];
         self.phase
             .get_or_create(&with("phase", &job.phase))
             .set(1.0);
@@ -269,6 +276,9 @@ impl Families {
             self.committed_step
                 .get_or_create(&name())
                 .set(newest.step as f64);
+        }
+        if let Some(cut) = job.cut_prompts {
+            self.cut_prompts.get_or_create(&name()).set(cut as f64);
         }
         if let Some(totals) = totals {
             self.samples
@@ -308,8 +318,7 @@ impl Families {
 
     fn last_step(&self, job: &pb::JobView, step: &pb::StepReport) {
         let name = || vec![(TRAINING_JOB, job.job.clone())];
-        let with =
-            |key, value: &str| vec![(TRAINING_JOB, job.job.clone()), (key, value.to_owned())];
+        let with = |key, value: &str| vec![(TRAINING_JOB, job.job.clone()), (key, label(value))];
         self.loss
             .get_or_create(&with("term", "total"))
             .set(step.loss);
@@ -350,7 +359,7 @@ impl Families {
         let name = worker
             .worker
             .as_ref()
-            .map_or_else(String::new, |it| it.name.clone());
+            .map_or_else(String::new, |it| label(&it.name));
         let up = vec![("worker", name.clone())];
         let devices = |state: &str| vec![("worker", name.clone()), ("state", state.to_owned())];
         // All boot numbers of a worker share one series, which is up if any of them is.
@@ -368,6 +377,11 @@ impl Families {
                 .set(f64::from(free));
         }
     }
+}
+
+/// A label's value. Reports name workers and terms, and whoever reads `/metrics` may print them.
+fn label(value: &str) -> String {
+    printable(value).into_owned()
 }
 
 fn render(snapshot: &Snapshot, now: u64) -> String {
@@ -416,6 +430,7 @@ pub(crate) fn phases(seconds: &PhaseSeconds) -> [(&'static str, f64); 7] {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
     use proto::message::LossTerm;
 
@@ -436,6 +451,7 @@ mod tests {
             phase: "training".into(),
             step: 7,
             restarts: 2,
+            cut_prompts: Some(31),
             last_step: Some(step),
             checkpoints: vec![pb::CheckpointRef {
                 step: 4,
@@ -486,6 +502,7 @@ mod tests {
             "retri_job_samples_total{training_job=\"demo-1\"} 56.0",
             "retri_job_restarts_total{training_job=\"demo-1\"} 2.0",
             "retri_checkpoint_committed_step{training_job=\"demo-1\"} 4.0",
+            "retri_job_cut_prompts{training_job=\"demo-1\"} 31.0",
             "retri_worker_up{worker=\"w1\"} 1.0",
             "retri_worker_devices{worker=\"w1\",state=\"free\"} 1.0",
         ] {
@@ -497,6 +514,32 @@ mod tests {
         assert!(
             !text.contains("old-1"),
             "a job that ended long ago is not exported"
+        );
+    }
+
+    #[test]
+    fn a_name_forges_no_series_and_moves_no_cursor() {
+        let mut snapshot = snapshot();
+        let name = "\u{1b}[2Jw1\r\n\"} 1\nretri_forged{a=\"\u{202e}";
+        for worker in &mut snapshot.workers {
+            worker.worker.as_mut().unwrap().name = name.to_owned();
+        }
+        let text = render(&snapshot, 2);
+        assert!(
+            !text
+                .replace('\n', "")
+                .contains(proto::printable::is_deceptive),
+            "{text:?}"
+        );
+        assert!(
+            !text.lines().any(|it| it.starts_with("retri_forged")),
+            "{text}"
+        );
+        let shown =
+            r#"retri_worker_up{worker="\\u{1b}[2Jw1\\r\\n\"} 1\\nretri_forged{a=\"\\u{202e}"} 1.0"#;
+        assert!(
+            text.lines().any(|it| it == shown),
+            "{shown} is not in\n{text}"
         );
     }
 

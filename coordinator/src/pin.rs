@@ -1,11 +1,15 @@
 //! Checks that a job's data set and base weights exist and give it something to train on, and
-//! returns the data set version that the job pins. Called by `submit` on the user's machine and
-//! again by the coordinator.
+//! returns the data set version that the job pins. Called by `submit` on the user's machine, and
+//! again for the coordinator, in a process of its own ([`crate::inspect`]).
 
 use anyhow::Chain;
 use base_weights::base::{Base, BaseError};
-use model_data::loader::{LoadError, Loader, LoaderOptions};
+use model_data::dataset::Dataset;
+use model_data::loader::{Counts, LoadError};
+use model_data::prepare::ExampleConfig;
+use model_data::prompt_length::CutPrompts;
 use proto::spec::TrainWork;
+use serde::{Deserialize, Serialize};
 use storage::local_folder;
 
 #[derive(Debug, thiserror::Error)]
@@ -57,15 +61,38 @@ impl PinError {
     }
 }
 
-/// Checks the job's inputs and returns the SHA-256 of `dataset.json`.
-pub(crate) async fn pin(spec: &TrainWork) -> Result<String, PinError> {
-    let version = pin_dataset(spec).await?;
-    check_init(spec).await?;
-    Ok(version)
+/// Number of lost tags that [`Pinned::notes`] names.
+const LOST_TAGS: usize = 5;
+
+/// What was found out about a job's inputs.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(crate) struct Pinned {
+    /// SHA-256 of `dataset.json`; empty if only base weights were looked into.
+    pub(crate) version: String,
+    /// None if the architecture reads no prompts.
+    pub(crate) cut_prompts: Option<CutPrompts>,
+    /// Of the base weights, one sentence each.
+    pub(crate) of_init: Vec<String>,
 }
 
-/// Checks the job's data set and returns the SHA-256 of its `dataset.json`.
-pub(crate) async fn pin_dataset(spec: &TrainWork) -> Result<String, PinError> {
+impl Pinned {
+    /// What the user should know, one sentence each.
+    pub(crate) fn notes(&self) -> Vec<String> {
+        let prompts = self.cut_prompts.as_ref();
+        let prompts = prompts.and_then(|it| it.sentence(LOST_TAGS));
+        prompts.into_iter().chain(self.of_init.clone()).collect()
+    }
+}
+
+/// Checks the job's inputs.
+pub(crate) async fn pin(spec: &TrainWork) -> Result<Pinned, PinError> {
+    let pinned = pin_dataset(spec).await?;
+    let of_init = check_init(spec).await?;
+    Ok(Pinned { of_init, ..pinned })
+}
+
+/// Checks the job's data set.
+pub(crate) async fn pin_dataset(spec: &TrainWork) -> Result<Pinned, PinError> {
     let url = &spec.data.dataset;
     // Opening a local store creates its folder; a mistyped path must not create one.
     if let Ok(Some(folder)) = local_folder(url)
@@ -73,23 +100,31 @@ pub(crate) async fn pin_dataset(spec: &TrainWork) -> Result<String, PinError> {
     {
         return Err(PinError::NoFolder { url: url.clone() });
     }
-    // Open it as a rank does, so that an empty training set fails now and not after queueing.
-    let options = LoaderOptions::new(&spec.model.architecture, 0, None);
-    let loader = Loader::open(&spec.data, options).await?;
-    if spec.train.validate_every != 0 && loader.held_out().is_empty() {
+    let dataset = Dataset::open(url).await.map_err(LoadError::from)?;
+    // Read it as a rank does, so that an empty training set fails now and not after queueing.
+    let examples = ExampleConfig::from(&spec.model.architecture);
+    let tokens = spec.model.architecture.text_encoder().map(|it| it.tokens);
+    let (counts, cut_prompts) = Counts::of(&dataset, &spec.data, &examples, tokens).await?;
+    if spec.train.validate_every != 0 && counts.held_out == 0 {
         return Err(PinError::NothingHeldOut {
             every: spec.train.validate_every,
             url: url.clone(),
             holdout: spec.data.holdout,
         });
     }
-    Ok(loader.dataset().version().to_owned())
+    Ok(Pinned {
+        version: dataset.version().to_owned(),
+        cut_prompts,
+        of_init: Vec::new(),
+    })
 }
 
-/// Checks the job's base weights, if it names any.
-pub(crate) async fn check_init(spec: &TrainWork) -> Result<(), PinError> {
-    if let Some(init) = &spec.model.init {
-        Base::find(init).await?.suits(&spec.model).await?;
-    }
-    Ok(())
+/// Checks the job's base weights, if it names any. Returns what the user should know of them.
+pub(crate) async fn check_init(spec: &TrainWork) -> Result<Vec<String>, PinError> {
+    let Some(init) = &spec.model.init else {
+        return Ok(Vec::new());
+    };
+    let base = Base::find(init).await?;
+    base.suits(&spec.model).await?;
+    Ok(base.notes())
 }

@@ -13,12 +13,12 @@
 use crate::admission::{Admission, EndedQuotas, invalid, overrides, parse};
 use crate::calls::short;
 use crate::daemon::{Handle, Stopping};
+use crate::inspect::{InspectError, Inspector};
 use crate::jobs::{Filter, Jobs, JobsError};
 use crate::journal::Journal;
-use crate::pin::pin;
 use crate::store::StateError;
 use crate::streams::{Reader, Replies, Streams, caller};
-use coordinator_core::event::{Input, Reply, RequestId};
+use coordinator_core::event::{DatasetPin, Input, Reply, RequestId};
 use proto::id::JobId;
 use proto::limits::{NAMED_BYTES, TEXT_BYTES, cut};
 use proto::pb;
@@ -41,6 +41,7 @@ pub(crate) struct ControlService {
     journal: Journal,
     streams: Streams,
     admission: Admission,
+    inspector: Inspector,
 }
 
 impl ControlService {
@@ -50,6 +51,7 @@ impl ControlService {
             journal: jobs.journal.clone(),
             streams: Streams::new(),
             admission: Admission::new(jobs.clone(), quotas),
+            inspector: Inspector::new(),
             jobs,
         }
     }
@@ -220,9 +222,13 @@ impl ControlService {
         Ok(last.front().copied().unwrap_or(next))
     }
 
-    /// Checks that the job's inputs exist. Returns the version of its data set (empty if it uses
-    /// that of another job) and a summary of the job in one sentence.
-    async fn check_inputs(&self, file: &str, spec: &JobSpec) -> Result<(String, String), Status> {
+    /// Checks that the job's inputs exist. Returns what is pinned of them, and a summary of the
+    /// job.
+    async fn check_inputs(
+        &self,
+        file: &str,
+        spec: &JobSpec,
+    ) -> Result<(DatasetPin, String), Status> {
         let resources = &spec.resources;
         let placement = format!(
             "on {} to {} {} workers with {} ranks each",
@@ -233,24 +239,34 @@ impl ControlService {
         );
         match &spec.work {
             Work::Train(work) => {
-                let version = pin(work).await.map_err(|error| {
-                    let text = format!("{file}: {}: {error}", error.field());
-                    short(Status::invalid_argument, &text)
+                let pinned = self.inspector.pin(spec, work).await;
+                let pinned = pinned.map_err(|error| match error {
+                    InspectError::Busy => Status::resource_exhausted(error.to_string()),
+                    InspectError::Refused { .. } => {
+                        short(Status::invalid_argument, &format!("{file}: {error}"))
+                    }
                 })?;
-                let summary = format!(
+                let mut summary = format!(
                     "{} steps of {} samples from {} (version {}), {placement}",
                     work.train.steps,
                     work.train.global_batch,
                     work.data.dataset,
-                    &version[..12],
+                    &pinned.version[..12],
                 );
-                Ok((version, summary))
+                for note in pinned.notes() {
+                    summary.push_str(&format!("\nnote: {note}"));
+                }
+                let dataset = DatasetPin {
+                    version: pinned.version,
+                    cut_prompts: pinned.cut_prompts.map(|it| it.cut),
+                };
+                Ok((dataset, summary))
             }
             Work::Sample(work) => {
                 self.job(&work.job.0).await?;
                 let (images, job, steps) = (work.images(), &work.job, work.steps);
                 Ok((
-                    String::new(),
+                    DatasetPin::default(),
                     format!("{images} images of {job} in {steps} steps, {placement}"),
                 ))
             }
@@ -320,7 +336,7 @@ impl pb::control_server::Control for ControlService {
         // The job is stored with all defaults filled in, so that a later change of a default cannot
         // affect a running job.
         let (spec, job_toml) = parsed.await?;
-        let (dataset_version, summary) = self.check_inputs(&file, &spec).await?;
+        let (dataset, summary) = self.check_inputs(&file, &spec).await?;
         self.admission.check_ended(&spec.resources.team).await?;
         if dry_run {
             return Ok(Response::new(pb::SubmitReply {
@@ -342,7 +358,7 @@ impl pb::control_server::Control for ControlService {
                 request,
                 spec: Box::new(spec),
                 job_toml,
-                dataset_version,
+                dataset,
                 archived,
             })
             .await;

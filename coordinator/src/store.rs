@@ -16,6 +16,7 @@
 //! | `steps/<job>/<step>` | protobuf `StepReport` |
 //! | `logs/<job>/<number>` | protobuf `LogLine` |
 
+use crate::opening;
 use coordinator_core::event::{Counters, Durable, JobRecord, Record};
 use prost::Message;
 use proto::id::JobId;
@@ -55,12 +56,17 @@ pub(crate) enum StateError {
         write"
     )]
     Fenced { url: String },
+    #[error("the store refuses to be used: {0}")]
+    Unusable(storage::probe::Trouble),
     #[error(
-        "the store under {url} did not complete a save within {} s; check that it is reachable \
-        and not full",
+        "the store under {url} did not complete a save within {} s: {cause}",
         within.as_secs_f64()
     )]
-    Slow { url: String, within: Duration },
+    Slow {
+        url: String,
+        within: Duration,
+        cause: String,
+    },
     #[error(
         "there is a coordinator's state under {url} already; restore into an empty store, or move \
         that folder away"
@@ -351,6 +357,7 @@ impl StateStore {
             Err(_) => Err(StateError::Slow {
                 url: self.url.clone(),
                 within: self.save_within,
+                cause: opening::cause(self.url.strip_suffix("/state").unwrap_or(&self.url)).await,
             }),
         }
     }

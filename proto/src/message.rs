@@ -343,6 +343,18 @@ pub struct DesiredState {
     /// What the receiver could not accept. Empty where the state is made.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refused: Vec<Refusal>,
+    /// Another daemon of the same name took this worker's place; it must leave.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub successor: Option<Successor>,
+}
+
+/// The daemon that took the place of another one of its name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Successor {
+    pub worker: WorkerId,
+    /// Where it answers pings.
+    pub address: Option<String>,
 }
 
 /// A part of a desired state that its receiver refuses, because a field is beyond what it accepts

@@ -436,6 +436,7 @@ impl From<&DesiredState> for pb::DesiredState {
             assignments: state.assignments.iter().map(Into::into).collect(),
             detect_within_ms: state.detect_within_ms,
             peers: state.peers.iter().map(Into::into).collect(),
+            successor: state.successor.as_ref().map(Into::into),
         }
     }
 }
@@ -474,6 +475,7 @@ impl TryFrom<pb::DesiredState> for DesiredState {
             detect_within_ms: detect_within(state.detect_within_ms)?,
             peers,
             refused,
+            successor: state.successor.map(TryInto::try_into).transpose()?,
         })
     }
 }

@@ -18,6 +18,7 @@ fn paths(text: &str) -> Vec<String> {
         .map(str::to_owned);
     let folders = [
         "proto/",
+        "shell/",
         "coordinator/",
         "worker/",
         "model/",
@@ -90,6 +91,7 @@ fn files(folder: &str, kind: &str) -> Vec<(String, String)> {
 fn dependencies_point_one_way() {
     for folder in [
         "proto",
+        "shell",
         "coordinator/core",
         "coordinator",
         "worker/core",

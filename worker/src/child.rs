@@ -7,6 +7,7 @@
 
 use crate::lines::{LineReader, RawLine};
 use crate::logs::{LINE_BYTES_MAX, Line, Logs};
+use crate::start::socket_path;
 use anyhow::Context;
 use proto::id::{JobId, Rank};
 use proto::message::{Assignment, RankOrder, RankReport};
@@ -76,10 +77,7 @@ impl Children {
     /// Starts a process; a failure to start is reported as its exit.
     pub(crate) fn spawn(&mut self, key: RankKey, device: u32, assignment: Box<Assignment>) {
         self.started += 1;
-        let socket =
-            self.settings
-                .run_dir
-                .join(format!("{}-{}.sock", std::process::id(), self.started));
+        let socket = socket_path(&self.settings.run_dir, self.started);
         let (sender, receiver) = watch::channel(Orders {
             rank: key.rank,
             device,
@@ -245,6 +243,11 @@ impl RankProcess {
                 accepted = listener.accept() => {
                     let (stream, _) = accepted.map_err(|error| format!("cannot accept the rank: \
                     {error}"))?;
+                    if let Some(other) = other_user(&stream) {
+                        let socket = self.socket.display();
+                        tracing::error!(%socket, other, "not the rank is at its socket; refused");
+                        continue;
+                    }
                     return self.serve(child, stream, orders).await;
                 }
                 changed = orders.changed() => {
@@ -411,6 +414,17 @@ async fn write_orders(mut writer: OwnedWriteHalf, mut orders: watch::Receiver<Or
     }
 }
 
+/// Who is at the other end, if it is not this daemon's user, as a rank is. The folder of the socket
+/// is closed to others; this is the second lock.
+fn other_user(stream: &UnixStream) -> Option<String> {
+    let own = rustix::process::geteuid().as_raw();
+    match stream.peer_cred() {
+        Ok(peer) if peer.uid() == own => None,
+        Ok(peer) => Some(format!("user {}, this daemon is user {own}", peer.uid())),
+        Err(error) => Some(format!("unknown: {error}")),
+    }
+}
+
 /// Kills the process group, whose leader the process is. No effect once the process was waited for.
 fn kill(child: &Child) {
     let pid = child
@@ -460,11 +474,9 @@ pub(crate) fn run_rank_program(
         .args(options)
         .status()
         .with_context(|| format!("cannot start {}", program.display()))?;
-    Ok(if status.success() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    // For instance 1 if a check failed, or 141 if the reader has left.
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use proto::pb;
 use proto::pb::fleet_client::FleetClient;
 use proto::text::chain;
 use proto::version::{self, Stamp};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
 use tonic::service::interceptor::InterceptedService;
@@ -20,6 +20,8 @@ use worker_core::event::Input;
 /// Used until the coordinator has sent `detect_within`: its shipped default.
 const INITIAL_DETECT_WITHIN: Duration = Duration::from_secs(3);
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
+/// The same reason why there is no coordinator is said again after this time.
+const REPEAT_AFTER: Duration = Duration::from_secs(60);
 
 /// The daemon's handle of the task. A report replaces one that was not sent yet, because each
 /// report is complete.
@@ -57,7 +59,7 @@ async fn stay_connected(
 ) {
     let mut detect_within = INITIAL_DETECT_WITHIN;
     let mut backoff = BACKOFF_MIN;
-    let mut warned = false;
+    let mut said = Said::default();
     let coordinator = endpoint.uri().to_string();
     while !inputs.is_closed() {
         let endpoint = endpoint
@@ -65,16 +67,18 @@ async fn stay_connected(
             .connect_timeout(detect_within)
             .http2_keep_alive_interval(detect_within / 3)
             .keep_alive_timeout(detect_within);
-        match endpoint.connect().await {
-            Ok(channel) => {
+        // Its own timeout does not include the resolution of the name.
+        let connecting = tokio::time::timeout(detect_within, endpoint.connect());
+        match connecting.await {
+            Ok(Ok(channel)) => {
                 let stamp: Stamp = version::stamp;
                 let client = FleetClient::with_interceptor(channel, stamp)
                     .max_decoding_message_size(STATE_BYTES);
                 let (received, reason) = run_stream(client, reports.clone(), &inputs, &logs).await;
                 if let Some(received) = received {
-                    (detect_within, backoff, warned) = (received, BACKOFF_MIN, false);
+                    (detect_within, backoff, said) = (received, BACKOFF_MIN, Said::default());
                 }
-                if !warned {
+                if said.is_due(&reason, Instant::now()) {
                     tracing::warn!(
                         coordinator,
                         reason,
@@ -82,19 +86,44 @@ async fn stay_connected(
                     );
                 }
             }
-            Err(error) if !warned => {
-                let reason = chain(&error);
-                tracing::warn!(
-                    coordinator,
-                    reason,
-                    "cannot reach the coordinator; retrying"
-                );
+            Ok(Err(error)) => said.cannot_reach(&coordinator, &chain(&error)),
+            Err(_) => {
+                let reason = format!("no connection within {} s", detect_within.as_secs_f64());
+                said.cannot_reach(&coordinator, &reason);
             }
-            Err(_) => {}
         }
-        warned = true;
         tokio::time::sleep(backoff).await;
         backoff = (backoff * 2).min((detect_within / 3).max(BACKOFF_MIN));
+    }
+}
+
+/// What was said about a coordinator that is away. It is said again when the reason changes, and
+/// once a minute.
+#[derive(Debug, Default)]
+struct Said {
+    last: Option<(String, Instant)>,
+}
+
+impl Said {
+    fn is_due(&mut self, reason: &str, now: Instant) -> bool {
+        let is_known = self
+            .last
+            .as_ref()
+            .is_some_and(|(known, at)| known == reason && now.duration_since(*at) < REPEAT_AFTER);
+        if !is_known {
+            self.last = Some((reason.to_owned(), now));
+        }
+        !is_known
+    }
+
+    fn cannot_reach(&mut self, coordinator: &str, reason: &str) {
+        if self.is_due(reason, Instant::now()) {
+            tracing::warn!(
+                coordinator,
+                reason,
+                "waiting for the coordinator, which cannot be reached"
+            );
+        }
     }
 }
 
@@ -307,6 +336,7 @@ mod tests {
             detect_within_ms: 3_000,
             peers: vec![],
             refused: vec![],
+            successor: None,
         };
         states
             .send(Ok(pb::DesiredState::from(&state)))
@@ -353,6 +383,21 @@ mod tests {
             let steps: Vec<u64> = rank.steps.iter().map(|step| step.step).collect();
             let oldest: Vec<u64> = (1..=steps.len() as u64).collect();
             assert!(!steps.is_empty() && steps == oldest, "{steps:?}");
+        }
+    }
+
+    #[test]
+    fn a_reason_is_said_once_a_minute_and_a_new_one_at_once() {
+        let (mut said, start) = (Said::default(), Instant::now());
+        let after = |seconds| start + Duration::from_secs(seconds);
+        for (reason, seconds, expected) in [
+            ("refused", 0, true),
+            ("refused", 59, false),
+            ("refused", 60, true),
+            ("no route", 61, true),
+            ("no route", 62, false),
+        ] {
+            assert_eq!(said.is_due(reason, after(seconds)), expected, "{seconds}");
         }
     }
 

@@ -27,11 +27,11 @@ impl Coordinator {
                 request,
                 spec,
                 job_toml,
-                dataset_version,
+                dataset,
                 archived,
             } => {
                 self.recall(archived, outbox.now);
-                self.on_submit(request, *spec, job_toml, dataset_version, &mut outbox);
+                self.on_submit(request, *spec, job_toml, dataset, &mut outbox);
             }
             Input::Retry {
                 request,
@@ -199,11 +199,19 @@ impl Coordinator {
             .send
             .iter()
             .filter_map(|name| self.fleet.reachable(name));
-        let states = workers.map(|worker| self.desired(&worker.id));
-        let states: Vec<DesiredState> = states.collect();
+        let mut states: Vec<DesiredState> =
+            workers.map(|worker| self.desired(&worker.id)).collect();
         for state in states.iter().filter(|it| !it.assignments.is_empty()) {
             self.fleet.set_held(&state.worker);
         }
+        states.extend(outbox.leave.take().map(|(worker, successor)| DesiredState {
+            worker,
+            assignments: Vec::new(),
+            detect_within_ms: self.config.detect_within_ms,
+            peers: Vec::new(),
+            refused: Vec::new(),
+            successor: Some(successor),
+        }));
         outbox.into_effects(records, states)
     }
 
@@ -215,6 +223,7 @@ impl Coordinator {
             detect_within_ms: self.config.detect_within_ms,
             peers: self.peers(worker),
             refused: Vec::new(),
+            successor: None,
         }
     }
 

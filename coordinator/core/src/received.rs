@@ -2,7 +2,7 @@
 
 use crate::event::Event;
 use crate::explain::failure;
-use crate::fleet::Arrival;
+use crate::fleet::{Arrival, Leave};
 use crate::gang::{Class, classify};
 use crate::job::Job;
 use crate::machine::Coordinator;
@@ -40,8 +40,17 @@ impl Coordinator {
                 });
                 self.lose_worker(&old, &ending, outbox);
             }
-            Arrival::Stale { newer } => {
+            Arrival::Stale { newer, leave } => {
                 self.ignore(worker, Violation::OldBoot { newer }, outbox);
+                if let Some(Leave { successor, is_new }) = leave {
+                    if is_new {
+                        outbox.emit(Event::WorkerDisplaced {
+                            worker: worker.clone(),
+                            by: successor.clone(),
+                        });
+                    }
+                    outbox.leave = Some((worker.clone(), successor));
+                }
                 return;
             }
         }

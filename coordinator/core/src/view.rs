@@ -78,6 +78,7 @@ fn view_worker<'a>(
         drained: drained.contains(&worker.id.name),
         unreachable: Vec::new(),
         last_heard_ms: worker.last_report_wall,
+        displaced: worker.displaced(),
     }
 }
 

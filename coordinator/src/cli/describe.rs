@@ -123,6 +123,10 @@ fn print(view: &pb::JobView, summary: Option<&Summary>) {
         line("set since", &format!("{}={}", it.key, it.value));
     }
     line("data set", &format!("version {}", view.dataset_version));
+    if let Some(cut) = view.cut_prompts.filter(|cut| *cut > 0) {
+        let what = "training samples are longer than what the model reads, and cut";
+        line("prompts", &format!("of {cut} {what}"));
+    }
     if let Some(units) = &view.units {
         print_units(units);
     }
@@ -253,7 +257,7 @@ fn print_members(view: &pb::JobView) {
             table.add_row([rank.to_string(), worker.clone(), phase.clone()]);
         }
     }
-    outln!("\n{table}");
+    table.print_below();
 }
 
 fn print_incidents(view: &pb::JobView, now: u64) {
@@ -268,5 +272,5 @@ fn print_incidents(view: &pb::JobView, now: u64) {
             incident.sentence(),
         ]);
     }
-    outln!("\n{table}");
+    table.print_below();
 }

@@ -26,6 +26,7 @@ pub(crate) fn job(view: &pb::JobView) -> Value {
         "ended_ms": (view.ended_ms != 0).then_some(view.ended_ms),
         "store_url": view.store_url,
         "dataset_version": view.dataset_version,
+        "cut_prompts": view.cut_prompts,
         "work": view.work,
         "sample_of": view.source,
         "after": view.after,
@@ -116,6 +117,11 @@ pub(crate) fn worker(worker: &pb::WorkerView) -> Value {
         "apart": worker.unreachable,
         "jobs": worker.jobs,
         "last_heard_ms": worker.last_heard_ms,
+        "displaced": worker.displaced.as_ref().map(|it| json!({
+            "boot": it.worker.as_ref().map(|it| it.boot),
+            "address": it.address,
+            "ago_ms": it.ago_ms,
+        })),
     })
 }
 

@@ -5,7 +5,7 @@ use super::client::{self, connect};
 use super::reference::{self, Upload};
 use super::submit::{self, Submission};
 use super::{Global, Outcome, Output, Target, print_json, watch};
-use crate::text::outln;
+use crate::text::{errln, outln};
 use anyhow::{Context, Result, anyhow};
 use clap::{Args, ValueEnum};
 use futures::TryStreamExt;
@@ -219,7 +219,7 @@ pub(crate) async fn sample(global: &Global, args: &SampleArgs) -> Result<Outcome
         let _ = args.target.select(&trained)?;
     }
     for line in reference::assumptions(&work.references) {
-        eprintln!("{line}");
+        errln!("{line}");
     }
     let files =
         reference::store_files(&work.references, Path::new(""), &trained, Upload::Yes).await?;

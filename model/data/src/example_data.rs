@@ -1,7 +1,7 @@
 //! A `Data` section, an example configuration and small settings for this crate's own tests.
 
 use crate::prepare::ExampleConfig;
-use proto::spec::{Clothes, Data, Pairing, References, Task, Transform};
+use proto::spec::{Clothes, Data, Pairing, PromptOrder, References, Task, Transform};
 
 pub(crate) const SEED: u64 = 7;
 
@@ -10,6 +10,7 @@ pub(crate) fn data() -> Data {
         dataset: String::new(),
         resolution: 64,
         prompt_drop: 0.5,
+        prompt_order: PromptOrder::AsWritten,
         holdout: 0.1,
         seed: SEED,
     }

@@ -5,10 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::{StreamExt, TryStreamExt};
-use proto::spec::{ArchitectureSpec, Data, Pairing};
+use proto::spec::{ArchitectureSpec, Data, Pairing, PromptOrder};
 
 use crate::cache::Cache;
 use crate::dataset::{Dataset, DatasetError, GroupId};
@@ -17,6 +18,8 @@ use crate::holdout::is_held_out;
 use crate::image_file::{Decoded, ImageError, decode};
 use crate::order::SampleOrder;
 use crate::prepare::{ExampleConfig, prepare};
+use crate::prompt_length::{CutPrompts, PromptCounter};
+use crate::prompt_order::{TagCounts, in_order};
 use crate::reference::{Slot, Source, choose};
 use crate::sample::{Metadata, Sample};
 
@@ -50,8 +53,8 @@ pub enum LoadError {
         similar: u64,
     },
     #[error(
-        "the data set {url:?} has version {found}, the job was submitted with {pinned}; \
-         it has been rewritten since"
+        "the data set {url:?} has version {found}, the job was submitted with {pinned}, which is \
+         no longer there: it was replaced by an earlier release or its files were deleted"
     )]
     Version {
         url: String,
@@ -111,6 +114,93 @@ impl LoaderOptions {
     }
 }
 
+/// Into what a job divides the samples of its data set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    pub training: u64,
+    pub held_out: u64,
+    /// Neither: pairing b needs another image of their identity.
+    pub without_similar: u64,
+}
+
+enum Role {
+    Training,
+    HeldOut,
+    WithoutSimilar,
+}
+
+impl Counts {
+    /// Reads the metadata columns as [`Loader::open`] does, but keeps nothing of them. Also counts
+    /// the prompts of the samples that are trained on that are longer than `tokens`, in the order
+    /// of the first epoch; none if the model reads no prompts.
+    ///
+    /// # Errors
+    /// The data set is damaged, or leaves nothing to train on.
+    pub async fn of(
+        dataset: &Dataset,
+        data: &Data,
+        examples: &ExampleConfig,
+        tokens: Option<u32>,
+    ) -> Result<(Self, Option<CutPrompts>), LoadError> {
+        let tags = match data.prompt_order {
+            PromptOrder::RareFirst if tokens.is_some() => count_tags(dataset).await?,
+            _ => TagCounts::default(),
+        };
+        let (mut counts, mut prompts) = (Self::default(), tokens.map(PromptCounter::new));
+        let mut position = 0;
+        let mut groups = pin!(dataset.metadata());
+        while let Some(rows) = groups.try_next().await? {
+            for row in &rows {
+                let role = counts.add(row, data, examples);
+                if let (Role::Training, Some(prompts)) = (role, &mut prompts) {
+                    prompts.add(&in_order(&row.prompts, data, &tags, 0, position));
+                }
+                position += 1;
+            }
+        }
+        counts.check(dataset)?;
+        Ok((counts, prompts.map(PromptCounter::finish)))
+    }
+
+    fn add(&mut self, row: &Metadata, data: &Data, examples: &ExampleConfig) -> Role {
+        let references = examples.references;
+        let needs_similar = references.is_some_and(|it| it.count > 0 && it.pairing == Pairing::B);
+        if needs_similar && row.similar_positions.is_empty() {
+            self.without_similar += 1;
+            Role::WithoutSimilar
+        } else if is_held_out(data.seed, &row.character, data.holdout) {
+            self.held_out += 1;
+            Role::HeldOut
+        } else {
+            self.training += 1;
+            Role::Training
+        }
+    }
+
+    fn check(&self, dataset: &Dataset) -> Result<(), LoadError> {
+        if self.training > 0 {
+            return Ok(());
+        }
+        Err(LoadError::NothingToTrain {
+            url: dataset.url().to_owned(),
+            samples: dataset.len(),
+            held_out: self.held_out,
+            without_similar: self.without_similar,
+        })
+    }
+}
+
+async fn count_tags(dataset: &Dataset) -> Result<TagCounts, LoadError> {
+    let mut tags = TagCounts::default();
+    let mut groups = pin!(dataset.metadata());
+    while let Some(rows) = groups.try_next().await? {
+        for row in &rows {
+            tags.add(&row.prompts);
+        }
+    }
+    Ok(tags)
+}
+
 /// Cheap to clone; clones share the cache.
 #[derive(Debug, Clone)]
 pub struct Loader {
@@ -126,6 +216,8 @@ struct Inner {
     training: Vec<u64>,
     held_out: Vec<u64>,
     order: SampleOrder,
+    /// Empty unless the job's prompts are ordered by them.
+    tags: TagCounts,
     groups: Mutex<Cache<GroupId, Arc<Vec<Sample>>>>,
     decoded: Mutex<Cache<u64, Arc<Decoded>>>,
 }
@@ -137,36 +229,23 @@ impl Loader {
     /// # Errors
     /// The data set is missing, damaged, of another version, or leaves nothing to train on.
     pub async fn open(data: &Data, options: LoaderOptions) -> Result<Self, LoadError> {
-        let dataset = Dataset::open(&data.dataset).await?;
-        if let Some(pinned) = options.version.filter(|pinned| pinned != dataset.version()) {
-            return Err(LoadError::Version {
-                url: data.dataset.clone(),
-                found: dataset.version().to_owned(),
-                pinned,
-            });
-        }
+        let dataset = open_version(&data.dataset, options.version).await?;
         let rows = dataset.scan().await?;
-        let references = options.examples.references;
-        let needs_similar = references.is_some_and(|it| it.count > 0 && it.pairing == Pairing::B);
-        let (mut training, mut held_out, mut without_similar) = (Vec::new(), Vec::new(), 0);
+        let (mut training, mut held_out) = (Vec::new(), Vec::new());
+        let mut counts = Counts::default();
         for (position, row) in rows.iter().enumerate() {
-            if needs_similar && row.similar_positions.is_empty() {
-                without_similar += 1;
-            } else if is_held_out(data.seed, &row.character, data.holdout) {
-                held_out.push(position as u64);
-            } else {
-                training.push(position as u64);
+            match counts.add(row, data, &options.examples) {
+                Role::Training => training.push(position as u64),
+                Role::HeldOut => held_out.push(position as u64),
+                Role::WithoutSimilar => {}
             }
         }
-        if training.is_empty() {
-            return Err(LoadError::NothingToTrain {
-                url: data.dataset.clone(),
-                samples: dataset.len(),
-                held_out: held_out.len() as u64,
-                without_similar,
-            });
-        }
+        counts.check(&dataset)?;
         let order = SampleOrder::new(data.seed, training.len() as u64);
+        let tags = match data.prompt_order {
+            PromptOrder::RareFirst => TagCounts::of(rows.iter().map(|row| row.prompts.as_str())),
+            PromptOrder::AsWritten | PromptOrder::Shuffle => TagCounts::default(),
+        };
         Ok(Self {
             inner: Arc::new(Inner {
                 dataset,
@@ -176,6 +255,7 @@ impl Loader {
                 training,
                 held_out,
                 order,
+                tags,
                 groups: Mutex::new(Cache::new(options.cache_bytes / 4)),
                 decoded: Mutex::new(Cache::new(options.cache_bytes / 4 * 3)),
             }),
@@ -203,6 +283,14 @@ impl Loader {
     #[must_use]
     pub fn held_out(&self) -> &[u64] {
         &self.inner.held_out
+    }
+
+    /// The prompt of a sample in an epoch, in the job's order of tags, before it is perhaps
+    /// dropped.
+    #[must_use]
+    pub fn prompt(&self, epoch: u64, position: u64) -> String {
+        let written = &self.inner.rows[position as usize].prompts;
+        self.inner.prompt(written, epoch, position)
     }
 
     /// (epoch, position) of the samples `range` within the global batch of `step` (1-based).
@@ -313,7 +401,24 @@ impl Loader {
 }
 
 impl Inner {
+    fn prompt(&self, written: &str, epoch: u64, position: u64) -> String {
+        in_order(written, &self.data, &self.tags, epoch, position)
+    }
+
     fn example(
+        &self,
+        groups: &BTreeMap<GroupId, Arc<Vec<Sample>>>,
+        epoch: u64,
+        position: u64,
+    ) -> Result<Example, LoadError> {
+        let mut example = self.as_written(groups, epoch, position)?;
+        // A dropped prompt is empty, and stays so.
+        example.prompt = self.prompt(&example.prompt, epoch, position);
+        Ok(example)
+    }
+
+    /// The example with its prompt as in the data set.
+    fn as_written(
         &self,
         groups: &BTreeMap<GroupId, Arc<Vec<Sample>>>,
         epoch: u64,
@@ -389,6 +494,22 @@ impl Inner {
         let decoded = Arc::new(decoded);
         lock(&self.decoded).put(position, Arc::clone(&decoded), decoded.bytes() + 512);
         Ok(decoded)
+    }
+}
+
+/// Opens the version that a job is pinned to, also if another one has replaced it since.
+async fn open_version(url: &str, version: Option<String>) -> Result<Dataset, LoadError> {
+    let newest = Dataset::open(url).await?;
+    let Some(pinned) = version.filter(|pinned| pinned != newest.version()) else {
+        return Ok(newest);
+    };
+    match newest.older(&pinned).await? {
+        Some(older) => Ok(older),
+        None => Err(LoadError::Version {
+            url: url.to_owned(),
+            found: newest.version().to_owned(),
+            pinned,
+        }),
     }
 }
 

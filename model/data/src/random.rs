@@ -26,9 +26,11 @@ pub enum Purpose {
     ReferenceTransform = 11,
     ReferenceDrop = 12,
     /// The image of an object: noise around it, and its augmentations.
-    ObjectView = 13,
+    ObjectView = 14,
     /// Whether training keeps a sample's object.
-    ObjectKeep = 14,
+    ObjectKeep = 15,
+    /// The order of the tags in a prompt.
+    PromptOrder = 13,
 }
 
 /// The random stream of one sample for one purpose. `sample` is the position in the data set,

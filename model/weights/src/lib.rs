@@ -4,5 +4,6 @@
 
 pub mod base;
 pub mod convert;
+mod header;
 pub mod init_digest;
 pub mod pickle;

@@ -14,7 +14,7 @@ use crate::id::JobId;
 use crate::limits::{JOB_ERRORS, TEXT_BYTES, cut};
 use crate::location;
 use crate::sample::{ImageSource, NamedReference, SampleWork, Weights};
-use crate::spec::{JobSpec, Optimizer, Resources, Train, TrainWork, Work};
+use crate::spec::{JobSpec, Optimizer, PromptOrder, Resources, Train, TrainWork, Work};
 pub use admission::admit;
 use faults::Fault;
 use raw::{
@@ -205,6 +205,10 @@ fn training_toml(work: &TrainWork) -> TrainingToml {
     written.put("data.dataset", &data.dataset);
     written.put("data.resolution", data.resolution);
     written.put("data.prompt_drop", data.prompt_drop);
+    // Older releases do not know the field, so only jobs that use it name it.
+    if data.prompt_order != PromptOrder::default() {
+        written.put("data.prompt_order", data.prompt_order);
+    }
     written.put("data.holdout", data.holdout);
     written.put("data.seed", data.seed);
     written.put("model.architecture", model.architecture.kind());

@@ -12,7 +12,7 @@ use crate::spec::{
 use serde_json::{Value, json};
 
 /// The release of diffusers that defines these fields; newer releases read them too.
-pub(crate) const DIFFUSERS: &str = "0.42.1";
+pub(super) const DIFFUSERS: &str = "0.42.1";
 
 /// The config of a component ("autoencoder", "text_encoder" or "unet") of a model that works at
 /// `resolution` pixels; None: its architecture has no such component.

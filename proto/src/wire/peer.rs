@@ -2,7 +2,7 @@
 
 use super::{WireError, error_text, present, text, wrong};
 use crate::limits::ADDRESS_BYTES;
-use crate::message::{Peer, Unreached};
+use crate::message::{Peer, Successor, Unreached};
 use crate::pb;
 
 /// Validates the address at which a worker answers pings.
@@ -51,6 +51,26 @@ impl TryFrom<pb::Peer> for Peer {
         Ok(Self {
             worker: present("peers.worker", peer.worker)?.try_into()?,
             address: address(peer.address)?,
+        })
+    }
+}
+
+impl From<&Successor> for pb::Successor {
+    fn from(successor: &Successor) -> Self {
+        Self {
+            worker: Some((&successor.worker).into()),
+            address: successor.address.clone(),
+        }
+    }
+}
+
+impl TryFrom<pb::Successor> for Successor {
+    type Error = WireError;
+
+    fn try_from(successor: pb::Successor) -> Result<Self, WireError> {
+        Ok(Self {
+            worker: present("successor.worker", successor.worker)?.try_into()?,
+            address: successor.address.map(address).transpose()?,
         })
     }
 }

@@ -4,7 +4,7 @@
 
 use anyhow::{Context, Result};
 use coordinator_core::event::{
-    Durable, Effect, Input, JobPhase, JobRecord, Record, Reply, RequestId,
+    DatasetPin, Durable, Effect, Input, JobPhase, JobRecord, Record, Reply, RequestId,
 };
 use coordinator_core::{Config, Coordinator, WaitingQuotas};
 use proto::id::{JobId, WorkerId};
@@ -139,7 +139,10 @@ fn submit(machine: &mut Coordinator, number: u64) -> Result<JobId> {
         request: RequestId(2 * number),
         spec: Box::new(job::parse("job.toml", &text, None)?),
         job_toml: text,
-        dataset_version: "version".to_owned(),
+        dataset: DatasetPin {
+            version: "version".to_owned(),
+            cut_prompts: None,
+        },
         archived: vec![],
     };
     let effects = machine.handle(NOW, event);

@@ -6,6 +6,7 @@
 //! Used by `tests/tests/cluster*.rs`. The binaries are those beside the test's own (`make build`).
 
 pub mod command;
+pub mod fake_s3;
 pub mod http;
 pub mod job;
 pub mod network;

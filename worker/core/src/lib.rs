@@ -20,7 +20,9 @@ pub use deadline::GRACE;
 use event::{Effect, Event, Input, Millis, RankKey};
 use peers::Peers;
 use proto::id::{Generation, JobId, Rank, WorkerId};
-use proto::message::{Assignment, DesiredState, RankPhase, RankReport, Refusal, WorkerReport};
+use proto::message::{
+    Assignment, DesiredState, RankPhase, RankReport, Refusal, Successor, WorkerReport,
+};
 use proto::reason::RankFailure;
 use proto::spec::DeviceKind;
 use rank::{ProcessState, RankState};
@@ -45,6 +47,8 @@ pub struct Worker {
     clock: Clock,
     connected: bool,
     shutdown: Shutdown,
+    /// Another daemon of this name took this one's place.
+    is_displaced: bool,
     /// The desired state: the newest generation of each job that is assigned to this worker.
     assignments: BTreeMap<JobId, Assignment>,
     /// The assignments of the desired state that this worker cannot accept.
@@ -83,6 +87,7 @@ impl Worker {
             clock: Clock::new(now),
             connected: false,
             shutdown: Shutdown::NotRequested,
+            is_displaced: false,
             assignments: BTreeMap::new(),
             refused: Vec::new(),
             ranks: BTreeMap::new(),
@@ -193,6 +198,9 @@ impl Worker {
             }));
             return;
         }
+        if let Some(by) = state.successor {
+            self.on_displaced(by, effects);
+        }
         let deadlines = Deadlines::new(state.detect_within_ms);
         let peers_changed = self.peers.set(state.peers, now);
         if peers_changed || self.deadlines != deadlines {
@@ -238,6 +246,20 @@ impl Worker {
         }
         self.move_processes(now, effects);
         self.forward_assignments(effects);
+    }
+
+    /// Another daemon of this name took this one's place, and its ranks are members of nothing any
+    /// more: they stop at once.
+    fn on_displaced(&mut self, by: Successor, effects: &mut Vec<Effect>) {
+        if self.is_displaced || self.shutdown == Shutdown::Exited {
+            return;
+        }
+        self.is_displaced = true;
+        self.shutdown = Shutdown::Immediate;
+        effects.push(Effect::Emit(Event::Displaced {
+            worker: self.config.worker.clone(),
+            by,
+        }));
     }
 
     /// Assigns the ranks of a newer generation to running processes of the job, in order.

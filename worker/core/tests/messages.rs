@@ -6,7 +6,9 @@ mod desk;
 
 use desk::*;
 use proto::id::{Generation, JobId, Rank, Step};
-use proto::message::{Assignment, DesiredState, GangOrder, RankPhase, Refusal, Run, UnitOrder};
+use proto::message::{
+    Assignment, DesiredState, GangOrder, RankPhase, Refusal, Run, Successor, UnitOrder,
+};
 use worker_core::event::{Effect, Event, Input};
 
 #[test]
@@ -182,6 +184,7 @@ fn orders_for_another_boot_are_ignored() {
         detect_within_ms: DETECT_WITHIN_MS,
         peers: vec![],
         refused: vec![],
+        successor: None,
     };
     let effects = desk.handle(Input::Desired(state));
     assert_eq!(spawned(&effects), []);
@@ -189,6 +192,39 @@ fn orders_for_another_boot_are_ignored() {
         &effects[0],
         Effect::Emit(Event::Ignored { what, .. }) if what == "orders for w1#6; this is w1#7"
     ));
+}
+
+#[test]
+fn a_displaced_daemon_stops_its_ranks_says_why_and_exits() {
+    let mut desk = Desk::new();
+    desk.desire(vec![assignment(1, 0, 1)]);
+    desk.report(&key(1, 0), RankPhase::Training);
+    let by = Successor {
+        worker: id(8),
+        address: Some("10.0.0.2:7073".to_owned()),
+    };
+    let state = DesiredState {
+        worker: id(7),
+        assignments: vec![],
+        detect_within_ms: DETECT_WITHIN_MS,
+        peers: vec![],
+        refused: vec![],
+        successor: Some(by.clone()),
+    };
+    let effects = desk.handle(Input::Desired(state.clone()));
+    let displaced = Event::Displaced { worker: id(7), by };
+    assert_eq!(effects[0], Effect::Emit(displaced.clone()));
+    assert!(
+        effects.contains(&Effect::Stop { key: key(1, 0) }) && !effects.contains(&Effect::Exit),
+        "{effects:?}"
+    );
+    let effects = desk.handle(Input::Desired(state));
+    assert!(
+        !effects.contains(&Effect::Emit(displaced)),
+        "it is said once: {effects:?}"
+    );
+    let effects = desk.exit(&key(1, 0), true, "exit status 0");
+    assert!(effects.contains(&Effect::Exit), "{effects:?}");
 }
 
 #[test]
@@ -242,6 +278,7 @@ fn a_refused_assignment_is_reported_as_failed_ranks_and_other_jobs_continue() {
             detect_within_ms: DETECT_WITHIN_MS,
             peers: vec![],
             refused,
+            successor: None,
         })
     };
     let ignored = |effects: &[Effect]| {

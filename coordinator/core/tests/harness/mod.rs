@@ -2,7 +2,7 @@
 //! durable state like a state store. Time passes only if a test advances it.
 
 use coordinator_core::event::{
-    Durable, Effect, Event, Input, JobPhase, JobRecord, Reply, RequestId,
+    DatasetPin, Durable, Effect, Event, Input, JobPhase, JobRecord, Reply, RequestId,
 };
 use coordinator_core::{Config, Coordinator, WaitingQuotas};
 use proto::architecture::{Diffusion, Latents, Noise, Objective, Retrinet};
@@ -20,8 +20,8 @@ use proto::reason::{
 use proto::sample::SampleWork;
 use proto::spec::{
     ArchitectureSpec, CheckpointPolicy, Clothes, Component, Data, Decay, DeviceKind, JobSpec,
-    LossWeighting, Model, OnNonfinite, Optimizer, Pairing, Precision, Reduction, References,
-    Resources, Retrieval, Task, Train, TrainWork, Transform, Work,
+    LossWeighting, Model, OnNonfinite, Optimizer, Pairing, Precision, PromptOrder, Reduction,
+    References, Resources, Retrieval, Task, Train, TrainWork, Transform, Work,
 };
 use std::collections::BTreeMap;
 
@@ -99,7 +99,10 @@ impl Harness {
         let reply = self.ask(|request| Input::Submit {
             request,
             job_toml: proto::job::to_toml(&spec),
-            dataset_version: "version".to_owned(),
+            dataset: DatasetPin {
+                version: "version".to_owned(),
+                cut_prompts: None,
+            },
             spec: Box::new(spec),
             archived,
         });
@@ -115,7 +118,10 @@ impl Harness {
         let reply = self.ask(|request| Input::Submit {
             request,
             job_toml: proto::job::to_toml(&spec),
-            dataset_version: "version".to_owned(),
+            dataset: DatasetPin {
+                version: "version".to_owned(),
+                cut_prompts: None,
+            },
             spec: Box::new(spec),
             archived,
         });
@@ -531,6 +537,7 @@ pub(crate) fn spec(workers_min: u32, workers_max: u32) -> JobSpec {
         dataset: "file:///data".to_owned(),
         resolution: 64,
         prompt_drop: 0.5,
+        prompt_order: PromptOrder::AsWritten,
         holdout: 0.1,
         seed: 1,
     };

@@ -17,6 +17,7 @@ pub(super) fn data(
         dataset: absolute("data.dataset", &raw.dataset, directory, faults),
         resolution: raw.resolution,
         prompt_drop: raw.prompt_drop.unwrap_or(defaults.prompt_drop),
+        prompt_order: raw.prompt_order.unwrap_or_default(),
         holdout: raw.holdout.unwrap_or(0.0),
         seed: raw.seed.unwrap_or(0),
     };

@@ -74,6 +74,7 @@ impl Desk {
             detect_within_ms: DETECT_WITHIN_MS,
             peers,
             refused: vec![],
+            successor: None,
         }))
     }
 
