@@ -2,7 +2,8 @@
 
     python3 tests/golden/make_peers.py tests/golden/peers.safetensors
 
-Weights, and the packages that are needed, are those of make_golden.py: both sides compute weights from names.
+Weights, and the packages that are needed, are those of make_golden.py: both sides compute weights
+from names.
 """
 
 import re
@@ -101,7 +102,8 @@ def vision(prefix, width, layers, projection, activation):
     return load(model, lambda key: prefix + key)
 
 
-# The number in the published files, and the module of diffusers, of each attention of the small U-Net.
+# The number in the published files, and the module of diffusers, of each attention of the small
+# U-Net.
 def adapter_state(unet, embedding):
     state = {"image_proj": {}, "ip_adapter": {}}
     for name, shape in (
@@ -168,7 +170,7 @@ def mlp(name, x):
 
 
 def fastcomposer():
-    """No public implementation runs with today's packages: re-expressed with those of its code's parts."""
+    """No public implementation runs with today's packages: re-expressed from its code's parts."""
     encoder = vision("vit.", 16, 3, 12, "quick_gelu")
     embeddings = encoder(values("fast.pixels", [2, 3, 28, 28]) * 4).image_embeds
     OUT["fast.embeddings"] = embeddings
@@ -200,7 +202,8 @@ def fastcomposer():
         figures, size=(8, 8), mode="bilinear", align_corners=False
     )
     OUT["fast.noise_loss"] = ((predicted - noise) * mask).square().mean()
-    # Of the small U-Net, whose first level attends too: the second level of both towers, and the middle.
+    # Of the small U-Net, whose first level attends too: the second level of both towers, and the
+    # middle.
     layers = [
         p
         for name, p in processors.items()

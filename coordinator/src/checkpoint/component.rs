@@ -287,6 +287,53 @@ mod tests {
     }
 
     #[test]
+    fn the_peers_own_parts_have_the_names_of_their_authors_or_of_diffusers() {
+        let of = |architecture: &str, name: &str| {
+            let text = format!(
+                "name = \"x\"\n[data]\ndataset = \"file:///d\"\nresolution = 384\n[model]\n\
+                 architecture = \"{architecture}\"\nsize = \"sd15\"\ninit = \"file:///b\"\n\
+                 [train]\nsteps = 1\nglobal_batch = 1\nmicro_batch = 1\n"
+            );
+            let model = proto::job::parse_training("job.toml", &text).unwrap().model;
+            Component::new(proto::public::base::part(name).unwrap(), &model)
+        };
+        let branch = of("controlnet", "controlnet");
+        for alias in [
+            "zero_convs.3.0.bias",
+            "control_model.zero_convs.3.0.bias",
+            "controlnet_down_blocks.3.bias",
+        ] {
+            let found = branch.public_name(alias);
+            assert_eq!(
+                found.as_deref(),
+                Some("controlnet_down_blocks.3.bias"),
+                "{alias}"
+            );
+        }
+        let found = branch.public_name("input_hint_block.14.weight");
+        assert_eq!(
+            found.as_deref(),
+            Some("controlnet_cond_embedding.conv_out.weight")
+        );
+        assert_eq!(branch.public_name("model.diffusion_model.out.0.bias"), None);
+        let adapter = of("ip-adapter", "ip_adapter");
+        for name in ["ip_adapter.31.to_v_ip.weight", "image_proj.norm.bias"] {
+            assert_eq!(adapter.public_name(name).as_deref(), Some(name));
+        }
+        assert_eq!(adapter.public_name("unet.conv_in.bias"), None);
+        let tower = of("fastcomposer", "image_encoder");
+        let name = "vision_model.pre_layrnorm.bias";
+        for alias in [name, "image_encoder.vision_model.pre_layrnorm.bias"] {
+            assert_eq!(tower.public_name(alias).as_deref(), Some(name));
+        }
+        let prior = of("kandinsky-prior", "prior");
+        assert_eq!(
+            prior.public_name("prd_embedding").as_deref(),
+            Some("prd_embedding")
+        );
+    }
+
+    #[test]
     fn every_layout_maps_to_the_same_names() {
         let unet = component("unet");
         for alias in [

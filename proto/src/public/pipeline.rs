@@ -158,3 +158,79 @@ fn unclip() -> Value {
         "beta_schedule": "squaredcos_cap_v2",
     })
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn of(architecture: &str, size: &str) -> Option<BTreeMap<String, Value>> {
+        let text = format!(
+            "name = \"x\"\n[data]\ndataset = \"file:///d\"\nresolution = 256\n[model]\n\
+             architecture = \"{architecture}\"\nsize = \"{size}\"\ninit = \"file:///b\"\n\
+             [train]\nsteps = 1\nglobal_batch = 1\nmicro_batch = 1\n"
+        );
+        let model = crate::job::parse_training("job.toml", &text).unwrap().model;
+        let files = files(&model, true)?.into_iter();
+        let parsed = files.map(|(name, text)| (name, serde_json::from_str(&text).unwrap()));
+        Some(parsed.collect())
+    }
+
+    #[test]
+    fn each_peer_opens_as_the_pipeline_of_diffusers_that_it_is() {
+        for (architecture, size, class, scheduler) in [
+            (
+                "controlnet",
+                "sd15",
+                "StableDiffusionControlNetPipeline",
+                "DDIMScheduler",
+            ),
+            (
+                "ip-adapter",
+                "sd15",
+                "StableDiffusionPipeline",
+                "DDIMScheduler",
+            ),
+            (
+                "fastcomposer",
+                "sd15",
+                "StableDiffusionPipeline",
+                "DDIMScheduler",
+            ),
+            (
+                "kandinsky-prior",
+                "kandinsky-2.2",
+                "KandinskyV22PriorPipeline",
+                "UnCLIPScheduler",
+            ),
+            (
+                "kandinsky-decoder",
+                "kandinsky-2.2",
+                "KandinskyV22Pipeline",
+                "DDPMScheduler",
+            ),
+        ] {
+            let files = of(architecture, size).unwrap();
+            let index = &files["model_index.json"];
+            assert_eq!(index["_class_name"], class);
+            assert_eq!(index["scheduler"][1], scheduler);
+            let config = &files["scheduler/scheduler_config.json"];
+            assert_eq!(config["_class_name"], scheduler);
+        }
+        assert_eq!(
+            of("kandinsky-decoder", "sd15"),
+            None,
+            "this variant is ours"
+        );
+        let files = of("kandinsky-decoder", "kandinsky-2.2").unwrap();
+        let config = &files["scheduler/scheduler_config.json"];
+        assert_eq!(
+            (&config["beta_schedule"], &config["steps_offset"]),
+            (&json!("linear"), &Value::Null)
+        );
+        let files = of("ip-adapter", "sd15").unwrap();
+        let image = &files["feature_extractor/preprocessor_config.json"];
+        assert_eq!(image["size"]["shortest_edge"], 224);
+    }
+}

@@ -62,9 +62,9 @@ enum Component {
     /// The U-Net of Kandinsky's decoder
     ImageUnet,
     /// The encoder of Kandinsky's autoencoder
-    MovqEncoder,
+    MovqEncode,
     /// The decoder of Kandinsky's autoencoder
-    MovqDecoder,
+    MovqDecode,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -107,8 +107,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             Component::IpAdapter => Runnable::IpAdapter,
             Component::Prior => Runnable::Prior,
             Component::ImageUnet => Runnable::ImageUNet,
-            Component::MovqEncoder => Runnable::MovqEncode,
-            Component::MovqDecoder => Runnable::MovqDecode,
+            Component::MovqEncode => Runnable::MovqEncode,
+            Component::MovqDecode => Runnable::MovqDecode,
         },
         weights: &options.weights,
         inputs: &options.inputs,
