@@ -1,6 +1,6 @@
 """Writes a random CLIP image tower of size `small` as safetensors, for `make peers`: this
-repository ships no CLIP. What a peer learns of a reference through random features says little about what it
-would learn through CLIP's; it shows that its training runs.
+repository ships no CLIP. What a peer learns of a reference through random features says little
+about what it would learn through CLIP's; it shows that its training runs.
 
     tower.py OUT.safetensors PROJECTION
 """

@@ -1,5 +1,5 @@
-"""Opens the exports of the paper's peers with the pipelines of `diffusers`, generates with each, and
-compares its network with `worker forward` on the same folder.
+"""Opens the exports of the paper's peers with the pipelines of `diffusers`, generates with each,
+and compares its network with `worker forward` on the same folder.
 
     export_peers.py movq FOLDER      writes a random MoVQ of size small
     export_peers.py check WORKER RUN opens the folders RUN/model-*
