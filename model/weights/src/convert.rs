@@ -1,5 +1,5 @@
-//! Converts a file that `torch.save` wrote to safetensors, once, and records both SHA-256 beside the
-//! result. The pickle in it is read by [`crate::pickle`]; nothing of Python runs.
+//! Converts a file that `torch.save` wrote to safetensors, once, and records both SHA-256 beside
+//! the result. The pickle in it is read by [`crate::pickle`]; nothing of Python runs.
 
 use crate::pickle::{self, PickleError, Pickled, PickledTensor};
 use proto::public::names::{foreign, other_model};

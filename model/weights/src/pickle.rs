@@ -1,5 +1,5 @@
-//! Reads the tensors of a file that `torch.save` wrote (`.bin`, `.pth`, `.ckpt`): a zip archive with
-//! a pickle that describes the tensors, and their bytes. Nothing of Python runs. The pickle is
+//! Reads the tensors of a file that `torch.save` wrote (`.bin`, `.pth`, `.ckpt`): a zip archive
+//! with a pickle that describes the tensors, and their bytes. Nothing of Python runs. The pickle is
 //! interpreted by a machine that knows the few instructions and types that weights consist of;
 //! whatever else occurs in it is refused by name.
 //!
