@@ -15,6 +15,7 @@ use model::vision::ImageEncoder;
 use model::weights::{NamedTensors, Storage, write};
 use proto::knobs::Knobs;
 use proto::layout::{ImageLayout, UNetLayout};
+use proto::public::names::{diffusers_autoencoder, diffusers_unet};
 use proto::sample::SampleMethod;
 use proto::spec::{Architecture, ArchitectureSpec, TrainWork};
 use scene::{examples, job};
@@ -191,6 +192,13 @@ fn an_ip_adapter_at_scale_0_is_its_base_bit_for_bit_and_only_the_adapter_trains(
         adapter.sample(&example, &options(scale(1.0))).unwrap(),
         full
     );
+    // An image does not depend on the others of its call.
+    let mut shuffled = examples(2, 40);
+    shuffled.push(example[0].clone());
+    let all = adapter
+        .sample(&shuffled, &options(Knobs::default()))
+        .unwrap();
+    assert_eq!(all[2], full[0]);
     // More references are more tokens; other references give another image.
     let mut one = example.clone();
     one[0].references.truncate(1);
@@ -346,4 +354,51 @@ fn fastcomposer_shows_the_subject_after_alpha_and_needs_its_word() {
             "{error}"
         );
     }
+}
+
+/// FastComposer's published file: names of `diffusers` and `transformers` of its time under
+/// prefixes of its own, with buffers that are no weights.
+#[test]
+fn fastcomposer_s_published_file_loads_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let init = base(folder.path(), Architecture::FastComposer);
+    let spec = job(Architecture::FastComposer, 0.05);
+    let mut trainer = Trainer::new(&spec, Some(&init), Device::Cpu).unwrap();
+    let expected = backward(&mut trainer, 9);
+    let layout = UNetLayout::from(spec.model.architecture.unet().unwrap());
+    let mut file = NamedTensors::new();
+    for (component, tensors) in trainer.export() {
+        for (ours, tensor) in tensors {
+            let name = match component.as_str() {
+                "unet" => format!("unet.{}", diffusers_unet(&ours, &layout).unwrap()),
+                "autoencoder" => format!("vae.{}", diffusers_autoencoder(&ours, 3).pop().unwrap()),
+                "text_encoder" => {
+                    let short = ours.strip_prefix("text_model.").unwrap();
+                    format!("text_encoder.{short}")
+                }
+                _ => format!("{component}.{ours}"),
+            };
+            file.insert(name, tensor);
+        }
+    }
+    for name in [
+        "text_encoder.embeddings",
+        "image_encoder.vision_model.embeddings",
+    ] {
+        file.insert(format!("{name}.position_ids"), Tensor::from_slice(&[0i64]));
+    }
+    let path = folder.path().join("fastcomposer.safetensors");
+    write(&path, &file, Storage::Float32).unwrap();
+    let components = [
+        "autoencoder",
+        "text_encoder",
+        "unet",
+        "image_encoder",
+        "postfuse_module",
+    ];
+    let init: InitWeights = components
+        .map(|component| (component.to_owned(), path.clone()))
+        .into();
+    let mut again = Trainer::new(&spec, Some(&init), Device::Cpu).unwrap();
+    assert_eq!(backward(&mut again, 9), expected);
 }

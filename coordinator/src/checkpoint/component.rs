@@ -115,7 +115,10 @@ impl Component {
             "first_stage_model.",
             "cond_stage_model.",
         ];
-        let name = match name.strip_prefix(self.part.prefix) {
+        // FastComposer's single file has the names of folders as prefixes.
+        let folder = format!("{}.", self.part.folder);
+        let prefixes = [self.part.prefix, &folder];
+        let name = match prefixes.iter().find_map(|it| name.strip_prefix(it)) {
             Some(name) => name,
             None if SINGLE_FILE_PREFIXES
                 .iter()
@@ -321,6 +324,12 @@ mod tests {
             assert_eq!(adapter.public_name(name).as_deref(), Some(name));
         }
         assert_eq!(adapter.public_name("unet.conv_in.bias"), None);
+        let whole = of("fastcomposer", "unet").public_name("unet.conv_in.bias");
+        assert_eq!(whole.as_deref(), Some("conv_in.bias"));
+        let text = of("fastcomposer", "text_encoder");
+        let found = text.public_name("text_encoder.final_layer_norm.bias");
+        assert_eq!(found.as_deref(), Some("text_model.final_layer_norm.bias"));
+        assert_eq!(text.public_name("vae.encoder.conv_in.bias"), None);
         let tower = of("fastcomposer", "image_encoder");
         let name = "vision_model.pre_layrnorm.bias";
         for alias in [name, "image_encoder.vision_model.pre_layrnorm.bias"] {

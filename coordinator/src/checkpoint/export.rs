@@ -198,8 +198,10 @@ impl Export<'_> {
             }
             files.insert(name.clone(), self.write_weights(&name, weights)?);
         }
-        let own = self.spec.model.architecture.facts().own_file;
-        if own != Some(RETRINET) {
+        let facts = self.spec.model.architecture.facts();
+        let own = facts.own_file;
+        // The paper's peers, whose users expect to open them elsewhere.
+        if !facts.equation_3 {
             self.write_pipeline(&mut files).await?;
         }
         if let Some(own) = own.filter(|own| *own == RETRINET) {

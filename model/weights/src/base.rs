@@ -253,6 +253,12 @@ impl Base {
                 }
                 match Header::read(&*self.store, &self.path(file)).await {
                     Ok(header) => {
+                        let shapes = header.tensors.iter();
+                        let shapes = shapes.map(|(name, it)| (name.as_str(), it.shape.as_slice()));
+                        if let Some(other) = other_model(shapes) {
+                            let reason = format!("it is {other}, which is not supported");
+                            return Err(self.malformed(file, reason));
+                        }
                         found.insert(file, header);
                     }
                     Err(HeaderError::Store(object_store::Error::NotFound { .. })) => {
