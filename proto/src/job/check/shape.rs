@@ -115,7 +115,9 @@ fn diffusion_shapes(diffusion: &Diffusion, attends_to_text: bool, faults: &mut F
             )
         },
     );
-    faults.count("model.unet.context_dim", unet.context_dim, 8192);
+    if !attends_to_text {
+        faults.count("model.unet.context_dim", unet.context_dim, 8192);
+    }
     text_shapes(text, faults);
 }
 

@@ -163,8 +163,8 @@ fn a_field_that_nothing_would_read_is_refused() {
         ("text_encoder = { layers = 3 }", "text_encoder"),
     ] {
         let message = format!(
-            "model.{table}: is for text-to-image and retrinet; an autoencoder has no such \
-            component: leave the table out"
+            "model.{table}: is for other architectures; autoencoder has no such component: leave \
+            it out"
         );
         check_unused("autoencoder", ("[model]", line), &message);
     }
