@@ -35,7 +35,7 @@ pub(crate) const PLAIN_TERMS: [&str; 1] = ["noise"];
 pub(crate) enum Coder {
     Kl(Autoencoder),
     /// Kandinsky's, which has no posterior.
-    Movq(Movq),
+    Movq(Box<Movq>),
 }
 
 impl Coder {
@@ -44,7 +44,7 @@ impl Coder {
     }
 
     pub(crate) fn movq(scope: &Scope<'_>, layout: &MovqLayout) -> Self {
-        Self::Movq(Movq::new(scope, layout))
+        Self::Movq(Box::new(Movq::new(scope, layout)))
     }
 
     /// [`Encoded`] as one tensor.

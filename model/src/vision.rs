@@ -12,7 +12,7 @@ use tch::{Device, Kind, Tensor};
 
 /// Mean and standard deviation of the channels of CLIP's images.
 const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-const DEVIATION: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+const DEVIATION: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
 /// The views of all references of a batch as CLIP's input, [B * N, 3, side, side]; the references
 /// of one example are adjacent.

@@ -26,98 +26,101 @@ fn job(architecture: &str, more: &str) -> Result<TrainWork, String> {
     Ok(spec.training().unwrap().clone())
 }
 
+/// Architecture, fields that are added to its job, and a part of the error.
+const REFUSED: &[(&str, &str, &str)] = &[
+    (
+        "controlnet",
+        "data: references = 2",
+        "takes exactly 1 reference, its hint",
+    ),
+    (
+        "controlnet",
+        "model.image_encoder: width = 32",
+        "model.image_encoder: is for architectures that read image embeddings; controlnet",
+    ),
+    ("controlnet", "data: alpha = 1", "unknown field `alpha`"),
+    (
+        "controlnet",
+        "train: face_loss_weight = 2.0",
+        "train.face_loss_weight: is 2.0; it has no effect because controlnet has its authors'",
+    ),
+    (
+        "ip-adapter",
+        "data: references = 0",
+        "ip-adapter generates images from references",
+    ),
+    (
+        "ip-adapter",
+        "model.image_encoder: heads = 3",
+        "is 3; it must divide model.image_encoder.width, which is 64",
+    ),
+    (
+        "ip-adapter",
+        "data: object_keep = 0.5",
+        "ip-adapter does not use it",
+    ),
+    (
+        "fastcomposer",
+        "model.image_encoder: projection = 32",
+        "model.image_encoder.projection: is 32; fastcomposer fuses the image's embedding with \
+         text states, so it must equal model.text_encoder.width, which is 48",
+    ),
+    (
+        "fastcomposer",
+        "data: subjects = []",
+        "it must name at least one tag",
+    ),
+    (
+        "kandinsky-prior",
+        "data: pairing = \"a\"",
+        "sees no reference",
+    ),
+    (
+        "kandinsky-prior",
+        "model.image_encoder: projection = 32",
+        "so it must equal model.text_encoder.width, which is 48",
+    ),
+    (
+        "kandinsky-prior",
+        "model.noise: steps = 500",
+        "on UnCLIP's cosine schedule of 1000 steps",
+    ),
+    (
+        "kandinsky-prior",
+        "model.autoencoder: channels = 24",
+        "model.autoencoder: is for other architectures; kandinsky-prior has no such component",
+    ),
+    (
+        "kandinsky-decoder",
+        "model: size = \"sd15\"\nmodel: variant = \"kandinsky-2.2\"",
+        "its published size is \"kandinsky-2.2\"",
+    ),
+    (
+        "kandinsky-decoder",
+        "model: latents = \"sample\"",
+        "MoVQ has no posterior to sample from",
+    ),
+    (
+        "kandinsky-decoder",
+        "model.unet: attention_levels = [0, 1]",
+        "all levels but the first attend, so it must be [1, 2]",
+    ),
+    (
+        "retrinet",
+        "model: size = \"kandinsky-2.2\"",
+        "model.size: is \"kandinsky-2.2\", which retrinet does not have; it has tiny, small, \
+         sd15",
+    ),
+    (
+        "retrinet",
+        "model.prior: width = 64",
+        "model.prior: is for Kandinsky; retrinet has no",
+    ),
+];
+
 #[test]
 fn fields_of_another_architecture_and_numbers_that_do_not_fit_are_refused() {
-    for (architecture, more, expected) in [
-        (
-            "controlnet",
-            "data: references = 2",
-            "takes exactly 1 reference, its hint",
-        ),
-        (
-            "controlnet",
-            "model.image_encoder: width = 32",
-            "model.image_encoder: is for architectures that read image embeddings; controlnet",
-        ),
-        ("controlnet", "data: alpha = 1", "unknown field `alpha`"),
-        (
-            "controlnet",
-            "train: face_loss_weight = 2.0",
-            "train.face_loss_weight: is 2.0; it has no effect because controlnet has its authors'",
-        ),
-        (
-            "ip-adapter",
-            "data: references = 0",
-            "ip-adapter generates images from references",
-        ),
-        (
-            "ip-adapter",
-            "model.image_encoder: heads = 3",
-            "is 3; it must divide model.image_encoder.width, which is 64",
-        ),
-        (
-            "ip-adapter",
-            "data: object_keep = 0.5",
-            "ip-adapter does not use it",
-        ),
-        (
-            "fastcomposer",
-            "model.image_encoder: projection = 32",
-            "model.image_encoder.projection: is 32; fastcomposer fuses the image's embedding with \
-             text states, so it must equal model.text_encoder.width, which is 48",
-        ),
-        (
-            "fastcomposer",
-            "data: subjects = []",
-            "it must name at least one tag",
-        ),
-        (
-            "kandinsky-prior",
-            "data: pairing = \"a\"",
-            "sees no reference",
-        ),
-        (
-            "kandinsky-prior",
-            "model.image_encoder: projection = 32",
-            "so it must equal model.text_encoder.width, which is 48",
-        ),
-        (
-            "kandinsky-prior",
-            "model.noise: steps = 500",
-            "on UnCLIP's cosine schedule of 1000 steps",
-        ),
-        (
-            "kandinsky-prior",
-            "model.autoencoder: channels = 24",
-            "model.autoencoder: is for other architectures; kandinsky-prior has no such component",
-        ),
-        (
-            "kandinsky-decoder",
-            "model: size = \"sd15\"\nmodel: variant = \"kandinsky-2.2\"",
-            "its published size is \"kandinsky-2.2\"",
-        ),
-        (
-            "kandinsky-decoder",
-            "model: latents = \"sample\"",
-            "MoVQ has no posterior to sample from",
-        ),
-        (
-            "kandinsky-decoder",
-            "model.unet: attention_levels = [0, 1]",
-            "all levels but the first attend, so it must be [1, 2]",
-        ),
-        (
-            "retrinet",
-            "model: size = \"kandinsky-2.2\"",
-            "model.size: is \"kandinsky-2.2\", which retrinet does not have; it has tiny, small, \
-             sd15",
-        ),
-        (
-            "retrinet",
-            "model.prior: width = 64",
-            "model.prior: is for Kandinsky; retrinet has no",
-        ),
-    ] {
+    for (architecture, more, expected) in REFUSED {
         let error = job(architecture, more).unwrap_err();
         assert!(error.contains(expected), "{architecture}, {more}: {error}");
     }

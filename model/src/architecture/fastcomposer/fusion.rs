@@ -57,7 +57,6 @@ impl Fusion {
 
     /// Replaces the states of subjects in text states [batch, tokens, width]. `positions` are their
     /// tokens; a text without one stays as it is.
-    #[must_use]
     pub fn forward(
         &self,
         text: &Tensor,

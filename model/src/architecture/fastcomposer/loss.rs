@@ -6,7 +6,6 @@ use tch::{Kind, Tensor};
 const EPSILON: f64 = 1e-5;
 
 /// The masks of figures [B, 1, S, S] at the size of latents [.., h, w]: bilinear.
-#[must_use]
 pub fn latent_mask(figures: &Tensor, latents: &Tensor) -> Tensor {
     let size = latents.size();
     figures.upsample_bilinear2d([size[2], size[3]], false, None, None)
@@ -16,7 +15,6 @@ pub fn latent_mask(figures: &Tensor, latents: &Tensor) -> Tensor {
 /// mean over layers and heads of the mean attention outside of the figure minus that inside.
 /// `columns` are the attention probabilities of the token in each layer, [B, heads, h, w];
 /// `figures` are masks [B, 1, S, S] in [0, 1]; `has` is [B], 0 for samples without an object.
-#[must_use]
 pub fn localization(columns: &[Tensor], figures: &Tensor, has: &Tensor) -> Tensor {
     let layers: Vec<Tensor> = columns
         .iter()

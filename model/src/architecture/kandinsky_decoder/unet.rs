@@ -202,6 +202,12 @@ impl ImageConditions {
     }
 }
 
+/// Layers with a skip connection, and the block that doubles the size.
+type UpLevel = (
+    Vec<ActivationCheckpoint<Layer>>,
+    Option<ActivationCheckpoint<Layer>>,
+);
+
 /// See the module's header.
 #[derive(Debug)]
 pub struct ImageUNet {
@@ -213,10 +219,7 @@ pub struct ImageUNet {
     middle: [ActivationCheckpoint<Layer>; 2],
     /// From the last level to the first: layers with a skip connection, then the block that
     /// doubles the size.
-    up: Vec<(
-        Vec<ActivationCheckpoint<Layer>>,
-        Option<ActivationCheckpoint<Layer>>,
-    )>,
+    up: Vec<UpLevel>,
     norm_out: GroupNorm,
     conv_out: Conv,
     width: i64,
@@ -359,11 +362,6 @@ fn resizing(
     };
     ActivationCheckpoint::new(&[scope], layer)
 }
-
-type UpLevel = (
-    Vec<ActivationCheckpoint<Layer>>,
-    Option<ActivationCheckpoint<Layer>>,
-);
 
 /// The decoder; `skips` are the widths of the encoder's outputs.
 fn up(scope: &Scope<'_>, layout: &ImageUNetLayout, mut skips: Vec<i64>) -> Vec<UpLevel> {
