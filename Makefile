@@ -28,7 +28,7 @@ SIM_FLAGS := --seeds $(SEEDS) $(if $(SEED),--seed $(SEED)) $(if $(BUG),--bug $(B
 	$(if $(BUGS),--bugs) $(if $(KINDS),--$(KINDS)) $(if $(TRACE),--trace)
 
 .PHONY: help setup build programs release test sim lint demo chaos bench bench-recovery \
-	bench-loader bench-model bench-schedule bench-writer leakage parity gpu-check clean
+	bench-loader bench-model bench-schedule bench-writer leakage parity peers gpu-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s  %s\n", $$1, $$2} \
@@ -69,6 +69,10 @@ lint: setup ## check formatting, clippy and the crates' licences and sources
 demo: programs ## train the demo job on this machine, from sample data to images
 ## DATA=wesnoth: on drawn art
 	@deploy/demo.sh $(DATA)
+
+peers: programs ## train the paper's four peers in both pairings at size small; ten grids
+## STEPS of each of the nine jobs (400); 400 take about an hour on two cores
+	@deploy/peers.sh $(STEPS)
 
 chaos: build ## random faults on real processes, KILLS of them SIGKILL (100), seeded by SEED (1)
 ## every job must end with bit-identical weights

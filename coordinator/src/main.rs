@@ -26,6 +26,7 @@ mod session;
 mod status;
 mod store;
 mod streams;
+mod subject;
 mod text;
 mod time;
 

@@ -18,6 +18,7 @@ use crate::jobs::{Filter, Jobs, JobsError};
 use crate::journal::Journal;
 use crate::store::StateError;
 use crate::streams::{Reader, Replies, Streams, caller};
+use crate::subject;
 use coordinator_core::event::{DatasetPin, Input, Reply, RequestId};
 use proto::id::JobId;
 use proto::limits::{NAMED_BYTES, TEXT_BYTES, cut};
@@ -269,7 +270,15 @@ impl ControlService {
                 Ok((dataset, summary))
             }
             Work::Sample(work) => {
-                self.job(&work.job.0).await?;
+                let (_, trained) = self.job(&work.job.0).await?;
+                let checked = work.clone();
+                // Texts are parsed and tokenized off the runtime's threads.
+                let fits = tokio::task::spawn_blocking(move || {
+                    subject::check(&checked, &trained.job_toml)
+                });
+                fits.await
+                    .map_err(|error| Status::internal(error.to_string()))?
+                    .map_err(|why| short(Status::invalid_argument, &format!("{file}: {why}")))?;
                 let (images, job, steps) = (work.images(), &work.job, work.steps);
                 Ok((
                     DatasetPin::default(),

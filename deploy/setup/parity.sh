@@ -8,5 +8,8 @@ cd "$(dirname "$0")/../.."
 failed=0
 python3 -W ignore tests/parity/tokens.py target/debug/worker || failed=1
 tests/parity/export.sh || failed=1
+tests/parity/export_peers.sh || failed=1
 python3 -W ignore tests/parity/parity.py target/debug/worker "$@" || failed=1
+python3 -W ignore tests/parity/peers.py target/debug/worker target/debug/coordinator "$@" ||
+  failed=1
 exit $failed

@@ -141,6 +141,7 @@ fn example(spec: &TrainWork, n: u32) -> Example {
     };
     let reference = |slot: u32| Reference {
         image: image(n * 8 + slot + 1),
+        view: None,
         concept: CONCEPTS[slot as usize % CONCEPTS.len()],
         position: u64::from(n),
     };
@@ -152,6 +153,8 @@ fn example(spec: &TrainWork, n: u32) -> Example {
             image::Luma([if x.max(y) < side / 3 { 255 } else { 0 }])
         }),
         references: (0..references(spec)).map(reference).collect(),
+        figure_mask: None,
+        target_view: None,
         references_dropped: false,
         prompt: format!("1girl, number_{n}, smile"),
         timestep: 40 + 60 * (n % 16),
@@ -209,7 +212,7 @@ fn images(spec: &TrainWork, examples: &[Example]) -> Vec<(&'static str, Tensor)>
     let masks = Masks::at_latents(
         &mask(|example| &example.target_mask),
         &mask(|example| &example.face_mask),
-        i64::from(spec.model.architecture.autoencoder().factor()),
+        i64::from(diffusion(spec).autoencoder.factor()),
         diffusion(spec).objective.target_mask_threshold,
     );
     vec![

@@ -59,6 +59,17 @@ impl CrossAttention {
         (queries.matmul(&keys.transpose(2, 3)) * scale).softmax(-1, Kind::Float)
     }
 
+    /// The attention probabilities of one token for each sample, fp32, [batch, heads, q]. `token`
+    /// is [batch].
+    pub fn column(&self, xs: &Tensor, context: &Tensor, token: &Tensor) -> Tensor {
+        let all = self.probabilities(xs, context);
+        let size = all.size();
+        let index = token
+            .view([-1, 1, 1, 1])
+            .expand([size[0], size[1], size[2], 1], false);
+        all.gather(3, &index, false).squeeze_dim(3)
+    }
+
     /// [batch, q, width] and [batch, kv, context_width] -> [batch, q, width]. `image` holds further
     /// keys and values, [batch, tokens, width]; the attention to them is added to the output.
     pub fn forward(&self, xs: &Tensor, context: &Tensor, image: Option<[&Tensor; 2]>) -> Tensor {
@@ -130,6 +141,24 @@ impl TransformerBlock {
         &xs + self.feed_forward.forward(&self.norm3.forward(&xs))
     }
 
+    /// [`Self::forward`], and the attention probabilities of one token of the text.
+    fn forward_with_column(
+        &self,
+        xs: &Tensor,
+        context: &Tensor,
+        token: &Tensor,
+    ) -> (Tensor, Tensor) {
+        let normed = self.norm1.forward(xs);
+        let xs = xs + self.attention1.forward(&normed, &normed, None);
+        let normed = self.norm2.forward(&xs);
+        let column = self.attention2.column(&normed, context, token);
+        let xs = &xs + self.attention2.forward(&normed, context, None);
+        (
+            &xs + self.feed_forward.forward(&self.norm3.forward(&xs)),
+            column,
+        )
+    }
+
     /// Probabilities of the attention to the text.
     fn probabilities(&self, xs: &Tensor, context: &Tensor) -> Tensor {
         let normed = self.norm1.forward(xs);
@@ -177,6 +206,25 @@ impl SpatialTransformer {
             .proj_out
             .tokens(&self.block.forward(&tokens, context, image));
         xs + to_map(&tokens, xs.size()[2])
+    }
+
+    /// [`Self::forward`], and the attention probabilities from each cell to one token of the text,
+    /// fp32, [batch, heads, h, w]. `token` is [batch].
+    pub fn forward_with_column(
+        &self,
+        xs: &Tensor,
+        context: &Tensor,
+        token: &Tensor,
+    ) -> (Tensor, Tensor) {
+        let context = &context.alias();
+        let height = xs.size()[2];
+        let tokens = self.proj_in.tokens(&to_tokens(&self.norm.forward(xs)));
+        let (tokens, column) = self.block.forward_with_column(&tokens, context, token);
+        let tokens = self.proj_out.tokens(&tokens);
+        (
+            xs + to_map(&tokens, height),
+            column.unflatten(2, [height, -1]),
+        )
     }
 
     /// Attention probabilities from each cell of [batch, width, h, w] to each token of the text:

@@ -97,6 +97,17 @@ impl Batch {
         })
     }
 
+    /// Takes the references out of a batch whose model does not encode them: [B * N, 3, S, S] in
+    /// [-1, 1].
+    pub(crate) fn split_references(mut self) -> (Self, Tensor) {
+        let count = self.count * self.references;
+        let references = self.images.narrow(0, self.count, count);
+        self.images = self.images.narrow(0, 0, self.count);
+        self.keys.truncate(self.count as usize);
+        self.references = 0;
+        (self, references)
+    }
+
     /// Noise for samples from the posteriors of all images, of the shape of their latents [B * (1 +
     /// N), c, h, w]. One random stream for each example, split among its images.
     pub(crate) fn posterior_noise(&self, latents: &[i64], device: Device) -> Tensor {
@@ -110,6 +121,17 @@ impl Batch {
             .flatten(0, 1);
         Tensor::cat(&[target, references], 0)
     }
+}
+
+/// [B, 1, 1, 1]: 0 where training drops the references. None if it drops none.
+pub(crate) fn kept(batch: &Batch, device: Device) -> Option<Tensor> {
+    let dropped = &batch.references_dropped;
+    dropped.contains(&true).then(|| {
+        let kept: Vec<f32> = dropped.iter().map(|it| f32::from(u8::from(!it))).collect();
+        Tensor::from_slice(&kept)
+            .view([-1, 1, 1, 1])
+            .to_device(device)
+    })
 }
 
 /// Masks M_tgt and M_face at image resolution, both [B, 1, S, S] in [0, 1]. The examples must be
@@ -213,6 +235,8 @@ mod tests {
             target_mask: mask.clone(),
             face_mask: mask,
             references: Vec::new(),
+            figure_mask: None,
+            target_view: None,
             references_dropped: false,
             prompt: String::new(),
             timestep: 3,

@@ -8,6 +8,7 @@ use crate::batch::{Batch, BatchShape, masks, to_images};
 use crate::error::ModelError;
 use crate::latent::LatentCache;
 use crate::loss::{Masks, noise_loss};
+use crate::movq::Movq;
 use crate::noise::{self, Purpose};
 use crate::parameter::Scope;
 use crate::sampler::Sampler;
@@ -17,19 +18,61 @@ use image::RgbImage;
 use model_data::example::{Concept, Example};
 use model_data::prompt::Prompts;
 use proto::architecture::{Diffusion, Latents as Posterior, Objective, Prediction};
+use proto::layout::{AutoencoderLayout, MovqLayout};
 use proto::spec::{Component, TrainWork};
 use std::collections::BTreeMap;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// The terms of [`LatentDiffusion::losses`]: the first term of equation 3, and the second without
 /// its factor lambda; both are weighted by noise level.
 pub(crate) const TERMS: [&str; 2] = ["target", "face"];
 
+/// The term of [`LatentDiffusion::plain_losses`].
+pub(crate) const PLAIN_TERMS: [&str; 1] = ["noise"];
+
+/// The autoencoder of a latent diffusion model.
+#[derive(Debug)]
+pub(crate) enum Coder {
+    Kl(Autoencoder),
+    /// Kandinsky's, which has no posterior.
+    Movq(Box<Movq>),
+}
+
+impl Coder {
+    pub(crate) fn kl(scope: &Scope<'_>, layout: &AutoencoderLayout) -> Self {
+        Self::Kl(Autoencoder::new(scope, layout))
+    }
+
+    pub(crate) fn movq(scope: &Scope<'_>, layout: &MovqLayout) -> Self {
+        Self::Movq(Box::new(Movq::new(scope, layout)))
+    }
+
+    /// [`Encoded`] as one tensor.
+    fn encode(&self, images: &Tensor, posterior: Posterior) -> Tensor {
+        match (self, posterior) {
+            (Self::Movq(movq), _) => movq.encode(images),
+            (Self::Kl(kl), Posterior::Mean) => kl.encode(images).mean,
+            (Self::Kl(kl), Posterior::Sample) => {
+                let moments = kl.encode(images);
+                Tensor::cat(&[moments.mean, moments.log_variance], 1)
+            }
+        }
+    }
+
+    fn decode(&self, latents: &Tensor) -> Tensor {
+        match self {
+            Self::Kl(kl) => kl.decode(latents),
+            Self::Movq(movq) => movq.decode(latents),
+        }
+    }
+}
+
 /// See the module's header.
 #[derive(Debug)]
 pub(crate) struct LatentDiffusion {
-    autoencoder: Autoencoder,
-    text: TextEncoder,
+    coder: Coder,
+    /// None: its U-Net does not read text.
+    text: Option<TextEncoder>,
     prompts: Prompts,
     schedule: NoiseSchedule,
     objective: Objective,
@@ -63,7 +106,7 @@ pub(crate) struct Latents {
 #[derive(Debug)]
 pub(crate) struct Noisy {
     pub(crate) latents: Tensor,
-    expected: Tensor,
+    pub(crate) expected: Tensor,
 }
 
 impl LatentDiffusion {
@@ -73,6 +116,24 @@ impl LatentDiffusion {
     /// A job that would train the autoencoder.
     pub(crate) fn new(
         scope: &Scope<'_>,
+        job: &Diffusion,
+        spec: &TrainWork,
+        options: TensorOptions,
+    ) -> Result<Self, ModelError> {
+        let coder = Coder::kl(&scope.sub("autoencoder"), &(&job.autoencoder).into());
+        let text = TextEncoder::new(&scope.sub("text_encoder"), &(&job.text_encoder).into());
+        Ok(Self {
+            text: Some(text),
+            ..Self::without_text(coder, job, spec, options)?
+        })
+    }
+
+    /// [`Self::new`] for a model whose U-Net does not read text.
+    ///
+    /// # Errors
+    /// A job that would train the autoencoder.
+    pub(crate) fn without_text(
+        coder: Coder,
         job: &Diffusion,
         spec: &TrainWork,
         options: TensorOptions,
@@ -89,8 +150,8 @@ impl LatentDiffusion {
         let cache_bytes = train.latent_cache_mib as usize * (1 << 20);
         let side = i64::from(spec.data.resolution / job.autoencoder.factor());
         Ok(Self {
-            autoencoder: Autoencoder::new(&scope.sub("autoencoder"), &(&job.autoencoder).into()),
-            text: TextEncoder::new(&scope.sub("text_encoder"), &(&job.text_encoder).into()),
+            coder,
+            text: None,
             prompts: Prompts::new(job.text_encoder.tokens),
             schedule: NoiseSchedule::new(&job.noise),
             objective: job.objective,
@@ -156,7 +217,7 @@ impl LatentDiffusion {
         let images = batch.images.to_kind(self.options.dtype);
         let batched = images.size()[0] > 1;
         let posterior = self.posterior;
-        let encode = |images: &Tensor| encode(&self.autoencoder, images, batched, posterior);
+        let encode = |images: &Tensor| encode(&self.coder, images, batched, posterior);
         let encoded = match &mut self.latent_cache {
             Some(cache) => cache.encode(&images, &batch.keys, encode),
             None => encode(&images),
@@ -236,6 +297,30 @@ impl LatentDiffusion {
         }
     }
 
+    /// The weight of each example's loss by its time step, [B].
+    pub(crate) fn loss_weights(&self, batch: &Batch) -> Tensor {
+        self.per_example(batch, |timestep| {
+            self.schedule
+                .loss_weight(timestep, self.objective.loss_weighting)
+        })
+    }
+
+    /// The mean squared error over the whole latent, without masks, with the term of
+    /// [`PLAIN_TERMS`]: the loss of the paper's peers.
+    pub(crate) fn plain_losses(
+        &self,
+        batch: &Batch,
+        noisy: &Noisy,
+        predicted: &Tensor,
+    ) -> SampleLosses {
+        let error = (predicted - &noisy.expected).square();
+        let total = error.flatten(1, -1).mean_dim(1i64, false, None) * self.loss_weights(batch);
+        SampleLosses {
+            terms: vec![total.shallow_clone()],
+            total,
+        }
+    }
+
     /// Text states [strings, tokens, width]; each distinct string is encoded once.
     pub(crate) fn text_states(&mut self, strings: &[String]) -> Tensor {
         let distinct: BTreeMap<&str, i64> = {
@@ -250,7 +335,7 @@ impl LatentDiffusion {
             Tensor::stack(&cached, 0)
         } else {
             let ids = token_ids(&self.prompts, &texts, self.options.device);
-            self.text.forward(&ids, self.options.dtype)
+            self.text().forward(&ids, self.options.dtype)
         };
         let index: Vec<i64> = strings.iter().map(|text| distinct[text.as_str()]).collect();
         states.index_select(
@@ -259,12 +344,39 @@ impl LatentDiffusion {
         )
     }
 
+    /// Text states of prompts whose subject an image is fused into, as FastComposer reads them, and
+    /// the position of each subject's last token, if it has one.
+    pub(crate) fn subject_states(
+        &self,
+        prompts: &[String],
+        subjects: &[String],
+    ) -> (Tensor, Vec<Option<usize>>) {
+        let read = prompts.iter();
+        let (ids, positions): (Vec<_>, Vec<_>) = read
+            .map(|prompt| self.prompts.subject_ids(prompt, subjects))
+            .unzip();
+        let ids = Tensor::from_slice(&ids.concat())
+            .view([prompts.len() as i64, self.prompts.tokens() as i64])
+            .to_device(self.options.device);
+        (self.text().forward(&ids, self.options.dtype), positions)
+    }
+
+    fn text(&self) -> &TextEncoder {
+        let text = self.text.as_ref();
+        text.expect("a model that reads text has a text encoder")
+    }
+
+    /// The device of the networks.
+    pub(crate) fn device(&self) -> Device {
+        self.options.device
+    }
+
     fn cached_state(&mut self, text: &str) -> Tensor {
         if let Some(state) = self.text_cache.get(text) {
             return state.shallow_clone();
         }
         let ids = token_ids(&self.prompts, &[text], self.options.device);
-        let state = self.text.forward(&ids, self.options.dtype).get(0);
+        let state = self.text().forward(&ids, self.options.dtype).get(0);
         self.text_cache
             .insert(text.to_owned(), state.shallow_clone());
         state
@@ -281,8 +393,9 @@ impl LatentDiffusion {
         options: &SampleOptions,
         mut predict: impl FnMut(&Tensor, &Tensor) -> Tensor,
     ) -> Result<RgbImage, ModelError> {
-        let mut sampler = Sampler::new(self.schedule.clone(), options.method, options.steps)?;
         let seeds = [options.noise_seed(example.position)];
+        let sampler = Sampler::new(self.schedule.clone(), options.method, options.steps)?;
+        let mut sampler = sampler.seeded(seeds[0]);
         let device = self.options.device;
         let mut latents = noise::normal(&seeds, Purpose::Target, &self.latent_shape, device);
         for i in 0..sampler.timesteps().len() {
@@ -291,7 +404,7 @@ impl LatentDiffusion {
             latents = sampler.advance(i, &latents, &predicted);
         }
         let latents = (latents / self.scaling).to_kind(self.options.dtype);
-        let images = self.autoencoder.decode(&latents).to_kind(Kind::Float);
+        let images = self.coder.decode(&latents).to_kind(Kind::Float);
         Ok(to_images(&images).swap_remove(0))
     }
 }
@@ -310,19 +423,8 @@ enum Encoded {
 /// training samples from the posterior. The result for an image must not depend on the other
 /// images. Kernels for a batch of one sum in a different order than those for larger batches, so a
 /// single small image left over from a batch (`batched`) is duplicated.
-fn encode(
-    autoencoder: &Autoencoder,
-    images: &Tensor,
-    batched: bool,
-    posterior: Posterior,
-) -> Tensor {
-    let moments = |images: &Tensor| {
-        let moments = autoencoder.encode(images);
-        match posterior {
-            Posterior::Mean => moments.mean,
-            Posterior::Sample => Tensor::cat(&[moments.mean, moments.log_variance], 1),
-        }
-    };
+fn encode(coder: &Coder, images: &Tensor, batched: bool, posterior: Posterior) -> Tensor {
+    let moments = |images: &Tensor| coder.encode(images, posterior);
     if images.size()[2] >= UNBATCHED_SIDE {
         let single: Vec<Tensor> = images.split(1, 0).iter().map(moments).collect();
         Tensor::cat(&single, 0)

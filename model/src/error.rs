@@ -71,6 +71,12 @@ pub enum ModelError {
         value: String,
         expected: String,
     },
+    #[error("{}: it is {found}; {expected}", path.display())]
+    OtherModel {
+        path: PathBuf,
+        found: String,
+        expected: String,
+    },
     #[error("example at position {position}: {field} is {found}; {expected}")]
     Example {
         position: u64,
@@ -115,6 +121,7 @@ impl ModelError {
             | Self::NonfiniteTensor { .. }
             | Self::MissingTensor { .. }
             | Self::ExtraTensor { .. }
+            | Self::OtherModel { .. }
             | Self::TensorShape { .. }
             | Self::MissingInit { .. }
             | Self::Config { .. }

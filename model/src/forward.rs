@@ -1,6 +1,9 @@
 //! Runs one named component on given tensors, to compare our results with another implementation.
 //! Called by `worker forward`.
 
+use crate::architecture::controlnet::{self, Control};
+use crate::architecture::ip_adapter;
+use crate::architecture::kandinsky_prior::PriorText;
 use crate::architecture::retrinet::{self, Conditions, References, predict};
 use crate::device::dtype;
 use crate::error::{ModelError, catch_panic};
@@ -31,6 +34,23 @@ pub enum Runnable {
     /// The inputs of [`Self::UNet`], and `references` [B, N, C, h, w], clean and scaled, and
     /// `reference_hidden_states` [B, N, T, D] -> `sample`.
     Retrinet,
+    /// A folder with `unet` and `controlnet`. The inputs of [`Self::UNet`], and `controlnet_cond`
+    /// [B, 3, H, W] in [0, 1] -> `sample`, and the branch's outputs `residual.I`, the middle's
+    /// last.
+    ControlNet,
+    /// A folder with `unet` and a file or folder `ip_adapter`. The inputs of [`Self::UNet`],
+    /// `image_embeds` [B, N, E], and `scale` [] -> `sample`.
+    IpAdapter,
+    /// `hidden_states` [B, E], `timestep` [] or [B], `proj_embedding` [B, E],
+    /// `encoder_hidden_states` [B, T, E], `attention_mask` [B, T] -> `predicted_image_embedding`.
+    Prior,
+    /// Kandinsky's: `sample` [B, C, h, w], `timestep` [] or [B], `image_embeds` [B, E] -> `sample`
+    /// [B, 2C, h, w].
+    ImageUNet,
+    /// `image` [B, 3, H, W] in [-1, 1] -> `latents` [B, c, h, w].
+    MovqEncode,
+    /// `latent` [B, c, h, w], not quantized -> `image` [B, 3, H, W].
+    MovqDecode,
 }
 
 /// The parameters of a run.
@@ -68,11 +88,7 @@ pub fn forward(request: Request<'_>, device: Device) -> Result<NamedTensors, Mod
         if request.gradients {
             return with_gradients(public::unet(request.weights, device)?, &inputs);
         }
-        let outputs = tch::no_grad(|| run(request, &inputs, device))?;
-        Ok(outputs
-            .into_iter()
-            .map(|(name, tensor)| (name.to_owned(), tensor))
-            .collect())
+        tch::no_grad(|| run(request, &inputs, device))
     })
 }
 
@@ -80,13 +96,18 @@ fn run(
     request: Request<'_>,
     inputs: &Inputs<'_>,
     device: Device,
-) -> Result<Vec<(&'static str, Tensor)>, ModelError> {
+) -> Result<NamedTensors, ModelError> {
     let weights = request.weights;
-    match request.what {
+    let outputs = match request.what {
+        Runnable::ControlNet => return run_controlnet(weights, inputs, device),
+        Runnable::IpAdapter => return run_ip_adapter(weights, inputs, device),
+        Runnable::Prior | Runnable::ImageUNet | Runnable::MovqEncode | Runnable::MovqDecode => {
+            return run_kandinsky(request, inputs, device);
+        }
         Runnable::UNet => {
             inputs.refuse_unknown(&["sample", "timestep", "encoder_hidden_states"])?;
             let unet = public::unet(weights, device)?.network;
-            Ok(vec![(
+            vec![(
                 "sample",
                 run_unet(
                     &unet,
@@ -94,23 +115,17 @@ fn run(
                     &inputs.float("encoder_hidden_states", 3)?,
                     inputs,
                 )?,
-            )])
+            )]
         }
         Runnable::AutoencoderEncode => {
             inputs.refuse_unknown(&["image"])?;
             let moments = public::autoencoder(weights, device)?.encode(&inputs.float("image", 4)?);
-            Ok(vec![
-                ("mean", moments.mean),
-                ("logvar", moments.log_variance),
-            ])
+            vec![("mean", moments.mean), ("logvar", moments.log_variance)]
         }
         Runnable::AutoencoderDecode => {
             inputs.refuse_unknown(&["latent"])?;
             let autoencoder = public::autoencoder(weights, device)?;
-            Ok(vec![(
-                "image",
-                autoencoder.decode(&inputs.float("latent", 4)?),
-            )])
+            vec![("image", autoencoder.decode(&inputs.float("latent", 4)?))]
         }
         Runnable::Text => {
             inputs.refuse_unknown(&["input_ids"])?;
@@ -118,18 +133,18 @@ fn run(
             let states = text.forward(&ids, inputs.dtype);
             let pooled = text.pool(&ids, &states);
             let embeds = text.project(&pooled).map(|embeds| ("text_embeds", embeds));
-            Ok([("last_hidden_state", states), ("pooler_output", pooled)]
+            [("last_hidden_state", states), ("pooler_output", pooled)]
                 .into_iter()
                 .chain(embeds)
-                .collect())
+                .collect()
         }
         Runnable::Image => {
             inputs.refuse_unknown(&["pixel_values"])?;
             let image = public::image(weights, device)?;
-            Ok(vec![(
+            vec![(
                 "image_embeds",
                 image.forward(&inputs.float("pixel_values", 4)?),
-            )])
+            )]
         }
         Runnable::Retrinet => {
             inputs.refuse_unknown(&[
@@ -152,12 +167,125 @@ fn run(
                     kept: None,
                 }),
             };
-            Ok(vec![(
-                "sample",
-                predict(&unet, &block, &latents, &conditions),
-            )])
+            vec![("sample", predict(&unet, &block, &latents, &conditions))]
         }
-    }
+    };
+    let named = outputs.into_iter();
+    Ok(named
+        .map(|(name, tensor): (&str, Tensor)| (name.to_owned(), tensor))
+        .collect())
+}
+
+/// A network that only Kandinsky has.
+fn run_kandinsky(
+    request: Request<'_>,
+    inputs: &Inputs<'_>,
+    device: Device,
+) -> Result<NamedTensors, ModelError> {
+    let weights = request.weights;
+    let (name, out) = match request.what {
+        Runnable::Prior => {
+            inputs.refuse_unknown(&[
+                "hidden_states",
+                "timestep",
+                "proj_embedding",
+                "encoder_hidden_states",
+                "attention_mask",
+            ])?;
+            let prior = public::prior(weights, device)?.network;
+            let noisy = inputs.float("hidden_states", 2)?;
+            let timesteps = inputs.timesteps(noisy.size()[0])?;
+            let text = PriorText {
+                states: &inputs.float("encoder_hidden_states", 3)?,
+                embedding: &inputs.float("proj_embedding", 2)?,
+                mask: &inputs.float("attention_mask", 2)?,
+            };
+            let out = prior.forward(&noisy, &timesteps, &text);
+            ("predicted_image_embedding", out)
+        }
+        Runnable::MovqEncode => {
+            inputs.refuse_unknown(&["image"])?;
+            let movq = public::movq(weights, device)?.network;
+            ("latents", movq.encode(&inputs.float("image", 4)?))
+        }
+        Runnable::MovqDecode => {
+            inputs.refuse_unknown(&["latent"])?;
+            let movq = public::movq(weights, device)?.network;
+            ("image", movq.decode(&inputs.float("latent", 4)?))
+        }
+        _ => {
+            inputs.refuse_unknown(&["sample", "timestep", "image_embeds"])?;
+            let unet = public::image_unet(weights, device)?.network;
+            let latents = inputs.float("sample", 4)?;
+            let timesteps = inputs.timesteps(latents.size()[0])?;
+            let embeddings = inputs.float("image_embeds", 2)?;
+            ("sample", unet.forward(&latents, &timesteps, &embeddings))
+        }
+    };
+    Ok(NamedTensors::from([(name.to_owned(), out)]))
+}
+
+/// The branch's outputs, and the U-Net's prediction with them.
+fn run_controlnet(
+    weights: &Path,
+    inputs: &Inputs<'_>,
+    device: Device,
+) -> Result<NamedTensors, ModelError> {
+    inputs.refuse_unknown(&[
+        "sample",
+        "timestep",
+        "encoder_hidden_states",
+        "controlnet_cond",
+    ])?;
+    let (unet, branch) = controlnet::load(weights, device)?;
+    let latents = inputs.float("sample", 4)?;
+    let timesteps = inputs.timesteps(latents.size()[0])?;
+    let text = inputs.float("encoder_hidden_states", 3)?;
+    let unet_inputs = UNetInputs::new(&latents, &timesteps, &text);
+    let control = Control {
+        hint: &inputs.float("controlnet_cond", 4)?,
+        scales: &vec![1.0; branch.outputs()],
+        kept: None,
+    };
+    let residuals = branch.forward(&unet_inputs, &control).into_iter();
+    let mut outputs: NamedTensors = residuals
+        .enumerate()
+        .map(|(i, residual)| (format!("residual.{i}"), residual))
+        .collect();
+    let sample = controlnet::predict(&unet, &branch, &unet_inputs, &control);
+    outputs.insert("sample".to_owned(), sample);
+    Ok(outputs)
+}
+
+/// The U-Net's prediction with an adapter's context.
+fn run_ip_adapter(
+    weights: &Path,
+    inputs: &Inputs<'_>,
+    device: Device,
+) -> Result<NamedTensors, ModelError> {
+    inputs.refuse_unknown(&[
+        "sample",
+        "timestep",
+        "encoder_hidden_states",
+        "image_embeds",
+        "scale",
+    ])?;
+    let unet = public::unet(&weights.join("unet"), device)?.network;
+    let folder = weights.join("ip_adapter");
+    let file = weights.join("ip_adapter.safetensors");
+    let own = if folder.is_dir() { folder } else { file };
+    let layout = public::unet_layout(&weights.join("unet"))?;
+    let adapter = ip_adapter::load(&own, &layout, device)?;
+    let latents = inputs.float("sample", 4)?;
+    let timesteps = inputs.timesteps(latents.size()[0])?;
+    let text = inputs.float("encoder_hidden_states", 3)?;
+    let tokens = adapter.tokens(&inputs.float("image_embeds", 3)?);
+    let scale = inputs.float("scale", 0)?.double_value(&[]);
+    let sample = unet.forward(&UNetInputs {
+        image: &adapter.context(&tokens, scale),
+        ..UNetInputs::new(&latents, &timesteps, &text)
+    });
+    Ok(NamedTensors::from([("sample".to_owned(), sample)]))
 }
 
 fn run_unet(

@@ -28,7 +28,7 @@ pub(crate) fn load_init(
     let facts = model.architecture.facts();
     for (component, needed) in facts.base_parts {
         let Some(path) = init.get(*component) else {
-            if *needed {
+            if *needed || architecture.required().contains(component) {
                 return Err(missing(component, facts));
             }
             continue;
@@ -36,6 +36,10 @@ pub(crate) fn load_init(
         let source = Source::open(path)?;
         digest.add(component, hashes.of(&source));
         let into = parameters.under(&format!("{component}."));
+        // A component that only images need is part of the digest and is not loaded for training.
+        if into.is_empty() {
+            continue;
+        }
         public::load(&source, component, model, &into)?;
     }
     let own = facts

@@ -66,6 +66,12 @@ impl Conv {
         Self::new(scope, [channels, channels, 3, 3], Init::FanIn, 2, 1)
     }
 
+    /// [`Self::down`] to another number of channels.
+    #[must_use]
+    pub fn down_to(scope: &Scope<'_>, inputs: i64, outputs: i64) -> Self {
+        Self::new(scope, [outputs, inputs, 3, 3], Init::FanIn, 2, 1)
+    }
+
     /// 3x3, stride 2, no padding; the autoencoder pads its input itself.
     #[must_use]
     pub fn down_unpadded(scope: &Scope<'_>, channels: i64) -> Self {

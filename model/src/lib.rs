@@ -2,6 +2,7 @@
 //! use tensors. This crate knows nothing of workers, job queues or RPC. Suggested reading order:
 //! [`trainer`], `architecture`, `diffusion`, [`unet`], then the layers.
 
+pub mod ancestral;
 mod architecture;
 pub mod attention;
 pub mod autoencoder;
@@ -18,6 +19,7 @@ mod latent;
 pub mod layer;
 pub mod loss;
 pub mod mapped;
+pub mod movq;
 pub mod noise;
 mod nonfinite;
 pub mod optimizer;
@@ -35,4 +37,6 @@ pub mod vision;
 pub mod weights;
 
 pub use architecture::interface::{AttentionMap, SampleOptions};
-pub use architecture::retrinet;
+pub use architecture::{
+    controlnet, fastcomposer, ip_adapter, kandinsky_decoder, kandinsky_prior, retrinet,
+};

@@ -14,6 +14,14 @@ pub enum Purpose {
     Target = 0,
     /// Sampling from the autoencoder's posterior.
     Posterior = 1,
+    /// Whether a micro-batch's loss counts the figure alone.
+    LossMask = 2,
+    /// What a sampler adds in a step.
+    Step = 3,
+    /// The noise that is added to an embedding before a prior moves it.
+    Prior = 4,
+    /// What the prior's sampler adds in its steps.
+    PriorStep = 5,
 }
 
 /// Standard normal noise of shape [seeds, shape...], with an independent stream for each seed.
@@ -31,6 +39,13 @@ pub fn normal(seeds: &[u64], purpose: Purpose, shape: &[i64], device: Device) ->
     Tensor::from_slice(&values)
         .view(batched.as_slice())
         .to_device(device)
+}
+
+/// A uniform value in [0, 1).
+pub(crate) fn uniform(seed: u64, purpose: Purpose) -> f64 {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(purpose as u64);
+    unit(&mut rng)
 }
 
 /// Standard normal values by the Box-Muller transform, two for each pair of uniform values.

@@ -4,16 +4,20 @@
 //! single file (other components, EMA weights, schedule buffers). Called for a job's base weights
 //! and by `worker forward`.
 
+use crate::architecture::kandinsky_decoder::ImageUNet;
+use crate::architecture::kandinsky_prior::Prior;
 use crate::autoencoder::Autoencoder;
 use crate::error::ModelError;
 use crate::mapped::Mapped;
-use crate::parameter::Parameters;
+use crate::movq::Movq;
+use crate::parameter::{Parameters, Scope};
 use crate::text::TextEncoder;
 use crate::unet::UNet;
 use crate::vision::ImageEncoder;
 use crate::weights::{self, NamedTensors};
 use base_weights::base::TEXT_BYTES_MAX;
-use proto::layout::{AutoencoderLayout, TextLayout, UNetLayout};
+use proto::architecture::PRIOR;
+use proto::layout::{AutoencoderLayout, TextLayout, UNetLayout, hint_widths};
 use proto::public::agree::agree;
 use proto::public::base::{CONFIG_FILE, WEIGHT_FILES};
 use proto::public::config::{self, ConfigError};
@@ -111,6 +115,49 @@ impl Source {
     /// An unsupported config field.
     pub(crate) fn unet_layout(&self) -> Result<UNetLayout, ModelError> {
         self.layout(config::unet, || sd15().0)
+    }
+
+    /// The layout of a ControlNet's branch, and the widths of its hint's convolutions.
+    ///
+    /// # Errors
+    /// An unsupported config field.
+    pub(crate) fn controlnet_layout(&self) -> Result<(UNetLayout, Vec<i64>), ModelError> {
+        self.layout(config::controlnet, || (sd15().0, hint_widths(8)))
+    }
+
+    /// True if any tensor name has this prefix.
+    pub(crate) fn any_with_prefix(&self, prefix: &str) -> bool {
+        self.tensors.any_with_prefix(prefix)
+    }
+
+    /// The names of all tensors.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.names()
+    }
+
+    /// The shape of a tensor, or None if it does not exist.
+    pub(crate) fn shape(&self, name: &str) -> Option<Vec<i64>> {
+        self.tensors.shape(name)
+    }
+
+    /// True for FastComposer's published file, whose components have the names of `diffusers` and
+    /// `transformers` under prefixes of their own.
+    fn is_fastcomposer(&self) -> bool {
+        self.tensors.any_with_prefix("postfuse_module.") && self.tensors.any_with_prefix("unet.")
+    }
+
+    /// [`Self::load`] of a component whose names have a prefix.
+    fn load_under(
+        &self,
+        prefix: &str,
+        into: &NamedTensors,
+        names: impl Fn(&str) -> Vec<String>,
+    ) -> Result<NamedTensors, ModelError> {
+        let prefixed = |name: &str| {
+            let names = names(name).into_iter();
+            names.map(|name| format!("{prefix}{name}")).collect()
+        };
+        self.load(into, prefixed, |name| name.starts_with(prefix))
     }
 
     /// Copies values into parameters. `names_in_file` maps a parameter's name to the names that a
@@ -220,18 +267,28 @@ pub(crate) fn load(
             source,
         })?;
     }
+    let levels = model.architecture.autoencoder();
+    let is_kandinsky = model.architecture.kandinsky().is_some();
     match component {
-        "autoencoder" => load_autoencoder(
-            source,
-            model.architecture.autoencoder().channel_mult.len(),
-            into,
-        ),
+        // Their parameters have the names of diffusers.
+        PRIOR => load_as_named(source, into),
+        "autoencoder" | "unet" if is_kandinsky => load_as_named(source, into),
+        "autoencoder" => {
+            load_autoencoder(source, levels.map_or(1, |it| it.channel_mult.len()), into)
+        }
         "text_encoder" => load_text(source, into),
+        "image_encoder" => load_image(source, into),
         _ => match model.architecture.unet() {
             Some(unet) => load_unet(source, &unet.into(), into).map(drop),
             None => Ok(()),
         },
     }
+}
+
+/// Loads a component whose parameters have the file's names.
+fn load_as_named(source: &Source, into: &NamedTensors) -> Result<(), ModelError> {
+    let loaded = source.load(into, |name| vec![name.to_owned()], |_| true);
+    loaded.map(drop)
 }
 
 /// Loads a U-Net of this layout, in any of the known namings.
@@ -244,7 +301,10 @@ pub(crate) fn load_unet(
     into: &NamedTensors,
 ) -> Result<NamedTensors, ModelError> {
     let tensors = &source.tensors;
-    if tensors.any_with_prefix(SINGLE_FILE_UNET) {
+    let theirs = |name: &str| diffusers_unet(name, layout).into_iter().collect();
+    if source.is_fastcomposer() {
+        source.load_under("unet.", into, theirs)
+    } else if tensors.any_with_prefix(SINGLE_FILE_UNET) {
         let expected = |name: &str| name.starts_with(SINGLE_FILE_UNET);
         source.load(
             into,
@@ -254,11 +314,7 @@ pub(crate) fn load_unet(
     } else if tensors.any_with_prefix("input_blocks.") {
         source.load(into, |name| vec![name.to_owned()], |_| true)
     } else {
-        source.load(
-            into,
-            |name| diffusers_unet(name, layout).into_iter().collect(),
-            |_| true,
-        )
+        source.load(into, theirs, |_| true)
     }
 }
 
@@ -287,6 +343,65 @@ pub fn unet(path: &Path, device: Device) -> Result<Loaded<UNet>, ModelError> {
     })
 }
 
+/// The layout of a U-Net's folder or file.
+///
+/// # Errors
+/// A file that cannot be read, or an unsupported config field.
+pub(crate) fn unet_layout(path: &Path) -> Result<UNetLayout, ModelError> {
+    Source::open_with_sibling_config(path)?.unet_layout()
+}
+
+/// Loads Kandinsky's prior.
+///
+/// # Errors
+/// As [`unet`]; also a file without `config.json` beside it.
+pub fn prior(path: &Path, device: Device) -> Result<Loaded<Prior>, ModelError> {
+    kandinsky(path, config::prior, Prior::new, device)
+}
+
+/// Loads the U-Net of Kandinsky's decoder.
+///
+/// # Errors
+/// As [`prior`].
+pub fn image_unet(path: &Path, device: Device) -> Result<Loaded<ImageUNet>, ModelError> {
+    kandinsky(path, config::image_unet, ImageUNet::new, device)
+}
+
+/// Loads Kandinsky's autoencoder.
+///
+/// # Errors
+/// As [`prior`].
+pub fn movq(path: &Path, device: Device) -> Result<Loaded<Movq>, ModelError> {
+    kandinsky(path, config::movq, Movq::new, device)
+}
+
+fn kandinsky<L, T>(
+    path: &Path,
+    read: impl FnOnce(&str) -> Result<L, ConfigError>,
+    build: impl FnOnce(&Scope<'_>, &L) -> T,
+    device: Device,
+) -> Result<Loaded<T>, ModelError> {
+    let source = Source::open_with_sibling_config(path)?;
+    let Some((text, origin)) = &source.config else {
+        return Err(ModelError::NoWeights {
+            path: path.to_owned(),
+            expected: CONFIG_FILE.to_owned(),
+        });
+    };
+    let layout = read(text).map_err(|source| ModelError::PublicConfig {
+        path: origin.into(),
+        source,
+    })?;
+    let parameters = parameters(device);
+    let network = build(&parameters.root(), &layout);
+    let named = |name: &str| vec![name.to_owned()];
+    let parameters = source.load(&parameters.tensors(), named, |_| true)?;
+    Ok(Loaded {
+        network,
+        parameters,
+    })
+}
+
 /// Loads an autoencoder.
 ///
 /// # Errors
@@ -302,7 +417,9 @@ pub fn autoencoder(path: &Path, device: Device) -> Result<Autoencoder, ModelErro
 
 fn load_autoencoder(source: &Source, levels: usize, into: &NamedTensors) -> Result<(), ModelError> {
     let tensors = &source.tensors;
-    let loaded = if tensors.any_with_prefix(SINGLE_FILE_AUTOENCODER) {
+    let loaded = if source.is_fastcomposer() {
+        source.load_under("vae.", into, |name| diffusers_autoencoder(name, levels))
+    } else if tensors.any_with_prefix(SINGLE_FILE_AUTOENCODER) {
         let expected = |name: &str| name.starts_with(SINGLE_FILE_AUTOENCODER);
         source.load(
             into,
@@ -332,7 +449,10 @@ pub fn text(path: &Path, device: Device) -> Result<TextEncoder, ModelError> {
 }
 
 fn load_text(source: &Source, into: &NamedTensors) -> Result<(), ModelError> {
-    let loaded = if source.tensors.any_with_prefix(SINGLE_FILE_TEXT) {
+    let loaded = if source.is_fastcomposer() {
+        let names = |name: &str| tower_names("", name, "text_model.");
+        source.load_under("text_encoder.", into, names)
+    } else if source.tensors.any_with_prefix(SINGLE_FILE_TEXT) {
         let expected = |name: &str| name.starts_with(SINGLE_FILE_TEXT);
         source.load(
             into,
@@ -368,12 +488,19 @@ pub fn image(path: &Path, device: Device) -> Result<ImageEncoder, ModelError> {
     })?;
     let parameters = parameters(device);
     let encoder = ImageEncoder::new(&parameters.root(), &layout);
-    source.load(
-        &parameters.tensors(),
-        |name| tower_names("", name, "vision_model."),
-        |name| !of_other_tower(name, "text"),
-    )?;
+    load_image(&source, &parameters.tensors())?;
     Ok(encoder)
+}
+
+fn load_image(source: &Source, into: &NamedTensors) -> Result<(), ModelError> {
+    const PREFIX: &str = "image_encoder.";
+    let names = |name: &str| tower_names("", name, "vision_model.");
+    let loaded = if source.any_with_prefix(PREFIX) {
+        source.load_under(PREFIX, into, names)
+    } else {
+        source.load(into, names, |name| !of_other_tower(name, "text"))
+    };
+    loaded.map(drop)
 }
 
 /// The possible names of a tower's tensor; some writers omit the tower's own prefix.

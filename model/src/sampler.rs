@@ -1,7 +1,9 @@
-//! Samplers (DDIM, PNDM and DPM-Solver++(2M) as in `diffusers`, notes 5.4) and classifier-free
-//! guidance. Coefficients are f64; the caller runs the network.
+//! Samplers (DDIM, PNDM, DPM-Solver++(2M) and DDPM as in `diffusers`, notes 5.4) and
+//! classifier-free guidance. Coefficients are f64; the caller runs the network.
 
+use crate::ancestral::{Ancestral, AncestralSampler};
 use crate::error::ModelError;
+use crate::noise::{self, Purpose};
 use crate::schedule::NoiseSchedule;
 use proto::sample::SampleMethod;
 use tch::Tensor;
@@ -22,6 +24,10 @@ pub struct Sampler {
     history: Vec<Tensor>,
     /// PNDM's initial latents; it repeats its first step.
     initial: Option<Tensor>,
+    /// DDPM's own steps.
+    ancestral: Option<AncestralSampler>,
+    /// Seeds the noise that DDPM adds in its steps.
+    seed: u64,
 }
 
 impl Sampler {
@@ -37,6 +43,9 @@ impl Sampler {
         if !(1..=max).contains(&steps) {
             return Err(ModelError::SamplingSteps { steps, max });
         }
+        let ancestral = (method == SampleMethod::Ddpm)
+            .then(|| AncestralSampler::new(schedule.clone(), Ancestral::Ddpm, steps))
+            .transpose()?;
         let steps = steps as usize;
         let step_ratio = length / steps;
         let leading = (0..steps).rev().map(|k| step_ratio * k + STEPS_OFFSET);
@@ -48,6 +57,10 @@ impl Sampler {
                 .flat_map(|(i, timestep)| std::iter::repeat_n(timestep, if i == 1 { 2 } else { 1 }))
                 .collect(),
             SampleMethod::DpmSolver => linspace_timesteps(length, steps),
+            SampleMethod::Ddpm => {
+                let steps = ancestral.as_ref().map(AncestralSampler::timesteps);
+                steps.unwrap_or_default().to_vec()
+            }
         };
         Ok(Self {
             method,
@@ -56,7 +69,15 @@ impl Sampler {
             step_ratio,
             history: Vec::new(),
             initial: None,
+            ancestral,
+            seed: 0,
         })
+    }
+
+    /// Seeds the noise that DDPM adds; the other methods add none.
+    #[must_use]
+    pub fn seeded(self, seed: u64) -> Self {
+        Self { seed, ..self }
     }
 
     /// The time step of each call, descending. PNDM has one more than the number of steps.
@@ -75,7 +96,17 @@ impl Sampler {
             SampleMethod::Ddim => self.ddim(self.timesteps[i], latents, noise),
             SampleMethod::Pndm => self.pndm(i, latents, noise),
             SampleMethod::DpmSolver => self.dpm_solver(i, latents, noise),
+            SampleMethod::Ddpm => self.ddpm(i, latents, noise),
         }
+    }
+
+    fn ddpm(&self, i: usize, latents: &Tensor, noise: &Tensor) -> Tensor {
+        let sampler = self.ancestral.as_ref().expect("DDPM has steps of its own");
+        // Each step has a stream of its own.
+        let seed = self.seed ^ (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let (size, device) = (latents.size(), latents.device());
+        let fresh = noise::normal(&[seed], Purpose::Step, &size, device).get(0);
+        sampler.advance(i, latents, noise, &fresh.to_kind(latents.kind()))
     }
 
     fn ddim(&self, timestep: usize, latents: &Tensor, noise: &Tensor) -> Tensor {

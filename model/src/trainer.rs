@@ -121,8 +121,6 @@ impl Trainer {
         for (_, tensor) in &trained {
             let _ = tensor.set_requires_grad(true);
         }
-        let diffusion = model.architecture.diffusion();
-        let noise = diffusion.map(|it| it.noise);
         Ok(Self {
             name: model.architecture.facts().name,
             terms: architecture.terms(),
@@ -131,8 +129,8 @@ impl Trainer {
             trained,
             optimizer,
             guard: NonfiniteGuard::new(&spec.train),
-            schedule: NoiseSchedule::new(&noise.unwrap_or_default()),
-            loss_weighting: diffusion.map(|it| it.objective.loss_weighting),
+            schedule: NoiseSchedule::new(&model.architecture.noise().unwrap_or_default()),
+            loss_weighting: model.architecture.loss_weighting(),
             init_digest,
             step: 0,
         })

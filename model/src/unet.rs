@@ -10,6 +10,7 @@ use crate::parameter::Scope;
 use crate::recompute::ActivationCheckpoint;
 use crate::resnet::ResBlock;
 use proto::layout::UNetLayout;
+use std::cell::{Cell, RefCell};
 use tch::{Kind, Tensor};
 
 fn norm_options(layout: &UNetLayout) -> GroupNormOptions {
@@ -27,6 +28,26 @@ fn res_block(scope: &Scope<'_>, inputs: i64, outputs: i64, layout: &UNetLayout) 
 fn transformer(scope: &Scope<'_>, level: usize, layout: &UNetLayout) -> SpatialTransformer {
     let (width, heads) = (layout.widths[level], layout.heads[level]);
     SpatialTransformer::new(scope, width, layout.context_dim, heads, layout.norm_groups)
+}
+
+/// The time embedding of a U-Net, for a branch that has its own.
+#[derive(Debug)]
+pub(crate) struct UNetTime(TimeEmbedding);
+
+impl UNetTime {
+    pub(crate) fn new(scope: &Scope<'_>, layout: &UNetLayout) -> Self {
+        let (width, frequencies) = (layout.widths[0], layout.frequencies);
+        Self(TimeEmbedding::new(
+            &scope.sub("time_embed"),
+            width,
+            frequencies,
+        ))
+    }
+
+    /// As [`UNet::embed_time`].
+    pub(crate) fn embed(&self, timesteps: &Tensor, dtype: Kind) -> Tensor {
+        self.0.forward(timesteps).silu().to_kind(dtype)
+    }
 }
 
 /// Noise prediction from a noisy latent, a time step and text states.
@@ -86,11 +107,17 @@ impl UNet {
     pub fn encode(&self, inputs: &UNetInputs<'_>, time: Tensor) -> Encoded {
         let latents = repeat_batch(inputs.latents, inputs.branches());
         let (mut image, text) = (inputs.image.iter(), inputs.text);
-        let skips = self
-            .encoder
-            .forward_with_image(&latents, &time, text, &mut image);
+        let skips = match inputs.columns {
+            None => self
+                .encoder
+                .forward_with_image(&latents, &time, text, &mut image),
+            Some(columns) => self.encoder.forward_seen(&latents, &time, text, columns),
+        };
         let last = &skips[skips.len() - 1];
-        let middle = self.middle.forward(last, &time, text, image.next());
+        let middle = match inputs.columns {
+            None => self.middle.forward(last, &time, text, image.next()),
+            Some(columns) => self.middle.forward_seen(last, &time, text, columns),
+        };
         Encoded {
             time,
             skips,
@@ -109,6 +136,14 @@ impl UNet {
             if let Some(residual) = residual {
                 *skip = &*skip + residual;
             }
+        }
+        if let Some(columns) = inputs.columns {
+            return self.decoder.forward_seen(
+                &middle,
+                skips,
+                [&encoded.time, inputs.text],
+                columns,
+            );
         }
         let consumed = self.encoder.transformers() + 1;
         let image = inputs.image.get(consumed..).unwrap_or_default();
@@ -139,6 +174,65 @@ pub struct UNetInputs<'a> {
     pub skips: &'a [Option<Tensor>],
     /// Residual for the middle's output, the decoder's input.
     pub middle: Option<&'a Tensor>,
+    /// Collects attention probabilities. Blocks then keep their activations, even where activation
+    /// checkpointing is enabled, and image context is ignored.
+    pub columns: Option<&'a Columns>,
+}
+
+/// Attention probabilities from cells to one token of the text, as collected in a forward pass.
+#[derive(Debug)]
+pub struct Columns {
+    /// The token of each sample, [branches * batch].
+    token: Tensor,
+    /// For each spatial transformer, in the order of [`transformer_widths`], whether its
+    /// probabilities are collected.
+    wanted: Vec<bool>,
+    next: Cell<usize>,
+    found: RefCell<Vec<Tensor>>,
+}
+
+impl Columns {
+    /// Of the spatial transformers below the first level that has some: 11 of SD 1.5's 16. Of the
+    /// middle alone if there is only one such level.
+    #[must_use]
+    pub fn below_first_level(token: Tensor, layout: &UNetLayout) -> Self {
+        let attending: Vec<usize> = (0..layout.widths.len())
+            .filter(|level| layout.attends[*level])
+            .collect();
+        let wanted = |level: &usize| Some(level) != attending.first();
+        let repeated = |level: &usize, blocks| std::iter::repeat_n(wanted(level), blocks);
+        let encoder = attending
+            .iter()
+            .flat_map(|level| repeated(level, layout.res_blocks));
+        let decoder = attending
+            .iter()
+            .rev()
+            .flat_map(|level| repeated(level, layout.res_blocks + 1));
+        Self {
+            token,
+            wanted: encoder.chain([true]).chain(decoder).collect(),
+            next: Cell::new(0),
+            found: RefCell::new(Vec::new()),
+        }
+    }
+
+    /// [branches * batch, heads, h, w], fp32, for each transformer whose probabilities are
+    /// collected.
+    #[must_use]
+    pub fn into_found(self) -> Vec<Tensor> {
+        self.found.into_inner()
+    }
+
+    /// Runs a spatial transformer.
+    fn run(&self, transformer: &SpatialTransformer, xs: &Tensor, text: &Tensor) -> Tensor {
+        let place = self.next.replace(self.next.get() + 1);
+        if !self.wanted.get(place).copied().unwrap_or(false) {
+            return transformer.forward(xs, text, None);
+        }
+        let (out, column) = transformer.forward_with_column(xs, text, &self.token);
+        self.found.borrow_mut().push(column);
+        out
+    }
 }
 
 /// Further keys and values for the queries of a spatial transformer's attention to the text. The
@@ -169,6 +263,7 @@ impl<'a> UNetInputs<'a> {
             added: None,
             skips: &[],
             middle: None,
+            columns: None,
         }
     }
 
@@ -206,6 +301,31 @@ pub fn transformer_widths(layout: &UNetLayout) -> Vec<i64> {
         .collect()
 }
 
+/// The name prefixes of all spatial transformers, in the order of [`transformer_widths`].
+#[must_use]
+pub fn transformer_names(layout: &UNetLayout) -> Vec<String> {
+    let levels = layout.widths.len();
+    let mut names = Vec::new();
+    let mut block = 1;
+    for level in 0..levels {
+        for _ in 0..layout.res_blocks {
+            names.extend(layout.attends[level].then(|| format!("input_blocks.{block}.1.")));
+            block += 1;
+        }
+        // The downsampling block.
+        block += 1;
+    }
+    names.push("middle_block.1.".to_owned());
+    let mut block = 0;
+    for level in (0..levels).rev() {
+        for _ in 0..=layout.res_blocks {
+            names.extend(layout.attends[level].then(|| format!("output_blocks.{block}.1.")));
+            block += 1;
+        }
+    }
+    names
+}
+
 /// Repeats the batch `times` times along dimension 0; does not copy if `times` is 1.
 pub(crate) fn repeat_batch(xs: &Tensor, times: i64) -> Tensor {
     match times {
@@ -238,6 +358,17 @@ impl ResAttention {
         let xs = self.res.forward_with_skip(shortcut_xs, xs, Some(time));
         match &self.attention {
             Some(attention) => attention.forward(&xs, text, image),
+            None => xs,
+        }
+    }
+}
+
+impl ResAttention {
+    /// [`Self::forward`], with its attention to the text collected.
+    fn forward_seen(&self, [xs, time, text]: [&Tensor; 3], columns: &Columns) -> Tensor {
+        let xs = self.res.forward(xs, Some(time));
+        match &self.attention {
+            Some(attention) => columns.run(attention, &xs, text),
             None => xs,
         }
     }
@@ -315,6 +446,27 @@ impl Encoder {
         text: &Tensor,
         image: &mut std::slice::Iter<'_, ImageContext>,
     ) -> Vec<Tensor> {
+        self.run(latents, [time, text], None, image)
+    }
+
+    /// [`Self::forward`] with a hint of the size of the first block's output, to which it is added.
+    pub(crate) fn forward_with_hint(
+        &self,
+        latents: &Tensor,
+        time: &Tensor,
+        text: &Tensor,
+        hint: Option<&Tensor>,
+    ) -> Vec<Tensor> {
+        self.run(latents, [time, text], hint, &mut [].iter())
+    }
+
+    fn run(
+        &self,
+        latents: &Tensor,
+        [time, text]: [&Tensor; 2],
+        mut hint: Option<&Tensor>,
+        image: &mut std::slice::Iter<'_, ImageContext>,
+    ) -> Vec<Tensor> {
         let mut features: Vec<Tensor> = Vec::with_capacity(self.blocks.len());
         for block in &self.blocks {
             let xs = features.last().unwrap_or(latents);
@@ -324,6 +476,27 @@ impl Encoder {
                     let image = block.attention.as_ref().and_then(|_| image.next());
                     block.forward_checkpointed([xs, time, text], image)
                 }
+            });
+            if let (Some(hint), Some(first)) = (hint.take(), features.last_mut()) {
+                *first = &*first + hint;
+            }
+        }
+        features
+    }
+
+    fn forward_seen(
+        &self,
+        latents: &Tensor,
+        time: &Tensor,
+        text: &Tensor,
+        columns: &Columns,
+    ) -> Vec<Tensor> {
+        let mut features: Vec<Tensor> = Vec::with_capacity(self.blocks.len());
+        for block in &self.blocks {
+            let xs = features.last().unwrap_or(latents);
+            features.push(match block {
+                InputBlock::Conv(conv) => conv.forward(xs),
+                InputBlock::ResAttention(block) => block.forward_seen([xs, time, text], columns),
             });
         }
         features
@@ -402,7 +575,7 @@ impl Middle {
         }
     }
 
-    fn forward(
+    pub(crate) fn forward(
         &self,
         xs: &Tensor,
         time: &Tensor,
@@ -413,6 +586,11 @@ impl Middle {
         self.second.run([&xs, time], |second, [xs, time]| {
             second.forward(xs, Some(time))
         })
+    }
+
+    fn forward_seen(&self, xs: &Tensor, time: &Tensor, text: &Tensor, columns: &Columns) -> Tensor {
+        let xs = self.first.forward_seen([xs, time, text], columns);
+        self.second.forward(&xs, Some(time))
     }
 }
 
@@ -521,6 +699,30 @@ impl Decoder {
                     )
                 }
             };
+        }
+        self.out.forward(&self.norm.forward(&xs).silu())
+    }
+
+    /// [`Self::forward`], with its attention to the text collected.
+    fn forward_seen(
+        &self,
+        middle: &Tensor,
+        features: Vec<Tensor>,
+        [time, text]: [&Tensor; 2],
+        columns: &Columns,
+    ) -> Tensor {
+        let mut xs = middle.shallow_clone();
+        let mut skips = features.into_iter().rev().peekable();
+        for block in &self.blocks {
+            let skip = skips
+                .next()
+                .expect("one feature map for every output block");
+            let joined = Tensor::cat(&[&xs, &skip], 1);
+            xs = block.inner.forward_seen([&joined, time, text], columns);
+            if let (Some(up), Some(next)) = (&block.up, skips.peek()) {
+                let size = next.size();
+                xs = up.forward(&xs.upsample_nearest2d([size[2], size[3]], None, None));
+            }
         }
         self.out.forward(&self.norm.forward(&xs).silu())
     }

@@ -2,10 +2,86 @@
 //! embeddings that CLIP-I and CLIP-T compare.
 
 use crate::clip::Transformer;
+use crate::error::ModelError;
 use crate::layer::{LayerNorm, Linear, to_tokens};
 use crate::parameter::{Init, Scope};
+use image::RgbImage;
+use model_data::example::Example;
 use proto::layout::ImageLayout;
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
+
+/// Mean and standard deviation of the channels of CLIP's images.
+const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+const DEVIATION: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
+
+/// The views of all references of a batch as CLIP's input, [B * N, 3, side, side]; the references
+/// of one example are adjacent.
+///
+/// # Errors
+/// A reference without a view of this side; an example with another number of references.
+pub(crate) fn views(
+    examples: &[Example],
+    references: usize,
+    side: i64,
+    device: Device,
+) -> Result<Tensor, ModelError> {
+    let views = examples.iter().flat_map(|example| {
+        let references = example.references.iter().take(references);
+        references.map(|it| (example.position, it.view.as_ref()))
+    });
+    normalized(views, "view of a reference", side, device)
+}
+
+/// The views of the targets of a batch as CLIP's input, [B, 3, side, side].
+///
+/// # Errors
+/// A target without a view of this side.
+pub(crate) fn target_views(
+    examples: &[Example],
+    side: i64,
+    device: Device,
+) -> Result<Tensor, ModelError> {
+    let views = examples.iter();
+    let views = views.map(|example| (example.position, example.target_view.as_ref()));
+    normalized(views, "view of the target", side, device)
+}
+
+fn normalized<'a>(
+    views: impl Iterator<Item = (u64, Option<&'a RgbImage>)>,
+    field: &'static str,
+    side: i64,
+    device: Device,
+) -> Result<Tensor, ModelError> {
+    let mut bytes = Vec::new();
+    for (position, view) in views {
+        let size = view.map(RgbImage::dimensions);
+        match view {
+            Some(view) if size == Some((side as u32, side as u32)) => {
+                bytes.extend_from_slice(view.as_raw());
+            }
+            _ => {
+                return Err(ModelError::Example {
+                    position,
+                    field,
+                    found: size.map_or("missing".to_owned(), |(w, h)| format!("{w}x{h} pixels")),
+                    expected: format!("the image encoder reads {side}x{side} pixels"),
+                });
+            }
+        }
+    }
+    let channels = |values: [f32; 3]| {
+        Tensor::from_slice(&values)
+            .view([1, 3, 1, 1])
+            .to_device(device)
+    };
+    let pixels = Tensor::from_slice(&bytes)
+        .view([-1, side, side, 3])
+        .to_device(device)
+        .permute([0, 3, 1, 2])
+        .contiguous()
+        .to_kind(Kind::Float);
+    Ok((pixels / 255.0 - channels(MEAN)) / channels(DEVIATION))
+}
 
 #[derive(Debug)]
 pub struct ImageEncoder {

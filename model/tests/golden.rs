@@ -3,6 +3,9 @@
 //! both sides compute weights from parameter names.
 #![allow(clippy::unwrap_used)]
 
+mod golden_file;
+
+use golden_file::{Golden, fill, values};
 use model::attention::{ReferenceAttention, SpatialTransformer};
 use model::autoencoder::Autoencoder;
 use model::component::Prefixes;
@@ -14,66 +17,14 @@ use model::sampler::Sampler;
 use model::schedule::NoiseSchedule;
 use model::text::{TextEncoder, token_ids};
 use model::unet::{UNet, UNetInputs};
-use model::weights::NamedTensors;
 use model_data::prompt::Prompts;
 use proto::sample::SampleMethod;
 use proto::spec::{AutoencoderConfig, Component, Optimizer, TextEncoderConfig, UNetConfig};
-use std::path::Path;
 use tch::{Device, Kind, Tensor};
-
-struct Golden(NamedTensors);
-
-impl Golden {
-    fn read() -> Self {
-        tch::set_num_threads(1);
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/golden.safetensors");
-        Self(model::weights::read(&file).unwrap())
-    }
-
-    fn check(&self, name: &str, found: &Tensor) {
-        let expected = &self.0[name];
-        assert_eq!(found.size(), expected.size(), "{name}");
-        let largest = expected.abs().max().double_value(&[]);
-        let difference = (found - expected).abs().max().double_value(&[]);
-        assert!(
-            difference < 1e-4 * largest,
-            "{name}: off by {difference}, largest value {largest}"
-        );
-    }
-}
-
-/// Sets the parameters to the script's values, as `fill` in make_golden.py.
-fn fill(parameters: &Parameters) {
-    for (name, mut tensor) in parameters.tensors() {
-        let shape = tensor.size();
-        let fan_in: i64 = shape[1..].iter().product();
-        let (scale, shift) = match shape.len() {
-            _ if name.contains("embedding") => (0.2, 0.0),
-            1 => (0.2, if name.ends_with("weight") { 1.0 } else { 0.0 }),
-            _ => ((12.0 / fan_in as f64).sqrt(), 0.0),
-        };
-        tch::no_grad(|| tensor.copy_(&(values(&name, &shape) * scale + shift)));
-    }
-}
-
-/// Reproducible values in [-0.5, 0.5), as `unit` in make_golden.py.
-fn values(name: &str, shape: &[i64]) -> Tensor {
-    let seed = name.bytes().fold(2_166_136_261u32, |seed, byte| {
-        (seed ^ u32::from(byte)).wrapping_mul(16_777_619)
-    });
-    let count: i64 = shape.iter().product();
-    let unit = |i: u32| {
-        let mut x = i.wrapping_mul(2_654_435_761).wrapping_add(seed);
-        x = (x ^ (x >> 15)).wrapping_mul(2_246_822_519);
-        x = (x ^ (x >> 13)).wrapping_mul(3_266_489_917);
-        (f64::from(x ^ (x >> 16)) / 2f64.powi(32) - 0.5) as f32
-    };
-    Tensor::from_slice(&(0..count as u32).map(unit).collect::<Vec<f32>>()).view(shape)
-}
 
 #[test]
 fn schedule_and_samplers() {
-    let golden = Golden::read();
+    let golden = Golden::read("golden");
     let schedule = NoiseSchedule::default();
     let alphas_cumprod: Vec<f32> = (0..1000)
         .map(|t| schedule.alphas_cumprod(t) as f32)
@@ -108,7 +59,7 @@ fn schedule_and_samplers() {
 
 #[test]
 fn residual_block_and_spatial_transformer() {
-    let golden = Golden::read();
+    let golden = Golden::read("golden");
     let parameters = Parameters::seeded(0, Device::Cpu);
     let (groups, epsilon) = (8, 1e-5);
     let norm = GroupNormOptions { groups, epsilon };
@@ -130,7 +81,7 @@ fn residual_block_and_spatial_transformer() {
 
 #[test]
 fn attention_to_references() {
-    let golden = Golden::read();
+    let golden = Golden::read("golden");
     let parameters = Parameters::seeded(0, Device::Cpu);
     let scope = parameters.root().sub("reference");
     let attention = ReferenceAttention::new(&scope, &scope.sub("zero"), 16, 4);
@@ -144,7 +95,7 @@ fn attention_to_references() {
 
 #[test]
 fn u_net_forward_and_gradients() {
-    let golden = Golden::read();
+    let golden = Golden::read("golden");
     let parameters = Parameters::seeded(0, Device::Cpu);
     let config = UNetConfig {
         channels: 8,
@@ -178,7 +129,7 @@ fn u_net_forward_and_gradients() {
 
 #[test]
 fn autoencoder_both_ways() {
-    let golden = Golden::read();
+    let golden = Golden::read("golden");
     let parameters = Parameters::seeded(0, Device::Cpu);
     let config = AutoencoderConfig {
         channels: 8,
@@ -201,7 +152,7 @@ fn autoencoder_both_ways() {
 
 #[test]
 fn text_encoder_on_concept_words() {
-    let golden = Golden::read();
+    let golden = Golden::read("golden");
     let parameters = Parameters::seeded(0, Device::Cpu);
     let config = TextEncoderConfig {
         width: 16,
@@ -220,7 +171,7 @@ fn text_encoder_on_concept_words() {
 
 #[test]
 fn adamw_with_clipping() {
-    let golden = Golden::read();
+    let golden = Golden::read("golden");
     let text = "name = \"a\"\n[data]\ndataset = \"file:///none\"\nresolution = 32\n\
                 [model]\narchitecture = \"autoencoder\"\nsize = \"tiny\"\n\
                 [train]\nsteps = 4\nglobal_batch = 1\nmicro_batch = 1\n";

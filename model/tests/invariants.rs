@@ -231,6 +231,7 @@ fn guided_sampling_depends_on_prompt_and_seed_and_not_on_the_target() {
                     guidance,
                     reference_guidance: 1.0,
                     negative_prompt: String::new(),
+                    knobs: proto::knobs::Knobs::default(),
                     seed,
                 },
             )
@@ -283,6 +284,7 @@ fn guidance_by_references_does_nothing_until_they_are_used() {
             guidance: 2.0,
             reference_guidance,
             negative_prompt: String::new(),
+            knobs: proto::knobs::Knobs::default(),
             seed: 1,
         };
         trainer.sample(&batch, &options).unwrap().swap_remove(0)
@@ -461,6 +463,7 @@ fn options() -> SampleOptions {
         guidance: 3.0,
         reference_guidance: 1.0,
         negative_prompt: String::new(),
+        knobs: proto::knobs::Knobs::default(),
         seed: 1,
     }
 }
@@ -478,6 +481,7 @@ fn a_negative_prompt_is_what_guidance_leads_away_from() {
         let mut sample = |negative: &str, options: SampleOptions| {
             let options = SampleOptions {
                 negative_prompt: negative.to_owned(),
+                knobs: proto::knobs::Knobs::default(),
                 ..options
             };
             trainer.sample(&batch, &options).unwrap().swap_remove(0)

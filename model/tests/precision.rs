@@ -14,7 +14,11 @@ fn new(architecture: Architecture, precision: Precision) -> Trainer {
     let mut spec = job(architecture, 0.01);
     spec.train.precision = precision;
     // Keep latents in the range of half precision.
-    spec.model.architecture.autoencoder_mut().scaling_factor = 1.0;
+    spec.model
+        .architecture
+        .autoencoder_mut()
+        .unwrap()
+        .scaling_factor = 1.0;
     Trainer::new(&spec, None, Device::Cpu).unwrap()
 }
 
@@ -172,6 +176,7 @@ fn images_are_sampled_in_fp16() {
         guidance: 2.0,
         reference_guidance: 1.0,
         negative_prompt: String::new(),
+        knobs: proto::knobs::Knobs::default(),
         seed: 1,
     };
     assert_eq!(trainer.sample(&examples(2, 3), &options).unwrap().len(), 2);

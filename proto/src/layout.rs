@@ -2,7 +2,9 @@
 //! sources: the tables of job.toml ([`crate::spec`]) and the `config.json` of public weights
 //! ([`crate::public`]), which can express more than a job may.
 
-use crate::spec::{AutoencoderConfig, TextEncoderConfig, UNetConfig};
+use crate::spec::{
+    AutoencoderConfig, ClipActivation, ImageEncoderConfig, TextEncoderConfig, UNetConfig,
+};
 
 /// The U-Net in CompVis block layout (notes 3.1).
 #[derive(Debug, Clone, PartialEq)]
@@ -85,6 +87,16 @@ fn widths(first: u32, multiples: &[u32]) -> Vec<i64> {
         .iter()
         .map(|mult| i64::from(first * mult))
         .collect()
+}
+
+/// Widths of the convolutions that bring ControlNet's hint from pixels to latent cells of `factor`
+/// pixels: after the first the side halves before each. ControlNet's own, for 8: 16, 32, 96, 256.
+#[must_use]
+pub fn hint_widths(factor: u32) -> Vec<i64> {
+    const WIDTHS: [i64; 4] = [16, 32, 96, 256];
+    let count = 1 + factor.max(1).ilog2() as usize;
+    let widths = WIDTHS.into_iter().chain(std::iter::repeat(256));
+    widths.take(count).collect()
 }
 
 /// AutoencoderKL (notes 5.2).
@@ -178,4 +190,114 @@ pub struct ImageLayout {
     pub patch: i64,
     /// Width of the embedding.
     pub projection: i64,
+}
+
+impl From<&ImageEncoderConfig> for ImageLayout {
+    fn from(config: &ImageEncoderConfig) -> Self {
+        Self {
+            transformer: TransformerLayout {
+                width: i64::from(config.width),
+                mlp_width: i64::from(config.mlp_width),
+                layers: config.layers as usize,
+                heads: i64::from(config.heads),
+                activation: match config.activation {
+                    ClipActivation::QuickGelu => Activation::QuickGelu,
+                    ClipActivation::Gelu => Activation::Gelu,
+                },
+                norm_epsilon: 1e-5,
+            },
+            side: i64::from(config.side),
+            patch: i64::from(config.patch),
+            projection: i64::from(config.projection),
+        }
+    }
+}
+
+/// Kandinsky 2.2's prior, a `PriorTransformer` (tensors.md).
+#[derive(Debug, Clone, PartialEq)]
+pub struct PriorLayout {
+    /// Width of the transformer.
+    pub width: i64,
+    pub layers: usize,
+    pub heads: i64,
+    /// Tokens of a prompt.
+    pub tokens: i64,
+    /// Width of image and text embeddings and of text states.
+    pub embedding: i64,
+}
+
+impl PriorLayout {
+    /// The published one.
+    pub const KANDINSKY_2_2: Self = Self {
+        width: 2048,
+        layers: 20,
+        heads: 32,
+        tokens: 77,
+        embedding: 1280,
+    };
+}
+
+/// The U-Net of Kandinsky 2.2's decoder: conditioned on an image embedding, with attention that
+/// appends the context's keys and values to its own (tensors.md).
+#[derive(Debug, Clone, PartialEq)]
+pub struct ImageUNetLayout {
+    /// Width of each level. All but the first attend.
+    pub widths: Vec<i64>,
+    /// Residual blocks of an encoder level; the decoder has one more.
+    pub res_blocks: usize,
+    /// Channels of each attention head.
+    pub head_channels: i64,
+    /// Width of a token of the image embedding.
+    pub context_dim: i64,
+    /// Tokens of the image embedding.
+    pub tokens: i64,
+    /// Width of the image embedding.
+    pub embedding: i64,
+    pub latent_channels: i64,
+    pub norm_groups: i64,
+}
+
+impl ImageUNetLayout {
+    /// The published one.
+    #[must_use]
+    pub fn kandinsky_2_2() -> Self {
+        Self {
+            widths: vec![384, 768, 1152, 1536],
+            res_blocks: 3,
+            head_channels: 64,
+            context_dim: 768,
+            tokens: 32,
+            embedding: 1280,
+            latent_channels: 4,
+            norm_groups: 32,
+        }
+    }
+}
+
+/// Kandinsky's MoVQ autoencoder, a `VQModel` with spatial norms (tensors.md). The last level of the
+/// encoder and the first of the decoder attend.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MovqLayout {
+    /// Width of each level.
+    pub widths: Vec<i64>,
+    /// Residual blocks of an encoder level; the decoder has one more.
+    pub res_blocks: usize,
+    pub latent_channels: i64,
+    /// Entries of the codebook.
+    pub codes: i64,
+    pub norm_groups: i64,
+}
+
+impl MovqLayout {
+    /// The published one.
+    #[must_use]
+    pub fn kandinsky_2_2() -> Self {
+        Self {
+            widths: vec![128, 256, 256, 512],
+            res_blocks: 2,
+            latent_channels: 4,
+            codes: 16_384,
+            norm_groups: 32,
+        }
+    }
 }

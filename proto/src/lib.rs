@@ -12,6 +12,7 @@ pub mod duration;
 pub mod environment;
 pub mod id;
 pub mod job;
+pub mod knobs;
 pub mod layout;
 pub mod ledger;
 pub mod limits;

@@ -48,9 +48,7 @@ pub(crate) fn of_toml_error(text: &str, error: &toml::de::Error) -> (usize, Stri
         return (line, String::new(), format!("{message} in `{quoted}`"));
     };
     let field = field_at(document.get_ref(), start);
-    if is_planned(&field, &message) {
-        message = format!("not supported yet: {message}");
-    } else if let Some(hint) = did_you_mean(&message) {
+    if let Some(hint) = did_you_mean(&message) {
         message = format!("{message}; did you mean `{hint}`?");
     }
     (line, field, message)
@@ -106,26 +104,6 @@ fn field_at(table: &DeTable<'_>, offset: usize) -> String {
         }
     }
     best
-}
-
-/// Values that are planned but not supported yet, by field.
-const PLANNED: [(&str, &[&str]); 1] = [(
-    "model.architecture",
-    &["fastcomposer", "controlnet", "ip-adapter", "kandinsky"],
-)];
-
-/// Whether the value that a message calls unknown is a planned one.
-fn is_planned(field: &str, message: &str) -> bool {
-    let value = message
-        .strip_prefix("unknown variant `")
-        .and_then(|rest| rest.split('`').next());
-    let words = PLANNED
-        .iter()
-        .find(|(name, _)| *name == field)
-        .map(|(_, words)| words);
-    value
-        .zip(words)
-        .is_some_and(|(value, words)| words.contains(&value))
 }
 
 /// Parses "unknown field `x`, expected one of `a`, `b`" and returns the nearest allowed name.

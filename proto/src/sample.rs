@@ -3,6 +3,7 @@
 
 use crate::architecture::references::{Pairing, Task};
 use crate::id::{JobId, Step};
+use crate::knobs::Knobs;
 use crate::units::{OnFailedUnit, UnitPlan};
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +32,9 @@ pub struct SampleWork {
     /// The unconditional text of classifier-free guidance: what images are guided away from. Empty:
     /// the empty prompt. Has no effect on a model without prompts.
     pub negative_prompt: String,
+    /// Settings of the trained job's architecture alone.
+    #[serde(default, skip_serializing_if = "Knobs::is_empty")]
+    pub knobs: Knobs,
     /// The reference images; empty: those that training would use for each subject.
     pub references: Vec<NamedReference>,
     /// How references are selected and cropped; None: as in the job.
@@ -86,6 +90,7 @@ impl SampleWork {
             prompt: SamplePrompt::Full,
             prompts: Vec::new(),
             negative_prompt: String::new(),
+            knobs: Knobs::default(),
             references: Vec::new(),
             task: None,
             pairing: None,
@@ -161,6 +166,7 @@ impl SampleMethod {
             Self::Ddim => "ddim",
             Self::Pndm => "pndm",
             Self::DpmSolver => "dpm-solver",
+            Self::Ddpm => "ddpm",
         }
     }
 }
@@ -278,6 +284,8 @@ pub enum SampleMethod {
     Pndm,
     /// DPM-Solver++(2M).
     DpmSolver,
+    /// DDPM with the smaller fixed variance, as `diffusers`' `DDPMScheduler`: each step adds noise.
+    Ddpm,
 }
 
 impl SampleMethod {
@@ -294,6 +302,7 @@ impl SampleMethod {
         match self {
             Self::Ddim | Self::Pndm => timesteps / 2,
             Self::DpmSolver => timesteps.saturating_sub(1),
+            Self::Ddpm => timesteps,
         }
     }
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use proto::job::parse;
+use proto::knobs::Knobs;
 use proto::spec::{Component, JobSpec, Pairing, Precision, Task, Work};
 use std::path::{Path, PathBuf};
 
@@ -105,6 +106,84 @@ fn table_3_has_its_fourteen_jobs() {
     );
 }
 
+/// Table 2 of the paper: the peers that train in both pairings, with the knobs of their rows, and
+/// Kandinsky's prior, which sees no reference.
+#[test]
+fn table_2_has_its_nine_jobs_and_its_ten_rows() {
+    const PEERS: [(&str, &[&str]); 4] = [
+        ("fastcomposer", &["alpha=0.5"]),
+        ("controlnet", &[""]),
+        ("ip-adapter", &["image_scale=0.5"]),
+        (
+            "kandinsky-decoder",
+            &["prior_strength=0.1", "prior_strength=0.2"],
+        ),
+    ];
+    let folder = jobs().join("table2");
+    assert_eq!(files(&folder).len(), 9);
+    let mut rows = 0;
+    for (name, knobs) in PEERS {
+        let [a, b] = ["a", "b"].map(|pairing| read(&folder.join(format!("{name}-{pairing}.toml"))));
+        let mut expected = b.clone();
+        expected.name = format!("{name}-a");
+        let Work::Train(work) = &mut expected.work else {
+            panic!("{name} trains");
+        };
+        let references = work.model.architecture.references_mut().unwrap();
+        assert_eq!((references.pairing, references.count), (Pairing::B, 1));
+        references.pairing = Pairing::A;
+        assert_eq!(
+            a, expected,
+            "{name}-a differs from {name}-b in more than its pairing"
+        );
+        for spec in [&a, &b] {
+            check_peer(spec, name);
+            let text = std::fs::read_to_string(folder.join(format!("{}.toml", spec.name)));
+            let text = text.unwrap();
+            for knob in knobs.iter().filter(|knob| !knob.is_empty()) {
+                let value = knob.split('=').next_back().unwrap();
+                assert!(text.contains(value), "{} does not name {knob}", spec.name);
+                let parsed = Knobs::parse(&[(*knob).to_owned()]).unwrap();
+                let known = spec
+                    .training()
+                    .unwrap()
+                    .model
+                    .architecture
+                    .facts()
+                    .sampling
+                    .knobs;
+                assert!(
+                    parsed.set().iter().all(|it| known.contains(it)),
+                    "{name}: {knob}"
+                );
+            }
+            rows += knobs.len();
+        }
+    }
+    assert_eq!(rows, 10);
+    let prior = read(&folder.join("kandinsky-prior.toml"));
+    check_peer(&prior, "kandinsky-prior");
+    let prior = prior.training().unwrap();
+    assert!(prior.model.architecture.references().is_none());
+}
+
+/// The common settings of section 3.1, and its authors' defaults.
+fn check_peer(spec: &JobSpec, architecture: &str) {
+    let work = spec.training().unwrap();
+    let facts = work.model.architecture.facts();
+    assert_eq!(facts.name, architecture);
+    assert_eq!(work.data.resolution, 256);
+    assert_eq!(work.train.precision, Precision::Fp16);
+    let devices = spec.resources.devices_per_worker * spec.resources.workers_max;
+    assert_eq!(devices, 8);
+    let defaults = facts.defaults;
+    assert!((work.train.learning_rate - defaults.learning_rate).abs() < 1e-12);
+    assert_eq!(work.train.warmup, defaults.warmup);
+    assert_eq!(work.train.clip.unwrap_or(0.0), defaults.clip);
+    assert_eq!(work.data.prompt_drop, defaults.prompt_drop);
+    assert_eq!(work.model.freeze.len(), facts.frozen_by_default.len());
+}
+
 /// The fields of a table of job.toml ("" for the fields outside of tables), from the error for an
 /// unknown one.
 fn known_fields(table: &str) -> Vec<String> {
@@ -189,14 +268,16 @@ fn what_the_paper_leaves_open_is_called_ours_where_a_user_reads_it() {
         assert!(line.contains("ours"), "above {field}: {line}");
     }
     assert!(demo.contains("inside a cross-attention is ours too"));
-    for file in files(&jobs().join("table3")) {
-        let text = std::fs::read_to_string(&file).unwrap();
-        let above = text.split("learning_rate =").next().unwrap();
-        let line = above.lines().last().unwrap();
-        assert!(
-            line.starts_with("# Ours: the paper names no learning rate"),
-            "{file:?}"
-        );
+    for table in ["table2", "table3"] {
+        for file in files(&jobs().join(table)) {
+            let text = std::fs::read_to_string(&file).unwrap();
+            let above = text.split("learning_rate =").next().unwrap();
+            let line = above.lines().last().unwrap();
+            assert!(
+                line.starts_with("# Ours: the paper names no learning rate"),
+                "{file:?}"
+            );
+        }
     }
 }
 

@@ -188,7 +188,11 @@ fn check_settings(sample: &SampleWork, architecture: &ArchitectureSpec) -> Resul
         ("references", !sample.references.is_empty(), references),
         ("task", sample.task.is_some(), references),
         ("pairing", sample.pairing.is_some(), references),
-        ("attention", !sample.attention.is_empty(), references),
+        (
+            "attention",
+            !sample.attention.is_empty(),
+            facts.sampling.attention,
+        ),
         ("prompts", !sample.prompts.is_empty(), prompts),
         (
             "negative_prompt",
@@ -202,6 +206,9 @@ fn check_settings(sample: &SampleWork, architecture: &ArchitectureSpec) -> Resul
             "{field}: job {} trained a {}, which does not use this setting; omit it",
             sample.job, facts.noun
         ));
+    }
+    if let Some((field, why)) = architecture.refuse(sample) {
+        return Err(format!("{field}: job {}: {why}", sample.job));
     }
     let max_steps = sample.method.steps_max_of(architecture.timesteps());
     if max_steps < sample.steps {

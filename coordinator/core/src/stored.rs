@@ -178,6 +178,7 @@ fn convert_sampling_job(record: JobRecord, resources: Resources, sample: OldSamp
         prompt: sample.prompt,
         prompts: sample.prompts,
         negative_prompt: String::new(),
+        knobs: proto::knobs::Knobs::default(),
         references: sample.references,
         task: sample.task,
         pairing: sample.pairing,

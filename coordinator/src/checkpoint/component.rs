@@ -5,10 +5,13 @@ use super::CheckpointError;
 use base_weights::base::Base;
 use half::{bf16, f16};
 use object_store::ObjectStoreExt;
+use proto::architecture::{CONTROLNET, IP_ADAPTER, POSTFUSE, PRIOR, UNCLIP};
 use proto::layout::UNetLayout;
+use proto::layout::hint_widths;
 use proto::public::base::Part;
 use proto::public::names::{
-    autoencoder_of_today, diffusers_autoencoder, diffusers_unet, encoder_from_diffusers,
+    autoencoder_of_today, diffusers_autoencoder, diffusers_controlnet, diffusers_unet,
+    encoder_from_diffusers,
 };
 use proto::spec::Model;
 use safetensors::Dtype;
@@ -72,6 +75,10 @@ pub(super) struct Component {
     part: Part,
     unet: Option<UNetLayout>,
     levels: usize,
+    /// Widths of a ControlNet's hint.
+    hint: usize,
+    /// Its parameters have the names of `diffusers`.
+    is_kandinsky: bool,
 }
 
 impl Component {
@@ -79,13 +86,28 @@ impl Component {
         Self {
             part,
             unet: model.architecture.unet().map(Into::into),
-            levels: model.architecture.autoencoder().channel_mult.len(),
+            levels: model
+                .architecture
+                .autoencoder()
+                .map_or(1, |it| it.channel_mult.len()),
+            hint: hint_widths(model.architecture.autoencoder().map_or(1, |it| it.factor())).len(),
+            is_kandinsky: model.architecture.kandinsky().is_some()
+                && ["unet", "autoencoder"].contains(&part.name),
         }
     }
 
     /// The public name of a tensor of a base, in any layout; None if it belongs to another
     /// component.
     pub(super) fn public_name(&self, name: &str) -> Option<String> {
+        // The names of these parts are public in every file.
+        if self.is_kandinsky || [PRIOR, UNCLIP].contains(&self.part.name) {
+            return Some(name.to_owned());
+        }
+        if self.part.name == IP_ADAPTER {
+            let known = ["image_proj.", "ip_adapter."];
+            let belongs = known.iter().any(|prefix| name.starts_with(prefix));
+            return belongs.then(|| name.to_owned());
+        }
         // Prefixes of the components in a single-file base. No name in a component's own file
         // starts with one of them.
         const SINGLE_FILE_PREFIXES: [&str; 3] = [
@@ -93,7 +115,10 @@ impl Component {
             "first_stage_model.",
             "cond_stage_model.",
         ];
-        let name = match name.strip_prefix(self.part.prefix) {
+        // FastComposer's single file has the names of folders as prefixes.
+        let folder = format!("{}.", self.part.folder);
+        let prefixes = [self.part.prefix, &folder];
+        let name = match prefixes.iter().find_map(|it| name.strip_prefix(it)) {
             Some(name) => name,
             None if SINGLE_FILE_PREFIXES
                 .iter()
@@ -108,6 +133,21 @@ impl Component {
                 let layout = self.unet.as_ref()?;
                 diffusers_unet(name, layout).or_else(|| is_unet(name).then(|| name.to_owned()))
             }
+            CONTROLNET => {
+                let layout = self.unet.as_ref()?;
+                diffusers_controlnet(name, layout, self.hint)
+                    .or_else(|| (is_unet(name) || is_branch(name)).then(|| name.to_owned()))
+            }
+            "image_encoder" => {
+                let known = ["vision_model.", "visual_projection."];
+                let belongs = known.iter().any(|prefix| name.starts_with(prefix));
+                (belongs && !name.ends_with("position_ids")).then(|| name.to_owned())
+            }
+            POSTFUSE => {
+                let known = ["mlp1.", "mlp2.", "layer_norm."];
+                let belongs = known.iter().any(|prefix| name.starts_with(prefix));
+                belongs.then(|| name.to_owned())
+            }
             "autoencoder" => {
                 let known = ["encoder.", "decoder.", "quant_conv.", "post_quant_conv."];
                 let belongs = known.iter().any(|prefix| name.starts_with(prefix));
@@ -115,6 +155,9 @@ impl Component {
                 Some(autoencoder_of_today(names?.first()?))
             }
             _ => {
+                if name == "text_projection.weight" {
+                    return Some(name.to_owned());
+                }
                 let known = ["embeddings.", "encoder.", "final_layer_norm."];
                 let short = name.strip_prefix("text_model.").unwrap_or(name);
                 let belongs = known.iter().any(|prefix| short.starts_with(prefix));
@@ -136,8 +179,11 @@ impl Component {
         name: String,
         mut weights: Weights,
     ) -> (String, Weights) {
-        let linear = self.part.name == "autoencoder" && name.contains(".mid_block.attentions.0.");
-        let convolution = self.part.name == "unet"
+        let linear = self.part.name == "autoencoder"
+            && !self.is_kandinsky
+            && name.contains(".mid_block.attentions.0.");
+        let convolution = ["unet", CONTROLNET].contains(&self.part.name)
+            && !self.is_kandinsky
             && (name.ends_with(".proj_in.weight") || name.ends_with(".proj_out.weight"));
         match *weights.shape.as_slice() {
             [outputs, inputs, 1, 1] if linear => weights.shape = vec![outputs, inputs],
@@ -146,6 +192,15 @@ impl Component {
         }
         (name, weights)
     }
+}
+
+fn is_branch(name: &str) -> bool {
+    const PARTS: [&str; 3] = [
+        "controlnet_cond_embedding.",
+        "controlnet_down_blocks.",
+        "controlnet_mid_block.",
+    ];
+    PARTS.iter().any(|part| name.starts_with(part))
 }
 
 fn is_unet(name: &str) -> bool {
@@ -232,6 +287,59 @@ mod tests {
         let model = proto::job::parse_training("job.toml", text).unwrap().model;
         let part = PARTS.iter().find(|part| part.name == name).unwrap();
         Component::new(*part, &model)
+    }
+
+    #[test]
+    fn the_peers_own_parts_have_the_names_of_their_authors_or_of_diffusers() {
+        let of = |architecture: &str, name: &str| {
+            let text = format!(
+                "name = \"x\"\n[data]\ndataset = \"file:///d\"\nresolution = 384\n[model]\n\
+                 architecture = \"{architecture}\"\nsize = \"sd15\"\ninit = \"file:///b\"\n\
+                 [train]\nsteps = 1\nglobal_batch = 1\nmicro_batch = 1\n"
+            );
+            let model = proto::job::parse_training("job.toml", &text).unwrap().model;
+            Component::new(proto::public::base::part(name).unwrap(), &model)
+        };
+        let branch = of("controlnet", "controlnet");
+        for alias in [
+            "zero_convs.3.0.bias",
+            "control_model.zero_convs.3.0.bias",
+            "controlnet_down_blocks.3.bias",
+        ] {
+            let found = branch.public_name(alias);
+            assert_eq!(
+                found.as_deref(),
+                Some("controlnet_down_blocks.3.bias"),
+                "{alias}"
+            );
+        }
+        let found = branch.public_name("input_hint_block.14.weight");
+        assert_eq!(
+            found.as_deref(),
+            Some("controlnet_cond_embedding.conv_out.weight")
+        );
+        assert_eq!(branch.public_name("model.diffusion_model.out.0.bias"), None);
+        let adapter = of("ip-adapter", "ip_adapter");
+        for name in ["ip_adapter.31.to_v_ip.weight", "image_proj.norm.bias"] {
+            assert_eq!(adapter.public_name(name).as_deref(), Some(name));
+        }
+        assert_eq!(adapter.public_name("unet.conv_in.bias"), None);
+        let whole = of("fastcomposer", "unet").public_name("unet.conv_in.bias");
+        assert_eq!(whole.as_deref(), Some("conv_in.bias"));
+        let text = of("fastcomposer", "text_encoder");
+        let found = text.public_name("text_encoder.final_layer_norm.bias");
+        assert_eq!(found.as_deref(), Some("text_model.final_layer_norm.bias"));
+        assert_eq!(text.public_name("vae.encoder.conv_in.bias"), None);
+        let tower = of("fastcomposer", "image_encoder");
+        let name = "vision_model.pre_layrnorm.bias";
+        for alias in [name, "image_encoder.vision_model.pre_layrnorm.bias"] {
+            assert_eq!(tower.public_name(alias).as_deref(), Some(name));
+        }
+        let prior = of("kandinsky-prior", "prior");
+        assert_eq!(
+            prior.public_name("prd_embedding").as_deref(),
+            Some("prd_embedding")
+        );
     }
 
     #[test]

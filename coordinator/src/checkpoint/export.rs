@@ -1,18 +1,22 @@
 //! Writes a checkpoint's weights in the model layout of `diffusers` and `transformers`: `unet/`,
 //! `vae/` and `text_encoder/`, each with its `config.json`, and the weights that only a RetriNet
-//! has in `unet/`, under full names. A job can use such a folder as `model.init`. Weights that the
-//! job did not train are copied from its base, so that the folder is complete. A base that has
-//! changed since is refused before anything is written, and so is a folder that is not empty:
-//! files of two models would mix. `export.json` records the origin of all weights. Only one
-//! component at a time is in memory. Called by `coordinator checkpoint export`.
+//! has in `unet/`, under full names. The peers' own weights have their authors' or `diffusers`'
+//! layout, with `model_index.json`, the scheduler's configuration and a model card. A job can use
+//! such a folder as `model.init`. Weights that the job did not train are copied from its base, so
+//! that the folder is complete. A base that has changed since is refused before anything is
+//! written, and so is a folder that is not empty: files of two models would mix. `export.json`
+//! records the origin of all weights. Only one component at a time is in memory. Called by
+//! `coordinator checkpoint export`.
 
 use super::component::{Component, Weights, read_tensors, retrieval_encoder};
 use super::{Checkpoint, CheckpointError, TensorLocation};
 use base_weights::base::Base;
 use base_weights::init_digest::init_digest;
+use proto::architecture::{IP_ADAPTER, POSTFUSE, RETRINET, UNCLIP};
 use proto::checkpoint::{CheckpointManifest, MANIFEST_FILE};
-use proto::public::base::{CONFIG_FILE, PARTS, Part};
+use proto::public::base::{CONFIG_FILE, OWN_PARTS, PARTS, Part};
 use proto::public::names::{RETRIEVAL_NOTE, RETRINET_FILE};
+use proto::public::pipeline;
 use proto::public::scheduler::{self, SCHEDULER_FILE};
 use proto::public::write::config;
 use proto::spec::{self, TrainWork};
@@ -27,6 +31,13 @@ const WEIGHTS_PREFIX: &str = "weights/";
 /// Name prefix of the moving average of a weight, if the job keeps one.
 const AVERAGE_PREFIX: &str = "ema/";
 const ORIGIN_FILE: &str = "export.json";
+/// The files of CLIP's tokenizer in a folder of `diffusers`.
+const TOKENIZER: [&str; 4] = [
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+];
 
 /// The origin of exported weights.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -182,25 +193,30 @@ impl Export<'_> {
                 continue;
             }
             self.check_complete(part)?;
-            let file = match part.name {
-                "text_encoder" => "model.safetensors",
-                _ => "diffusion_pytorch_model.safetensors",
+            let folder = self.folder(part);
+            let name = match part.name {
+                // A file that `IPAdapter` and `load_ip_adapter` read, and those that only this
+                // program reads.
+                IP_ADAPTER | POSTFUSE | UNCLIP => part.file(),
+                "text_encoder" | "image_encoder" => format!("{folder}/model.safetensors"),
+                _ => format!("{folder}/diffusion_pytorch_model.safetensors"),
             };
-            let config = config(part.name, &self.spec.model, self.spec.data.resolution);
-            let Some(text) = config else { continue };
-            let name = format!("{}/{CONFIG_FILE}", part.folder);
-            write(&self.out.join(&name), text.as_bytes())?;
-            files.insert(name, hex_sha256(text.as_bytes()));
-            let name = format!("{}/{file}", part.folder);
+            if let Some(text) = config(part.name, &self.spec.model, self.spec.data.resolution) {
+                self.write_text(&format!("{folder}/{CONFIG_FILE}"), &text, &mut files)?;
+            }
             files.insert(name.clone(), self.write_weights(&name, weights)?);
         }
-        // What the U-Net predicts is in no weight, and readers would guess.
-        if let Some(diffusion) = self.spec.model.architecture.diffusion() {
+        let facts = self.spec.model.architecture.facts();
+        let own = facts.own_file;
+        if !facts.equation_3 {
+            // The paper's peers, whose users expect to open them elsewhere.
+            self.write_pipeline(&mut files).await?;
+        } else if let Some(diffusion) = self.spec.model.architecture.diffusion() {
+            // What the U-Net predicts is in no weight, and readers would guess.
             let text = scheduler::write(&diffusion.noise);
-            write(&self.out.join(SCHEDULER_FILE), text.as_bytes())?;
-            files.insert(SCHEDULER_FILE.to_owned(), hex_sha256(text.as_bytes()));
+            self.write_text(SCHEDULER_FILE, &text, &mut files)?;
         }
-        if let Some(own) = self.spec.model.architecture.facts().own_file {
+        if let Some(own) = own.filter(|own| *own == RETRINET) {
             let name = format!("unet/{RETRINET_FILE}");
             let own = self.own_weights(own).await?;
             files.insert(name.clone(), self.write_weights(&name, own)?);
@@ -211,10 +227,75 @@ impl Export<'_> {
     /// The components that the job's architecture uses. Shapes and digests of other components of
     /// its base are unknown.
     fn parts(&self) -> impl Iterator<Item = Part> {
-        let used = self.spec.model.architecture.facts().base_parts;
-        PARTS
-            .into_iter()
-            .filter(|part| used.iter().any(|(name, _)| *name == part.name))
+        let facts = self.spec.model.architecture.facts();
+        let own = facts.own_file;
+        let used = move |part: &Part| {
+            let in_base = facts.base_parts.iter().any(|(name, _)| *name == part.name);
+            in_base || own == Some(part.name)
+        };
+        PARTS.into_iter().chain(OWN_PARTS).filter(used)
+    }
+
+    /// The folder of a component.
+    fn folder(&self, part: Part) -> &'static str {
+        let kandinsky = self.spec.model.architecture.kandinsky().is_some();
+        part.also.filter(|_| kandinsky).unwrap_or(part.folder)
+    }
+
+    fn write_text(
+        &self,
+        name: &str,
+        text: &str,
+        files: &mut BTreeMap<String, String>,
+    ) -> Result<(), CheckpointError> {
+        write(&self.out.join(name), text.as_bytes())?;
+        files.insert(name.to_owned(), hex_sha256(text.as_bytes()));
+        Ok(())
+    }
+
+    /// What `DiffusionPipeline.from_pretrained` needs beside the weights. The tokenizer is the
+    /// base's, if it has one in its folder.
+    async fn write_pipeline(
+        &self,
+        files: &mut BTreeMap<String, String>,
+    ) -> Result<(), CheckpointError> {
+        let mut tokenizer = 0;
+        for name in TOKENIZER {
+            let Some(base) = self.base else { break };
+            let name = format!("tokenizer/{name}");
+            if !base.exists(&name).await? {
+                continue;
+            }
+            let bytes = base.read(&name).await?;
+            write(&self.out.join(&name), &bytes)?;
+            files.insert(name, hex_sha256(&bytes));
+            tokenizer += 1;
+        }
+        let Some(texts) = pipeline::files(&self.spec.model, tokenizer > 0) else {
+            return Ok(());
+        };
+        for (name, text) in &texts {
+            self.write_text(name, text, files)?;
+        }
+        self.write_text("README.md", &self.card(tokenizer > 0), files)
+    }
+
+    /// The model card.
+    fn card(&self, tokenizer: bool) -> String {
+        let facts = self.spec.model.architecture.facts();
+        let train = &self.spec.train;
+        let base = self.spec.model.init.as_deref().unwrap_or("random weights");
+        let tokens = if tokenizer {
+            "The tokenizer is the base's."
+        } else {
+            "The base has no tokenizer: pass `tokenizer=` with CLIP's to `from_pretrained`."
+        };
+        format!(
+            "---\nlibrary_name: diffusers\n---\n# {}\n\nTrained for {} steps of {} samples at {} \
+             pixels from {base}. `export.json` names the checkpoint and the SHA-256 of every file. \
+             {tokens}\n",
+            facts.name, train.steps, train.global_batch, self.spec.data.resolution
+        )
     }
 
     /// The trained weights whose names start with `prefix`, by their names without it.

@@ -6,6 +6,7 @@ mod audit;
 mod checkpoint;
 mod client;
 mod control;
+mod convert;
 mod curve;
 mod dataset;
 mod describe;
@@ -135,6 +136,8 @@ pub(crate) enum Command {
     /// Create, describe and verify data sets
     #[command(subcommand)]
     Dataset(dataset::DatasetCommand),
+    /// Convert weights that torch.save wrote to safetensors, once; nothing of Python runs
+    Convert(convert::ConvertArgs),
     /// Generate images on a worker with a job's checkpoint, and download them
     Sample(sample::SampleArgs),
 }
@@ -170,6 +173,7 @@ pub(crate) async fn run(global: &Global, command: Command) -> Result<Outcome> {
         Command::Undrain { worker } => control::undrain(global, &worker).await,
         Command::Workers => worker::workers(global).await,
         Command::Checkpoints { job } => checkpoint::checkpoints(global, &job).await,
+        Command::Convert(args) => convert::run(global, &args),
         Command::Checkpoint(command) => checkpoint::checkpoint(global, &command).await,
         Command::Dataset(command) => dataset::dataset(global, &command).await,
         Command::Sample(args) => sample::sample(global, &args).await,

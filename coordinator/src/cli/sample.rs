@@ -11,6 +11,7 @@ use clap::{Args, ValueEnum};
 use futures::TryStreamExt;
 use object_store::{ObjectStore, ObjectStoreExt};
 use proto::id::Step;
+use proto::knobs::Knobs;
 use proto::pb;
 use proto::phase::Phase;
 use proto::sample::{Concept, SampleMethod, SamplePrompt, SampleWork, Weights};
@@ -99,6 +100,10 @@ pub(crate) struct SampleArgs {
     /// must then come from the references), or nothing
     #[arg(long, value_enum, default_value = "full")]
     prompt: Prompt,
+    /// A setting that only the trained job's architecture has, as in `[sample.knobs]`, for
+    /// instance `image_scale=0.5`; may be repeated
+    #[arg(long = "knob", value_name = "NAME=VALUE")]
+    knobs: Vec<String>,
     /// Use the job's initial weights, as a baseline
     #[arg(long)]
     base: bool,
@@ -110,6 +115,8 @@ enum Method {
     Pndm,
     /// DPM-Solver++(2M): good images in 20 to 25 steps
     DpmSolver,
+    /// DDPM: each step adds noise; Kandinsky's decoder, with 100 steps
+    Ddpm,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -146,6 +153,7 @@ impl SampleArgs {
                 Method::Ddim => SampleMethod::Ddim,
                 Method::Pndm => SampleMethod::Pndm,
                 Method::DpmSolver => SampleMethod::DpmSolver,
+                Method::Ddpm => SampleMethod::Ddpm,
             },
             steps: self.steps,
             guidance: self.guidance,
@@ -173,6 +181,7 @@ impl SampleArgs {
             }),
             attention: self.attention.clone(),
             negative_prompt: self.negative_prompt.clone(),
+            knobs: Knobs::parse(&self.knobs).map_err(|why| anyhow!("--knob: {why}"))?,
             references: reference::resolve(&reference::flatten(&self.references))?,
             weights: match self.target.step {
                 _ if self.base => Weights::Base,

@@ -17,6 +17,12 @@ pub struct Example {
     /// 255 inside the face box, 0 elsewhere (M_face of equation 3). All 0 if the target's random
     /// crop does not show the face (pairing a).
     pub face_mask: GrayImage,
+    /// 255 on the figure, 0 elsewhere; only for architectures whose image encoder reads the figure
+    /// alone.
+    pub figure_mask: Option<GrayImage>,
+    /// What an image encoder reads of the target; only for architectures that train on its
+    /// embedding.
+    pub target_view: Option<RgbImage>,
     /// N references; empty for architectures without references.
     pub references: Vec<Reference>,
     /// True if training drops the references of this sample: the model predicts without them.
@@ -34,6 +40,8 @@ pub struct Example {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Reference {
     pub image: RgbImage,
+    /// What the model's image encoder reads, a square of its own side; None without one.
+    pub view: Option<RgbImage>,
     pub concept: Concept,
     /// Position of the sample from which it was cropped.
     pub position: u64,

@@ -23,6 +23,7 @@ pub(crate) fn references() -> References {
         pairing: Pairing::B,
         count: 2,
         drop: 0.0,
+        joint_drop: None,
         transform: Transform::default(),
         face_probability: 0.5,
         face_enlargement: 1.33,
@@ -37,5 +38,6 @@ pub(crate) fn example_config() -> ExampleConfig {
     ExampleConfig {
         references: Some(references()),
         timesteps: 1000,
+        view: None,
     }
 }

@@ -34,4 +34,5 @@ mod thrift;
 mod transform;
 pub mod user_image;
 pub mod verify;
+pub mod view;
 pub mod writer;

@@ -3,6 +3,7 @@
 //! same example on any rank (law 2).
 
 use image::{GrayImage, Rgb, RgbImage};
+use proto::architecture::{ViewConfig, ViewKind};
 use proto::spec::{ArchitectureSpec, Clothes, Data, References, Task, Transform};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
@@ -15,6 +16,7 @@ use crate::image_file::{
 use crate::random::{Purpose, random};
 use crate::reference::{Slot, Source, are_dropped};
 use crate::transform::View;
+use crate::view::{as_gray, as_rgb, view_of};
 
 /// How examples of an architecture are prepared.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,6 +25,8 @@ pub struct ExampleConfig {
     pub references: Option<References>,
     /// Number of noise levels of training (notes 5.3).
     pub timesteps: u32,
+    /// What an image encoder reads of a reference; None without one.
+    pub view: Option<ViewConfig>,
 }
 
 impl From<&ArchitectureSpec> for ExampleConfig {
@@ -30,6 +34,7 @@ impl From<&ArchitectureSpec> for ExampleConfig {
         Self {
             references: architecture.references().copied(),
             timesteps: architecture.timesteps(),
+            view: architecture.view(),
         }
     }
 }
@@ -49,13 +54,26 @@ pub fn prepare(
     let (mut crops, mut pads) = (stream(Purpose::Crop), stream(Purpose::Pad));
     let side = data.resolution;
     let transform = config.references.and_then(|it| it.transform());
+    let is_target = |view: &ViewConfig| matches!(view.kind, ViewKind::Target(_));
+    let target_view = config
+        .view
+        .filter(is_target)
+        .map(|view| view_of(view, &target.image, None, &mut stream(Purpose::ObjectView)));
+    let is_object = config
+        .view
+        .is_some_and(|it| matches!(it.kind, ViewKind::Object { .. }));
     let shown = match transform {
         None => Shown {
             image: target.image.clone(),
             face: Some(target.metadata.bbox),
+            figure: is_object.then(|| as_rgb(&target.mask)),
             scale: 1.0,
         },
-        Some(transform) => transformed(&transform, target, &mut stream(Purpose::TargetTransform)),
+        Some(transform) => transformed(
+            &transform,
+            (target, is_object),
+            &mut stream(Purpose::TargetTransform),
+        ),
     };
     let (width, height) = shown.image.dimensions();
     let region = place(
@@ -66,6 +84,9 @@ pub fn prepare(
         random_alignment(&mut crops),
     );
     let image = on_pad(shown.image, region, side, random_colour(&mut pads));
+    let figure_mask = shown
+        .figure
+        .map(|mask| as_gray(&on_pad(mask, region, side, Rgb([0; 3]))));
     let face_mask = match shown.face {
         None => GrayImage::new(side, side),
         Some(bbox) => {
@@ -79,20 +100,26 @@ pub fn prepare(
         }
     };
     let mut views = stream(Purpose::ReferenceTransform);
-    let dropped = stream(Purpose::PromptDrop).random_bool(data.prompt_drop.clamp(0.0, 1.0));
+    let mut objects = stream(Purpose::ObjectView);
+    let drops = Drops::random(data, config, epoch, target.position);
     Example {
         position: target.position,
         target: image,
         target_mask: region_mask(side, region),
         face_mask,
+        figure_mask,
+        target_view,
         references: config
             .references
             .iter()
             .flat_map(|settings| slots.iter().map(move |slot| (settings, slot)))
             .map(|(settings, (slot, source))| {
                 reference(
-                    settings,
-                    side,
+                    Cut {
+                        settings,
+                        side,
+                        view: config.view.map(|view| (view, &mut objects)),
+                    },
                     *slot,
                     source,
                     transform.map(|transform| (transform, &mut views)),
@@ -101,10 +128,8 @@ pub fn prepare(
                 )
             })
             .collect(),
-        references_dropped: config
-            .references
-            .is_some_and(|it| are_dropped(&it, data.seed, epoch, target.position)),
-        prompt: if dropped {
+        references_dropped: drops.references,
+        prompt: if drops.prompt {
             String::new()
         } else {
             target.metadata.prompts.clone()
@@ -114,20 +139,73 @@ pub fn prepare(
     }
 }
 
+/// What training drops of a sample.
+struct Drops {
+    prompt: bool,
+    references: bool,
+}
+
+impl Drops {
+    /// Independently of each other, or at most one of: the prompt, the references, both.
+    fn random(data: &Data, config: &ExampleConfig, epoch: u64, position: u64) -> Self {
+        let stream = |purpose| random(data.seed, epoch, position, purpose);
+        let joint = config
+            .references
+            .and_then(|it| Some((it.drop, it.joint_drop?)));
+        let mut drops = match joint {
+            None => Self {
+                prompt: stream(Purpose::PromptDrop).random_bool(data.prompt_drop.clamp(0.0, 1.0)),
+                references: config
+                    .references
+                    .is_some_and(|it| are_dropped(&it, data.seed, epoch, position)),
+            },
+            Some((alone, both)) => {
+                let value: f64 = stream(Purpose::PromptDrop).random();
+                let (first, second) = (data.prompt_drop, data.prompt_drop + alone);
+                let is_both = (second..second + both).contains(&value);
+                Self {
+                    prompt: value < first || is_both,
+                    references: (first..second).contains(&value) || is_both,
+                }
+            }
+        };
+        if let Some(ViewKind::Object { keep, .. }) = config.view.map(|it| it.kind) {
+            let kept = stream(Purpose::ObjectKeep).random_bool(keep.clamp(0.0, 1.0));
+            drops.references |= !kept;
+        }
+        drops
+    }
+}
+
+/// How a reference is cut and shown.
+struct Cut<'a> {
+    settings: &'a References,
+    side: u32,
+    /// What an image encoder reads, and its random numbers.
+    view: Option<(ViewConfig, &'a mut ChaCha8Rng)>,
+}
+
 /// A target under its random transform.
 struct Shown {
     image: RgbImage,
+    /// The mask of the figure, if the model needs it.
+    figure: Option<RgbImage>,
     /// The face in it, as fractions; None if it is cropped away.
     face: Option<[f64; 4]>,
     /// The fraction of its square that its longer side fills.
     scale: f64,
 }
 
-fn transformed(transform: &Transform, target: &Decoded, rng: &mut ChaCha8Rng) -> Shown {
+fn transformed(
+    transform: &Transform,
+    (target, with_figure): (&Decoded, bool),
+    rng: &mut ChaCha8Rng,
+) -> Shown {
     let size = target.image.dimensions();
     let view = View::random(transform, size, rng);
     Shown {
         image: view.apply(&target.image),
+        figure: with_figure.then(|| view.apply(&as_rgb(&target.mask))),
         face: view.bbox(target.metadata.bbox, size),
         scale: rng.random_range(transform.target_scale..=1.0),
     }
@@ -140,6 +218,7 @@ fn transformed(transform: &Transform, target: &Decoded, rng: &mut ChaCha8Rng) ->
 #[must_use]
 pub fn named_reference(
     settings: &References,
+    view: Option<ViewConfig>,
     side: u32,
     concept: Option<Concept>,
     source: &Decoded,
@@ -153,13 +232,17 @@ pub fn named_reference(
         Task::Composition | Task::Multitask if face => Concept::Face,
         Task::Composition | Task::Multitask => Concept::Clothes,
     });
+    let mut objects = stream(Purpose::ObjectView);
     let slot = Slot {
         source: Source::Similar(0),
         requested,
     };
     reference(
-        settings,
-        side,
+        Cut {
+            settings,
+            side,
+            view: view.map(|view| (view, &mut objects)),
+        },
         slot,
         source,
         None,
@@ -172,14 +255,18 @@ pub fn named_reference(
 /// face is larger than the threshold. A random transform acts on what the concept shows, so that it
 /// neither brings a face back nor cuts a concept away.
 fn reference(
-    settings: &References,
-    side: u32,
+    cut: Cut<'_>,
     slot: Slot,
     source: &Decoded,
     transform: Option<(Transform, &mut ChaCha8Rng)>,
     rng: &mut ChaCha8Rng,
     pad: Rgb<u8>,
 ) -> Reference {
+    let Cut {
+        settings,
+        side,
+        view,
+    } = cut;
     let [_, _, face_width, face_height] = source.metadata.bbox;
     let mostly_face = face_width * face_height > settings.figure_threshold;
     let concept = if slot.requested == Concept::Clothes && mostly_face {
@@ -193,12 +280,17 @@ fn reference(
         Concept::Figure if transform.is_some() => source.image.clone(),
         Concept::Figure => crop_figure(settings, source, slot.source, rng),
     };
-    let cropped = match transform {
-        None => cropped,
+    // A part of an image counts as figure everywhere.
+    let whole = concept == Concept::Figure && cropped.dimensions() == source.mask.dimensions();
+    let mask = whole.then(|| as_rgb(&source.mask));
+    let (cropped, mask) = match transform {
+        None => (cropped, mask),
         Some((transform, views)) => {
-            View::random(&transform, cropped.dimensions(), views).apply(&cropped)
+            let view = View::random(&transform, cropped.dimensions(), views);
+            (view.apply(&cropped), mask.map(|mask| view.apply(&mask)))
         }
     };
+    let view = view.map(|(view, rng)| view_of(view, &cropped, mask.as_ref(), rng));
     let scale = rng.random_range(settings.scale..=1.0);
     let region = place(
         cropped.width(),
@@ -209,6 +301,7 @@ fn reference(
     );
     Reference {
         image: on_pad(cropped, region, side, pad),
+        view,
         concept,
         position: source.position,
     }
@@ -428,6 +521,7 @@ mod tests {
             let config = ExampleConfig {
                 references: Some(references),
                 timesteps: 1000,
+                view: None,
             };
             let slots = [(slot(Concept::Clothes), &from)];
             let example = prepare(&data(), &config, 0, &figure(3, 64, 64), &slots);
@@ -514,6 +608,7 @@ mod tests {
         ExampleConfig {
             references: Some(references),
             timesteps: 1000,
+            view: None,
         }
     }
 
@@ -697,6 +792,7 @@ mod tests {
                 ..references()
             }),
             timesteps: 1000,
+            view: None,
         };
         let target = figure(0, 16, 16);
         let count = |config: &ExampleConfig, prompt: bool, references: bool| {
@@ -719,5 +815,66 @@ mod tests {
         }
         let never = dropping(0.0);
         assert_eq!(count(&never, true, true) + count(&never, false, true), 0);
+    }
+
+    #[test]
+    fn at_most_one_of_three_things_is_dropped_where_the_job_says_so() {
+        let config = ExampleConfig {
+            references: Some(References {
+                drop: 0.1,
+                joint_drop: Some(0.2),
+                ..references()
+            }),
+            ..example_config()
+        };
+        let data = Data {
+            prompt_drop: 0.3,
+            ..data()
+        };
+        let mut counts = [0_usize; 4];
+        for position in 0..2000 {
+            let target = Decoded {
+                position,
+                ..figure(0, 16, 16)
+            };
+            let example = prepare(&data, &config, 0, &target, &[]);
+            let dropped = (example.prompt.is_empty(), example.references_dropped);
+            counts[usize::from(dropped.0) + 2 * usize::from(dropped.1)] += 1;
+        }
+        // Neither, the prompt, the references, both.
+        for (count, expected) in counts.into_iter().zip([800_usize, 600, 200, 400]) {
+            assert!(count.abs_diff(expected) < 80, "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn an_object_is_shown_alone_and_its_target_has_the_mask_of_its_figure() {
+        let view = ViewConfig {
+            kind: ViewKind::Object {
+                augment: false,
+                keep: 0.5,
+            },
+            side: 32,
+        };
+        let config = ExampleConfig {
+            view: Some(view),
+            ..example_config()
+        };
+        let from = figure(100, 64, 64);
+        let mut kept = 0;
+        for position in 0..200 {
+            let target = figure(position, 64, 64);
+            let slots = [(slot(Concept::Figure), &from)];
+            let example = prepare(&data(), &config, 0, &target, &slots);
+            let view = example.references[0].view.as_ref().expect("a view");
+            assert_eq!(view.dimensions(), (32, 32));
+            // The background is noise.
+            assert!(count(view, BACK) < 60 && count(view, CLOTH) > 100);
+            let mask = example.figure_mask.expect("a mask of the figure");
+            let inside = mask.as_raw().iter().filter(|it| **it > 127).count();
+            assert!((1500..2000).contains(&inside), "{inside}");
+            kept += u32::from(!example.references_dropped);
+        }
+        assert!((70..130).contains(&kept), "{kept} of 200 objects are kept");
     }
 }

@@ -2,6 +2,7 @@
 //! `open_clip` cleans it. No tensors.
 
 use crate::clean::clean;
+use crate::sample::split_tags;
 use instant_clip_tokenizer::Tokenizer;
 use proto::layout::CLIP_END;
 
@@ -39,6 +40,33 @@ impl Prompts {
         ids.truncate(self.tokens - 1);
         ids.resize(self.tokens, CLIP_END);
         ids
+    }
+
+    /// The ids of a prompt as FastComposer reads it, and the position of the last token of its
+    /// subject: the first of its tags that is in `subjects`. A long prompt is truncated without an
+    /// end token, a short one is padded with it. No position: the prompt names no subject, or its
+    /// name is cut off.
+    #[must_use]
+    pub fn subject_ids(&self, prompt: &str, subjects: &[String]) -> (Vec<i64>, Option<usize>) {
+        let encoded = |text: &str| {
+            let mut tokens = vec![self.tokenizer.start_of_text()];
+            self.tokenizer.encode(&clean(text), &mut tokens);
+            tokens
+        };
+        let tokens = encoded(prompt).into_iter();
+        let mut ids: Vec<i64> = tokens.map(|t| i64::from(t.to_u16())).collect();
+        ids.push(CLIP_END);
+        ids.truncate(self.tokens);
+        ids.resize(self.tokens, CLIP_END);
+        let is_subject = |tag: &&str| subjects.iter().any(|it| it == *tag);
+        let named = split_tags(prompt).find(is_subject);
+        let position = named.and_then(|tag| {
+            // `tag` is a part of `prompt`.
+            let end = tag.as_ptr() as usize - prompt.as_ptr() as usize + tag.len();
+            let last = encoded(prompt.get(..end)?).len() - 1;
+            (last < self.tokens).then_some(last)
+        });
+        (ids, position)
     }
 
     /// Number of tokens of a prompt of any length, without start and end token.
@@ -105,6 +133,24 @@ mod tests {
             assert_eq!(ids[..expected.len()], expected, "{prompt:?}");
             assert!(ids[expected.len()..].iter().all(|id| *id == CLIP_END));
         }
+    }
+
+    #[test]
+    fn the_subject_is_the_last_token_of_the_first_tag_that_names_one() {
+        let (prompts, subjects) = (Prompts::new(77), ["1girl".to_owned(), "1boy".to_owned()]);
+        let of = |prompt: &str| prompts.subject_ids(prompt, &subjects);
+        // "1", "girl", ","
+        let (ids, position) = of("1girl, blue_hair");
+        assert_eq!((ids[0], position), (49_406, Some(2)));
+        assert_eq!(ids, prompts.ids("1girl, blue_hair"));
+        assert_eq!(of("blue hair, 1boy").1, Some(5));
+        assert_eq!(of("solo, 1girls").1, None);
+        assert_eq!(of("").1, None);
+        // Far away it is cut off, and so is the end token.
+        let long = format!("{}1girl", "blue, ".repeat(50));
+        let (ids, position) = of(&long);
+        assert_eq!((ids.len(), position), (77, None));
+        assert!(ids.iter().all(|id| *id != CLIP_END));
     }
 
     #[test]

@@ -25,6 +25,10 @@ pub enum Purpose {
     /// The random transforms of the references, in pairing a.
     ReferenceTransform = 11,
     ReferenceDrop = 12,
+    /// The image of an object: noise around it, and its augmentations.
+    ObjectView = 14,
+    /// Whether training keeps a sample's object.
+    ObjectKeep = 15,
     /// The order of the tags in a prompt.
     PromptOrder = 13,
 }

@@ -181,7 +181,7 @@ mod tests {
             scale: 1.0,
             ..references()
         };
-        let shown = named_reference(&settings, 64, Some(concept), decoded, 1, 0).image;
+        let shown = named_reference(&settings, None, 64, Some(concept), decoded, 1, 0).image;
         let close = |a: &Rgb<u8>, b: Rgb<u8>| a.0.iter().zip(b.0).all(|(a, b)| a.abs_diff(b) < 40);
         [SKIN, CLOTH, BACK].map(|colour| shown.pixels().filter(|it| close(it, colour)).count())
     }

@@ -70,11 +70,13 @@ fn data(folder: &Path) -> Data {
 fn loader_options(cache_bytes: usize) -> LoaderOptions {
     LoaderOptions {
         examples: ExampleConfig {
+            view: None,
             references: Some(References {
                 task: Task::Composition,
                 pairing: Pairing::B,
                 count: 2,
                 drop: 0.0,
+                joint_drop: None,
                 transform: Transform::default(),
                 face_probability: 0.5,
                 face_enlargement: 1.33,

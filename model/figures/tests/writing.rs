@@ -55,6 +55,7 @@ async fn load(folder: &Path, version: &str) -> Result<Loader, LoadError> {
     };
     let options = LoaderOptions {
         examples: ExampleConfig {
+            view: None,
             references: None,
             timesteps: 10,
         },

@@ -7,6 +7,7 @@ use crate::parameter::{Parameters, Scope};
 use crate::public::Source;
 use image::RgbImage;
 use model_data::example::{Concept, Example};
+use proto::knobs::Knobs;
 use proto::sample::SampleMethod;
 use proto::spec::TrainWork;
 use std::fmt::Debug;
@@ -25,6 +26,11 @@ pub(crate) trait Architecture {
     /// Name prefixes of the parameters that [`Self::initialize`] sets; their random initialization
     /// is skipped.
     fn derived(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// Components that base weights must have beyond those that its facts require.
+    fn required(&self) -> &'static [&'static str] {
         &[]
     }
 
@@ -118,6 +124,8 @@ pub struct SampleOptions {
     /// The text of the unconditional branch of classifier-free guidance, and of the prediction
     /// without references; usually empty.
     pub negative_prompt: String,
+    /// Settings of single architectures.
+    pub knobs: Knobs,
     /// Together with the example's position, determines the initial noise of an image.
     pub seed: u64,
 }

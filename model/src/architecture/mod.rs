@@ -2,7 +2,12 @@
 //! each parameter. Only this file knows all architectures; the trainer uses [`interface`].
 
 pub(crate) mod autoencoder;
+pub mod controlnet;
+pub mod fastcomposer;
 pub(crate) mod interface;
+pub mod ip_adapter;
+pub mod kandinsky_decoder;
+pub mod kandinsky_prior;
 pub mod retrinet;
 pub(crate) mod text_to_image;
 
@@ -15,6 +20,15 @@ pub(crate) fn of(spec: &ArchitectureSpec) -> Box<dyn Architecture> {
         ArchitectureSpec::Autoencoder(spec) => Box::new(autoencoder::Autoencoder(spec.clone())),
         ArchitectureSpec::TextToImage(spec) => Box::new(text_to_image::TextToImage(spec.clone())),
         ArchitectureSpec::Retrinet(spec) => Box::new(retrinet::Retrinet(spec.clone())),
+        ArchitectureSpec::ControlNet(spec) => Box::new(controlnet::ControlNet(spec.clone())),
+        ArchitectureSpec::IpAdapter(spec) => Box::new(ip_adapter::IpAdapter(spec.clone())),
+        ArchitectureSpec::FastComposer(spec) => Box::new(fastcomposer::FastComposer(spec.clone())),
+        ArchitectureSpec::KandinskyPrior(spec) => {
+            Box::new(kandinsky_prior::KandinskyPrior(spec.clone()))
+        }
+        ArchitectureSpec::KandinskyDecoder(spec) => {
+            Box::new(kandinsky_decoder::KandinskyDecoder(spec.clone()))
+        }
     }
 }
 
@@ -22,14 +36,17 @@ pub(crate) fn of(spec: &ArchitectureSpec) -> Box<dyn Architecture> {
 mod tests {
     use super::*;
     use crate::parameter::Parameters;
-    use proto::spec::Component;
+    use proto::spec::{Architecture, Component};
     use std::collections::BTreeSet;
     use tch::{Device, Kind};
 
     #[test]
     fn prefixes_cover_every_parameter_and_the_components_of_the_job() {
-        for name in ["autoencoder", "text-to-image", "retrinet"] {
-            let references = if name == "retrinet" { 1 } else { 0 };
+        for name in Architecture::ALL.map(Architecture::name) {
+            let references = match name {
+                "autoencoder" | "text-to-image" | "kandinsky-prior" => 0,
+                _ => 1,
+            };
             let text = format!(
                 "name = \"a\"\n[data]\ndataset = \"file:///none\"\nresolution = 32\nreferences = \
                 {references}\n\

@@ -13,11 +13,19 @@ pub(crate) fn job(architecture: Architecture, learning_rate: f64) -> TrainWork {
         Architecture::Autoencoder => "autoencoder",
         Architecture::TextToImage => "text-to-image",
         Architecture::Retrinet => "retrinet",
+        Architecture::ControlNet => "controlnet",
+        Architecture::IpAdapter => "ip-adapter",
+        Architecture::FastComposer => "fastcomposer",
+        Architecture::KandinskyPrior => "kandinsky-prior",
+        Architecture::KandinskyDecoder => "kandinsky-decoder",
     };
-    let references = if architecture == Architecture::Retrinet {
-        2
-    } else {
-        0
+    let references = match architecture {
+        Architecture::Autoencoder | Architecture::TextToImage | Architecture::KandinskyPrior => 0,
+        Architecture::Retrinet => 2,
+        Architecture::ControlNet
+        | Architecture::IpAdapter
+        | Architecture::FastComposer
+        | Architecture::KandinskyDecoder => 1,
     };
     // The job format requires an init for RetriNet; the model itself can start from random weights.
     let text = format!(
@@ -29,7 +37,9 @@ pub(crate) fn job(architecture: Architecture, learning_rate: f64) -> TrainWork {
     );
     let mut spec = proto::job::parse_training("scene.toml", &text).unwrap();
     // A random autoencoder's latents are small, so scale them up to make images matter.
-    spec.model.architecture.autoencoder_mut().scaling_factor = 20.0;
+    if let Some(autoencoder) = spec.model.architecture.autoencoder_mut() {
+        autoencoder.scaling_factor = 20.0;
+    }
     spec
 }
 
@@ -47,6 +57,8 @@ fn example(seed: u64) -> Example {
     let concepts = [Concept::Face, Concept::Clothes, Concept::Figure];
     let reference = |n: u64| Reference {
         image: image(seed * 7 + n + 1),
+        // The side of the image encoder of size "tiny".
+        view: Some(view(seed * 7 + n + 1)),
         concept: concepts[(seed + n) as usize % 3],
         position: seed,
     };
@@ -60,6 +72,10 @@ fn example(seed: u64) -> Example {
             image::Luma([if x < 12 && y < 14 { 255 } else { 0 }])
         }),
         references: (0..2).map(reference).collect(),
+        figure_mask: Some(image::GrayImage::from_fn(32, 32, |x, y| {
+            image::Luma([if x > 4 && y > 6 { 255 } else { 0 }])
+        })),
+        target_view: Some(view(seed)),
         references_dropped: false,
         prompt: if seed.is_multiple_of(2) {
             String::new()
@@ -69,6 +85,10 @@ fn example(seed: u64) -> Example {
         timestep: (seed * 331 % 1000) as u32,
         noise_seed: seed,
     }
+}
+
+fn view(seed: u64) -> image::RgbImage {
+    image::imageops::crop_imm(&image(seed), 0, 0, 28, 28).to_image()
 }
 
 /// Smooth waves of colour: something an autoencoder can learn.

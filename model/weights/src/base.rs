@@ -11,8 +11,10 @@ use bytes::Bytes;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use proto::public::agree::{Disagreement, agree};
-use proto::public::base::{CONFIG_FILE, PARTS, Part, WEIGHT_FILES};
-use proto::public::names::{RETRINET_FILE, SINGLE_FILE_AVERAGE, foreign, single_file_noise};
+use proto::public::base::{CONFIG_FILE, OWN_PARTS, PARTS, WEIGHT_FILES, part};
+use proto::public::names::{
+    RETRINET_FILE, SINGLE_FILE_AVERAGE, foreign, other_model, single_file_noise,
+};
 use proto::public::scheduler::{self, SCHEDULER_FILE};
 use proto::spec::{Architecture, Model};
 
@@ -32,6 +34,11 @@ pub const RETRINET: &str = proto::architecture::RETRINET;
 pub enum BaseError {
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(
+        "{url} is a file of torch.save, which may contain programs; convert it once with \
+        `coordinator convert FILE --out FILE.safetensors`, which reads weights alone"
+    )]
+    Pickle { url: String },
     #[error("there is no folder {url}; correct the path, or create the base model first")]
     NoFolder { url: String },
     #[error("cannot read {path} of {url}: {source}")]
@@ -125,6 +132,14 @@ impl Base {
     /// # Errors
     /// The folder or file does not exist, storage fails, or a header or an index cannot be read.
     pub async fn find(url: &str) -> Result<Self, BaseError> {
+        if [".bin", ".pth", ".pt", ".ckpt"]
+            .iter()
+            .any(|it| url.ends_with(it))
+        {
+            return Err(BaseError::Pickle {
+                url: url.to_owned(),
+            });
+        }
         let (folder, file) = match url.rsplit_once('/') {
             Some((folder, file)) if file.ends_with(".safetensors") => (folder, Some(file)),
             _ => (url, None),
@@ -192,9 +207,11 @@ impl Base {
     /// # Errors
     /// The first missing component, unusable file or differing field.
     pub async fn suits(&self, model: &Model) -> Result<(), BaseError> {
-        for (name, needed) in model.architecture.facts().base_parts {
+        let facts = model.architecture.facts();
+        let own = facts.own_file.map(|own| (own, false));
+        for (name, needed) in facts.base_parts.iter().copied().chain(own) {
             let Some(files) = self.parts.get(name) else {
-                if *needed {
+                if needed {
                     return Err(self.missing_component(name));
                 }
                 continue;
@@ -236,6 +253,12 @@ impl Base {
                 }
                 match Header::read(&*self.store, &self.path(file)).await {
                     Ok(header) => {
+                        let shapes = header.tensors.iter();
+                        let shapes = shapes.map(|(name, it)| (name.as_str(), it.shape.as_slice()));
+                        if let Some(other) = other_model(shapes) {
+                            let reason = format!("it is {other}, which is not supported");
+                            return Err(self.malformed(file, reason));
+                        }
                         found.insert(file, header);
                     }
                     Err(HeaderError::Store(object_store::Error::NotFound { .. })) => {
@@ -352,13 +375,17 @@ impl Base {
     }
 
     async fn inspect_folder(&mut self) -> Result<(), BaseError> {
-        for part in PARTS {
+        for part in PARTS.into_iter().chain(OWN_PARTS) {
             let file = part.file();
-            let files = if self.exists(&file).await? {
-                Some(ComponentFiles::single_file(&file))
-            } else {
-                self.component_in_folder(part).await?
-            };
+            let mut files = None;
+            if self.exists(&file).await? {
+                files = Some(ComponentFiles::single_file(&file));
+            }
+            for folder in std::iter::once(part.folder).chain(part.also) {
+                if files.is_none() {
+                    files = self.component_in_folder(folder).await?;
+                }
+            }
             self.parts.extend(files.map(|files| (part.name, files)));
         }
         for name in [RETRINET_FILE.to_owned(), format!("unet/{RETRINET_FILE}")] {
@@ -374,8 +401,7 @@ impl Base {
         Ok(())
     }
 
-    async fn component_in_folder(&self, part: Part) -> Result<Option<ComponentFiles>, BaseError> {
-        let folder = part.folder;
+    async fn component_in_folder(&self, folder: &str) -> Result<Option<ComponentFiles>, BaseError> {
         let config = format!("{folder}/{CONFIG_FILE}");
         let beside: Vec<String> = self
             .exists(&config)
@@ -461,14 +487,23 @@ impl Base {
     async fn inspect_file(&mut self, file: &str) -> Result<(), BaseError> {
         let header = Header::read(&*self.store, &self.path(file)).await;
         let header = header.map_err(|error| self.header_error(file, error))?;
+        let shapes = header.tensors.iter();
+        let shapes = shapes.map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice()));
+        if let Some(other) = other_model(shapes) {
+            let reason = format!("it is {other}, which is not supported");
+            return Err(self.malformed(file, reason));
+        }
         let names: Vec<&str> = header.tensors.keys().map(String::as_str).collect();
         self.single_file = Some(SingleFile {
             name: file.to_owned(),
             has_average: names.iter().any(|it| it.starts_with(SINGLE_FILE_AVERAGE)),
             noise: single_file_noise(&names, &header.metadata),
         });
-        for part in PARTS {
-            if names.iter().any(|name| name.starts_with(part.prefix)) {
+        let has = |prefix: &str| names.iter().any(|name| name.starts_with(prefix));
+        // FastComposer's components have the names of diffusers' folders.
+        let is_fastcomposer = has("postfuse_module.") && has("unet.");
+        for part in PARTS.into_iter().chain(OWN_PARTS) {
+            if has(part.prefix) || (is_fastcomposer && has(&format!("{}.", part.folder))) {
                 self.parts
                     .insert(part.name, ComponentFiles::single_file(file));
             }
@@ -483,7 +518,11 @@ impl Base {
         Ok(())
     }
 
-    async fn exists(&self, name: &str) -> Result<bool, BaseError> {
+    /// Whether the base has an object of this name.
+    ///
+    /// # Errors
+    /// Storage fails.
+    pub async fn exists(&self, name: &str) -> Result<bool, BaseError> {
         match self.store.head(&self.path(name)).await {
             Ok(_) => Ok(true),
             Err(object_store::Error::NotFound { .. }) => Ok(false),
@@ -523,8 +562,7 @@ impl Base {
     }
 
     fn missing_component(&self, name: &'static str) -> BaseError {
-        let part = PARTS.iter().find(|part| part.name == name);
-        let part = part.expect("every component of an architecture is in the table");
+        let part = part(name).expect("every component of an architecture is in the table");
         let looked_for = if self.url.ends_with(".safetensors") {
             format!("tensors under {}", part.prefix)
         } else {
@@ -685,7 +723,7 @@ mod tests {
         let autoencoder = Model {
             architecture: proto::spec::ArchitectureSpec::Autoencoder(
                 proto::architecture::Autoencoder {
-                    autoencoder: model().architecture.autoencoder().clone(),
+                    autoencoder: model().architecture.autoencoder().unwrap().clone(),
                 },
             ),
             ..model()
@@ -869,7 +907,7 @@ mod tests {
         let autoencoder = Model {
             architecture: proto::spec::ArchitectureSpec::Autoencoder(
                 proto::architecture::Autoencoder {
-                    autoencoder: model().architecture.autoencoder().clone(),
+                    autoencoder: model().architecture.autoencoder().unwrap().clone(),
                 },
             ),
             ..model()

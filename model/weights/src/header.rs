@@ -28,6 +28,8 @@ pub(crate) struct Header {
 pub(crate) struct Tensor {
     /// First byte and end of its values, after the header.
     data_offsets: [u64; 2],
+    #[serde(default)]
+    pub(crate) shape: Vec<u64>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -155,7 +157,7 @@ pub(crate) fn other_kind(first: &[u8], size: u64) -> Option<String> {
     if text.starts_with("<!doctype html") || text.starts_with("<html") {
         return Some("it is a web page, perhaps of a failed download".to_owned());
     }
-    let convert = "convert it to safetensors first";
+    let convert = "convert it first with `coordinator convert FILE --out FILE.safetensors`";
     if starts(b"PK\x03\x04") {
         return Some(format!(
             "it is a PyTorch pickle (a ZIP file), not safetensors; {convert}"

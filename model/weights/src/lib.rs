@@ -3,5 +3,7 @@
 //! hash them. Tensors are handled by `model`. No libtorch.
 
 pub mod base;
+pub mod convert;
 mod header;
 pub mod init_digest;
+pub mod pickle;

@@ -1,9 +1,10 @@
 //! The autoencoder alone. It reads images, but no prompts and no noise levels.
 
 use super::config::{AutoencoderConfig, Component};
-use super::facts::{Facts, Sampling};
+use super::facts::{Defaults, Facts, Sampling};
 use super::fields::Fields;
 use super::references;
+use crate::size;
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -18,18 +19,25 @@ pub(super) const FACTS: Facts = Facts {
     components: &[Component::Autoencoder],
     frozen_by_default: &[],
     always_frozen: &[],
+    equation_3: false,
+    attends_to_text: false,
+    sizes: &size::NAMES,
     base_parts: &[("autoencoder", true)],
     own_file: None,
+    defaults: Defaults::OURS,
     sampling: Sampling {
         prompts: false,
         references: false,
+        references_max: 0,
+        attention: false,
+        knobs: &[],
     },
 };
 
 impl Autoencoder {
     pub(super) fn read(fields: &mut Fields) -> Self {
         Self {
-            autoencoder: fields.autoencoder.clone(),
+            autoencoder: fields.autoencoder(),
         }
     }
 }

@@ -1,11 +1,16 @@
 //! Configurations of networks, and the choices inside them. Plain data, used by the architectures
 //! in this folder.
 
+use super::fields::Fields;
+use crate::job::faults::Faults;
 use serde::{Deserialize, Serialize};
 
 /// A component of a model that can be frozen and has its own learning rate. `Encoder` includes the
 /// time embedding; `CrossAttention` includes the zero convolutions ("conjunction network" on the
-/// authors' page).
+/// authors' page). `Control` is ControlNet's whole branch with its own time embedding, `Adapter` is
+/// what brings an image embedding into a U-Net (IP-Adapter's projection and attentions, and
+/// Kandinsky's projections), `Prior` is Kandinsky's prior, `Fusion` what FastComposer adds to the
+/// text encoder; `ImageEncoderEnd` is the part of a CLIP image tower that FastComposer trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Component {
@@ -16,6 +21,12 @@ pub enum Component {
     Decoder,
     RetrievalEncoder,
     CrossAttention,
+    Control,
+    ImageEncoder,
+    ImageEncoderEnd,
+    Adapter,
+    Fusion,
+    Prior,
 }
 
 /// The U-Net in CompVis block layout (notes 3.1). SD 1.5: 320, [1,2,4,4], 2, [0,1,2], 8, 768, 4.
@@ -72,6 +83,84 @@ pub struct TextEncoderConfig {
     pub heads: u32,
     /// Prompts are truncated or padded to this many tokens, including begin and end.
     pub tokens: u32,
+}
+
+/// CLIP's image tower with its projection (notes 5.1). ViT-H/14 of IP-Adapter: 1280, 32, 16, 5120,
+/// 1024, 224, 14, gelu.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageEncoderConfig {
+    pub width: u32,
+    pub layers: u32,
+    pub heads: u32,
+    /// Hidden width of the feed-forward networks.
+    pub mlp_width: u32,
+    /// Width of the embedding.
+    pub projection: u32,
+    /// Side of its square images, in pixels.
+    pub side: u32,
+    /// Side of a patch, in pixels.
+    pub patch: u32,
+    pub activation: ClipActivation,
+}
+
+/// The activation of a CLIP tower.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClipActivation {
+    /// x * sigmoid(1.702 x), as in OpenAI's CLIP.
+    QuickGelu,
+    /// The exact GELU.
+    Gelu,
+}
+
+impl ImageEncoderConfig {
+    /// `of_size` has the values of the job's size, which job.toml may override.
+    pub(super) fn read(
+        fields: &mut Fields,
+        of_size: fn(&str) -> Self,
+        faults: &mut Faults,
+    ) -> Self {
+        let base = of_size(fields.size());
+        let mut number = |name: &str, default: u32| {
+            let field = format!("model.image_encoder.{name}");
+            fields.written(&field).unwrap_or(default)
+        };
+        let config = Self {
+            width: number("width", base.width),
+            layers: number("layers", base.layers),
+            heads: number("heads", base.heads),
+            mlp_width: number("mlp_width", base.mlp_width),
+            projection: number("projection", base.projection),
+            side: number("side", base.side),
+            patch: number("patch", base.patch),
+            activation: fields
+                .written("model.image_encoder.activation")
+                .unwrap_or(base.activation),
+        };
+        config.check(faults);
+        config
+    }
+
+    fn check(&self, faults: &mut Faults) {
+        for (name, value, max) in [
+            ("width", self.width, 8192),
+            ("layers", self.layers, 128),
+            ("mlp_width", self.mlp_width, 65_536),
+            ("projection", self.projection, 8192),
+            ("side", self.side, 1024),
+            ("patch", self.patch, self.side.max(1)),
+        ] {
+            faults.count(&format!("model.image_encoder.{name}"), value, max);
+        }
+        let divides = self.heads > 0 && self.width.is_multiple_of(self.heads);
+        faults.need(divides, "model.image_encoder.heads", || {
+            format!(
+                "is {}; it must divide model.image_encoder.width, which is {}",
+                self.heads, self.width
+            )
+        });
+    }
 }
 
 /// Design choices of RetriNet's retrieval block that the paper leaves open (notes 3.5). The

@@ -74,7 +74,8 @@ pub enum Prediction {
     V,
 }
 
-/// Parameters of equation 3 and its weighting of noise levels; fields of `[train]`.
+/// Parameters of equation 3 and its weighting of noise levels; fields of `[train]`. The paper's
+/// peers have losses of their own and use the weighting alone.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Objective {
@@ -95,7 +96,7 @@ impl Diffusion {
         fields.allow("data.prompt_drop");
         fields.allow("data.prompt_order");
         Self {
-            autoencoder: fields.autoencoder.clone(),
+            autoencoder: fields.autoencoder(),
             text_encoder: fields.text_encoder(),
             unet: fields.unet(),
             latents: fields.read("model.latents"),
@@ -104,33 +105,85 @@ impl Diffusion {
         }
     }
 
-    pub(super) fn write(&self, written: &mut Written) {
+    /// For the paper's peers. Their code samples from the autoencoder's posterior, and their losses
+    /// have no masks of target and face.
+    pub(super) fn read_peer(fields: &mut Fields, faults: &mut Faults) -> Self {
+        fields.allow("data.prompt_drop");
+        Self {
+            autoencoder: fields.autoencoder(),
+            text_encoder: fields.text_encoder(),
+            unet: fields.unet(),
+            latents: fields.written("model.latents").unwrap_or(Latents::Sample),
+            noise: Noise::read(fields, faults),
+            objective: Objective {
+                face_loss_weight: 0.0,
+                target_mask_threshold: 0.0,
+                loss_weighting: fields.read("train.loss_weighting"),
+            },
+        }
+    }
+
+    /// For Kandinsky's decoder, whose defaults depend on its variant.
+    pub(super) fn read_kandinsky(
+        fields: &mut Fields,
+        latents: Latents,
+        noise: NoiseKind,
+        faults: &mut Faults,
+    ) -> Self {
+        fields.allow("data.prompt_drop");
+        Self {
+            autoencoder: fields.autoencoder(),
+            text_encoder: fields.text_encoder(),
+            unet: fields.unet(),
+            latents: fields.written("model.latents").unwrap_or(latents),
+            noise: Noise::read_with(fields, noise, faults),
+            objective: Objective {
+                face_loss_weight: 0.0,
+                target_mask_threshold: 0.0,
+                loss_weighting: fields.read("train.loss_weighting"),
+            },
+        }
+    }
+
+    /// `equation_3`: as [`super::Facts::equation_3`].
+    pub(super) fn write(&self, written: &mut Written, equation_3: bool) {
         written.put("model.unet", &self.unet);
         written.put("model.text_encoder", &self.text_encoder);
         written.put("model.noise", self.noise);
         // Older releases do not know the field, so only jobs that use it name it.
-        if self.latents != Latents::default() {
+        if self.latents != Latents::default() || !equation_3 {
             written.put("model.latents", self.latents);
         }
         let objective = self.objective;
-        written.put("train.face_loss_weight", objective.face_loss_weight);
-        written.put(
-            "train.target_mask_threshold",
-            objective.target_mask_threshold,
-        );
+        if equation_3 {
+            written.put("train.face_loss_weight", objective.face_loss_weight);
+            written.put(
+                "train.target_mask_threshold",
+                objective.target_mask_threshold,
+            );
+        }
         written.put("train.loss_weighting", objective.loss_weighting);
     }
 }
 
 impl Noise {
     fn read(fields: &mut Fields, faults: &mut Faults) -> Self {
+        Self::read_with(fields, Self::default().kind, faults)
+    }
+
+    fn read_with(fields: &mut Fields, kind: NoiseKind, faults: &mut Faults) -> Self {
         let noise = Self {
-            kind: fields.read("model.noise.kind"),
+            kind: fields.written("model.noise.kind").unwrap_or(kind),
             steps: fields.read("model.noise.steps"),
             beta_start: fields.read("model.noise.beta_start"),
             beta_end: fields.read("model.noise.beta_end"),
             prediction: fields.read("model.noise.prediction"),
         };
+        noise.checked(faults)
+    }
+
+    pub(super) fn checked(self, faults: &mut Faults) -> Self {
+        let noise = self;
         faults.need(STEPS.contains(&noise.steps), "model.noise.steps", || {
             let (least, most) = (STEPS.start(), STEPS.end());
             format!(

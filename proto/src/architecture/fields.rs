@@ -17,6 +17,7 @@ task = "composition"
 pairing = "b"
 references = 0
 reference_drop = 0.0
+joint_drop = 0.0
 transform = { crop = [0.8, 1.0], flip = 0.5, target_scale = 0.8 }
 prompt_drop = 0.5
 prompt_order = "as-written"
@@ -26,10 +27,31 @@ figure_threshold = 0.5
 clothes = { cut_off = 0.5, cut_off_minimum = 0.3, background = 0.5 }
 reference_scale = 0.8
 multitask_reconstruction = 0.5
+image_view = "crop"
+subjects = ["1girl", "1boy"]
+object_keep = 0.9
+augment = true
 
 [model]
 latents = "mean"
+variant = "kandinsky-2.2"
 retrieval = { attend = "every-block", time = "target" }
+
+[model.image_encoder]
+width = 0
+layers = 0
+heads = 0
+mlp_width = 0
+projection = 0
+side = 0
+patch = 0
+activation = ""
+
+[model.prior]
+width = 0
+layers = 0
+heads = 0
+text_projection = false
 
 [model.noise]
 kind = "scaled-linear"
@@ -42,11 +64,14 @@ prediction = "epsilon"
 face_loss_weight = 1.0
 target_mask_threshold = 0.5
 loss_weighting = "epsilon"
+mask_loss = 0.5
+localization = 0.001
 "#;
 
 /// See the module's header.
 pub(crate) struct Fields {
-    pub(super) autoencoder: AutoencoderConfig,
+    /// None once taken.
+    autoencoder: Option<AutoencoderConfig>,
     /// None once taken.
     unet: Option<UNetConfig>,
     text_encoder: Option<TextEncoderConfig>,
@@ -54,6 +79,8 @@ pub(crate) struct Fields {
     /// Fields of job.toml that were not taken yet.
     remaining: BTreeMap<String, Value>,
     origin: Origin,
+    /// The value of `model.size`.
+    size: String,
 }
 
 impl Fields {
@@ -63,18 +90,26 @@ impl Fields {
         written: &Table,
         (unet, autoencoder, text): (UNetConfig, AutoencoderConfig, TextEncoderConfig),
         origin: Origin,
+        size: &str,
     ) -> Self {
         let defaults = leaves(&defaults());
         let mut remaining = leaves(written);
         remaining.retain(|field, _| defaults.contains_key(field));
         Self {
-            autoencoder,
+            autoencoder: Some(autoencoder),
             unet: Some(unet),
             text_encoder: Some(text),
             defaults,
             remaining,
             origin,
+            size: size.to_owned(),
         }
+    }
+
+    /// The name of the job's size; that of the default for a job that is stored, whose tables have
+    /// every field.
+    pub(super) fn size(&self) -> &str {
+        &self.size
     }
 
     /// Takes a field; returns its default if job.toml does not set it.
@@ -108,6 +143,20 @@ impl Fields {
         )
     }
 
+    pub(super) fn autoencoder(&mut self) -> AutoencoderConfig {
+        self.autoencoder
+            .take()
+            .expect("an architecture has one autoencoder")
+    }
+
+    /// Makes the autoencoder Kandinsky's of the same size, unless job.toml changes the size's.
+    pub(super) fn use_movq(&mut self) {
+        let of_size = size::named(&self.size).map(|it| it.1);
+        if self.autoencoder == of_size {
+            self.autoencoder = Some(size::movq(&self.size));
+        }
+    }
+
     pub(super) fn unet(&mut self) -> UNetConfig {
         self.unet.take().expect("an architecture has one U-Net")
     }
@@ -130,7 +179,7 @@ impl Fields {
         why_unused: impl Fn(&str) -> String,
         faults: &mut Faults,
     ) {
-        let sizes: Vec<_> = size::NAMES
+        let sizes: Vec<_> = size::ALL
             .iter()
             .filter_map(|name| size::named(name))
             .collect();
@@ -140,12 +189,16 @@ impl Fields {
         let text = self
             .text_encoder
             .is_none_or(|text| sizes.iter().any(|it| it.2 == text));
-        for (field, is_of_a_size) in [("model.unet", unet), ("model.text_encoder", text)] {
+        let autoencoder = self
+            .autoencoder
+            .is_none_or(|it| sizes.iter().any(|of_size| of_size.1 == it));
+        for (field, is_of_a_size) in [
+            ("model.unet", unet),
+            ("model.text_encoder", text),
+            ("model.autoencoder", autoencoder),
+        ] {
             faults.need(is_of_a_size, field, || {
-                format!(
-                    "is for text-to-image and retrinet; an {name} has no such component: leave \
-                    the table out"
-                )
+                format!("is for other architectures; {name} has no such component: leave it out")
             });
         }
         let mut unused = self.remaining;
@@ -157,6 +210,22 @@ impl Fields {
             unused.retain(|field, _| !field.starts_with("model.retrieval."));
             let message = format!("is for retrinet; {name} has no retrieval block: leave it out");
             faults.add("model.retrieval", message);
+        }
+        if unused
+            .keys()
+            .any(|field| field.starts_with("model.image_encoder."))
+        {
+            unused.retain(|field, _| !field.starts_with("model.image_encoder."));
+            let message = format!(
+                "is for architectures that read image embeddings; {name} has no image encoder: \
+                leave it out"
+            );
+            faults.add("model.image_encoder", message);
+        }
+        if unused.keys().any(|field| field.starts_with("model.prior.")) {
+            unused.retain(|field, _| !field.starts_with("model.prior."));
+            let message = format!("is for Kandinsky; {name} has no prior: leave it out");
+            faults.add("model.prior", message);
         }
         for (field, value) in &unused {
             reject(field, value, &why_unused(field), faults);

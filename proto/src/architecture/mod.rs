@@ -5,22 +5,39 @@
 
 mod autoencoder;
 pub(crate) mod config;
+mod controlnet;
 mod diffusion;
 mod facts;
+mod fastcomposer;
 pub(crate) mod fields;
+mod ip_adapter;
+mod kandinsky_decoder;
+mod kandinsky_prior;
 pub(crate) mod references;
 mod retrinet;
 mod text_to_image;
+mod view;
 
 pub use autoencoder::Autoencoder;
+pub use controlnet::{ControlNet, OWN_PART as CONTROLNET};
 pub use diffusion::{Diffusion, Latents, Noise, NoiseKind, Objective, Prediction};
-pub use facts::{Facts, Sampling};
+pub use facts::{Defaults, Facts, Sampling};
+pub use fastcomposer::{FastComposer, OWN_PART as POSTFUSE, TRAINED_LAYERS};
+pub use ip_adapter::{IpAdapter, OWN_PART as IP_ADAPTER, TOKENS as IP_ADAPTER_TOKENS};
+pub use kandinsky_decoder::{DecoderVariant, IMAGE_TOKENS, KandinskyDecoder, UNCLIP};
+pub use kandinsky_prior::{KandinskyPrior, PRIOR, PriorConfig};
 pub use references::References;
 pub use retrinet::{OWN_FILE as RETRINET, Retrinet};
 pub use text_to_image::TextToImage;
+pub use view::{ImageView, ViewConfig, ViewKind};
 
 use crate::job::faults::Faults;
-use config::{AutoencoderConfig, Component, Retrieval, TextEncoderConfig, UNetConfig};
+use crate::knobs::{Knob, Knobs};
+use crate::sample::SampleWork;
+use config::{
+    AutoencoderConfig, Component, ImageEncoderConfig, LossWeighting, Retrieval, TextEncoderConfig,
+    UNetConfig,
+};
 use fields::{Fields, Written};
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +52,18 @@ pub enum Architecture {
     TextToImage,
     /// The paper's model, trained from a given base model.
     Retrinet,
+    /// A peer of the paper: a U-Net that is controlled by a copy of its encoder.
+    #[serde(rename = "controlnet")]
+    ControlNet,
+    /// A peer of the paper: tokens of an image embedding as a second context.
+    IpAdapter,
+    /// A peer of the paper: an image embedding fused into the word for its subject.
+    #[serde(rename = "fastcomposer")]
+    FastComposer,
+    /// A peer of the paper, its first half: from a prompt to an image embedding.
+    KandinskyPrior,
+    /// A peer of the paper, its second half: a U-Net that draws an image embedding.
+    KandinskyDecoder,
 }
 
 /// An architecture with everything that it reads from job.toml.
@@ -44,10 +73,26 @@ pub enum ArchitectureSpec {
     Autoencoder(Autoencoder),
     TextToImage(TextToImage),
     Retrinet(Retrinet),
+    #[serde(rename = "controlnet")]
+    ControlNet(ControlNet),
+    IpAdapter(IpAdapter),
+    #[serde(rename = "fastcomposer")]
+    FastComposer(FastComposer),
+    KandinskyPrior(KandinskyPrior),
+    KandinskyDecoder(KandinskyDecoder),
 }
 
 impl Architecture {
-    pub const ALL: [Self; 3] = [Self::Autoencoder, Self::TextToImage, Self::Retrinet];
+    pub const ALL: [Self; 8] = [
+        Self::Autoencoder,
+        Self::TextToImage,
+        Self::Retrinet,
+        Self::ControlNet,
+        Self::IpAdapter,
+        Self::FastComposer,
+        Self::KandinskyPrior,
+        Self::KandinskyDecoder,
+    ];
 
     #[must_use]
     pub fn facts(self) -> &'static Facts {
@@ -55,6 +100,11 @@ impl Architecture {
             Self::Autoencoder => &autoencoder::FACTS,
             Self::TextToImage => &text_to_image::FACTS,
             Self::Retrinet => &retrinet::FACTS,
+            Self::ControlNet => &controlnet::FACTS,
+            Self::IpAdapter => &ip_adapter::FACTS,
+            Self::FastComposer => &fastcomposer::FACTS,
+            Self::KandinskyPrior => &kandinsky_prior::FACTS,
+            Self::KandinskyDecoder => &kandinsky_decoder::FACTS,
         }
     }
 
@@ -79,6 +129,17 @@ impl Architecture {
             Self::Autoencoder => ArchitectureSpec::Autoencoder(Autoencoder::read(fields)),
             Self::TextToImage => ArchitectureSpec::TextToImage(TextToImage::read(fields, faults)),
             Self::Retrinet => ArchitectureSpec::Retrinet(Retrinet::read(fields, faults)),
+            Self::ControlNet => ArchitectureSpec::ControlNet(ControlNet::read(fields, faults)),
+            Self::IpAdapter => ArchitectureSpec::IpAdapter(IpAdapter::read(fields, faults)),
+            Self::FastComposer => {
+                ArchitectureSpec::FastComposer(FastComposer::read(fields, faults))
+            }
+            Self::KandinskyPrior => {
+                ArchitectureSpec::KandinskyPrior(KandinskyPrior::read(fields, faults))
+            }
+            Self::KandinskyDecoder => {
+                ArchitectureSpec::KandinskyDecoder(KandinskyDecoder::read(fields, faults))
+            }
         }
     }
 
@@ -88,6 +149,11 @@ impl Architecture {
             Self::Autoencoder => autoencoder::why_unused(field),
             Self::TextToImage => text_to_image::why_unused(field),
             Self::Retrinet => retrinet::why_unused(field),
+            Self::ControlNet => controlnet::why_unused(field),
+            Self::IpAdapter => ip_adapter::why_unused(field),
+            Self::FastComposer => fastcomposer::why_unused(field),
+            Self::KandinskyPrior => kandinsky_prior::why_unused(field),
+            Self::KandinskyDecoder => kandinsky_decoder::why_unused(field),
         }
     }
 }
@@ -99,6 +165,11 @@ impl ArchitectureSpec {
             Self::Autoencoder(_) => Architecture::Autoencoder,
             Self::TextToImage(_) => Architecture::TextToImage,
             Self::Retrinet(_) => Architecture::Retrinet,
+            Self::ControlNet(_) => Architecture::ControlNet,
+            Self::IpAdapter(_) => Architecture::IpAdapter,
+            Self::FastComposer(_) => Architecture::FastComposer,
+            Self::KandinskyPrior(_) => Architecture::KandinskyPrior,
+            Self::KandinskyDecoder(_) => Architecture::KandinskyDecoder,
         }
     }
 
@@ -107,20 +178,19 @@ impl ArchitectureSpec {
         self.kind().facts()
     }
 
+    /// Its autoencoder; None: it works on image embeddings.
     #[must_use]
-    pub fn autoencoder(&self) -> &AutoencoderConfig {
+    pub fn autoencoder(&self) -> Option<&AutoencoderConfig> {
         match self {
-            Self::Autoencoder(it) => &it.autoencoder,
-            Self::TextToImage(it) => &it.diffusion.autoencoder,
-            Self::Retrinet(it) => &it.diffusion.autoencoder,
+            Self::Autoencoder(it) => Some(&it.autoencoder),
+            _ => self.diffusion().map(|it| &it.autoencoder),
         }
     }
 
-    pub fn autoencoder_mut(&mut self) -> &mut AutoencoderConfig {
+    pub fn autoencoder_mut(&mut self) -> Option<&mut AutoencoderConfig> {
         match self {
-            Self::Autoencoder(it) => &mut it.autoencoder,
-            Self::TextToImage(it) => &mut it.diffusion.autoencoder,
-            Self::Retrinet(it) => &mut it.diffusion.autoencoder,
+            Self::Autoencoder(it) => Some(&mut it.autoencoder),
+            _ => self.diffusion_mut().map(|it| &mut it.autoencoder),
         }
     }
 
@@ -128,17 +198,62 @@ impl ArchitectureSpec {
     #[must_use]
     pub fn diffusion(&self) -> Option<&Diffusion> {
         match self {
-            Self::Autoencoder(_) => None,
+            Self::Autoencoder(_) | Self::KandinskyPrior(_) => None,
             Self::TextToImage(it) => Some(&it.diffusion),
             Self::Retrinet(it) => Some(&it.diffusion),
+            Self::ControlNet(it) => Some(&it.diffusion),
+            Self::IpAdapter(it) => Some(&it.diffusion),
+            Self::FastComposer(it) => Some(&it.diffusion),
+            Self::KandinskyDecoder(it) => Some(&it.diffusion),
         }
     }
 
     pub fn diffusion_mut(&mut self) -> Option<&mut Diffusion> {
         match self {
-            Self::Autoencoder(_) => None,
+            Self::Autoencoder(_) | Self::KandinskyPrior(_) => None,
             Self::TextToImage(it) => Some(&mut it.diffusion),
             Self::Retrinet(it) => Some(&mut it.diffusion),
+            Self::ControlNet(it) => Some(&mut it.diffusion),
+            Self::IpAdapter(it) => Some(&mut it.diffusion),
+            Self::FastComposer(it) => Some(&mut it.diffusion),
+            Self::KandinskyDecoder(it) => Some(&mut it.diffusion),
+        }
+    }
+
+    /// Its noise schedule; None: it has no noise levels.
+    #[must_use]
+    pub fn noise(&self) -> Option<Noise> {
+        match self {
+            Self::KandinskyPrior(_) => Some(KandinskyPrior::NOISE),
+            _ => self.diffusion().map(|it| it.noise),
+        }
+    }
+
+    /// The weight of each noise level in its loss; None: it has no noise levels.
+    #[must_use]
+    pub fn loss_weighting(&self) -> Option<LossWeighting> {
+        match self {
+            Self::KandinskyPrior(it) => Some(it.loss_weighting),
+            _ => self.diffusion().map(|it| it.objective.loss_weighting),
+        }
+    }
+
+    /// Kandinsky's own U-Net and autoencoder, if it has them.
+    #[must_use]
+    pub fn kandinsky(&self) -> Option<&KandinskyDecoder> {
+        match self {
+            Self::KandinskyDecoder(it) if it.variant == DecoderVariant::Kandinsky22 => Some(it),
+            _ => None,
+        }
+    }
+
+    /// Kandinsky's prior, if it has one.
+    #[must_use]
+    pub fn prior(&self) -> Option<PriorConfig> {
+        match self {
+            Self::KandinskyPrior(it) => Some(it.prior),
+            Self::KandinskyDecoder(it) => Some(it.prior),
+            _ => None,
         }
     }
 
@@ -149,21 +264,23 @@ impl ArchitectureSpec {
 
     #[must_use]
     pub fn text_encoder(&self) -> Option<&TextEncoderConfig> {
-        self.diffusion().map(|it| &it.text_encoder)
+        match self {
+            Self::KandinskyPrior(it) => Some(&it.text_encoder),
+            _ => self.diffusion().map(|it| &it.text_encoder),
+        }
     }
 
     /// Number of time steps of its noise schedule.
     #[must_use]
     pub fn timesteps(&self) -> u32 {
-        let noise = self.diffusion().map(|it| it.noise);
-        noise.unwrap_or_default().steps
+        self.noise().unwrap_or_default().steps
     }
 
     #[must_use]
     pub fn retrieval(&self) -> Option<Retrieval> {
         match self {
-            Self::Autoencoder(_) | Self::TextToImage(_) => None,
             Self::Retrinet(it) => Some(it.retrieval),
+            _ => None,
         }
     }
 
@@ -171,29 +288,122 @@ impl ArchitectureSpec {
     #[must_use]
     pub fn references(&self) -> Option<&References> {
         match self {
-            Self::Autoencoder(_) | Self::TextToImage(_) => None,
+            Self::Autoencoder(_) | Self::TextToImage(_) | Self::KandinskyPrior(_) => None,
             Self::Retrinet(it) => Some(&it.references),
+            Self::ControlNet(it) => Some(&it.references),
+            Self::IpAdapter(it) => Some(&it.references),
+            Self::FastComposer(it) => Some(&it.references),
+            Self::KandinskyDecoder(it) => Some(&it.references),
         }
     }
 
     pub fn references_mut(&mut self) -> Option<&mut References> {
         match self {
-            Self::Autoencoder(_) | Self::TextToImage(_) => None,
+            Self::Autoencoder(_) | Self::TextToImage(_) | Self::KandinskyPrior(_) => None,
             Self::Retrinet(it) => Some(&mut it.references),
+            Self::ControlNet(it) => Some(&mut it.references),
+            Self::IpAdapter(it) => Some(&mut it.references),
+            Self::FastComposer(it) => Some(&mut it.references),
+            Self::KandinskyDecoder(it) => Some(&mut it.references),
+        }
+    }
+
+    /// The CLIP image tower that reads its references, if it has one.
+    #[must_use]
+    pub fn image_encoder(&self) -> Option<ImageEncoderConfig> {
+        match self {
+            Self::IpAdapter(it) => Some(it.image_encoder),
+            Self::FastComposer(it) => Some(it.image_encoder),
+            Self::KandinskyPrior(it) => Some(it.image_encoder),
+            Self::KandinskyDecoder(it) => Some(it.image_encoder),
+            _ => None,
+        }
+    }
+
+    /// What its image encoder reads of a reference or of the target; None without an image encoder.
+    #[must_use]
+    pub fn view(&self) -> Option<ViewConfig> {
+        let kind = match self {
+            Self::IpAdapter(it) => ViewKind::Whole(it.view),
+            Self::KandinskyPrior(it) => ViewKind::Target(it.view),
+            Self::KandinskyDecoder(it) => ViewKind::Whole(it.view),
+            Self::FastComposer(it) => ViewKind::Object {
+                augment: it.augment,
+                keep: it.object_keep,
+            },
+            _ => return None,
+        };
+        let side = self.image_encoder()?.side;
+        Some(ViewConfig { kind, side })
+    }
+
+    /// Turns off what only training does to references, and turns on what only these images need.
+    pub fn prepare_for_sampling(&mut self, knobs: &Knobs) {
+        match self {
+            Self::FastComposer(it) => it.augment = false,
+            Self::KandinskyDecoder(it) => it.with_prior = knobs.prior_strength.is_some(),
+            _ => {}
+        }
+    }
+
+    /// Tags that name a prompt's subject, if it needs one.
+    #[must_use]
+    pub fn subjects(&self) -> Option<&[String]> {
+        match self {
+            Self::FastComposer(it) => Some(&it.subjects),
+            _ => None,
+        }
+    }
+
+    /// Why images cannot be sampled as a request says: the field of `[sample]`, and what is wrong
+    /// with it. None: they can be.
+    #[must_use]
+    pub fn refuse(&self, sample: &SampleWork) -> Option<(String, String)> {
+        let facts = self.facts();
+        let sampling = facts.sampling;
+        let unknown = |knob: &Knob| !sampling.knobs.contains(knob);
+        if let Some(knob) = sample.knobs.set().into_iter().find(unknown) {
+            let known: Vec<&str> = sampling.knobs.iter().map(|it| it.name()).collect();
+            let known = match known.as_slice() {
+                [] => "it has no knobs".to_owned(),
+                known => format!("it has {}", known.join(", ")),
+            };
+            let why = format!("a {} does not have this knob; {known}", facts.noun);
+            return Some((format!("knobs.{}", knob.name()), why));
+        }
+        let (most, count) = (sampling.references_max, sample.references.len());
+        if sampling.references && count > most as usize {
+            let why = format!("{count} are named; a {} takes at most {most}", facts.noun);
+            return Some(("references".to_owned(), why));
+        }
+        match self {
+            Self::ControlNet(it) => it.refuse(sample),
+            Self::KandinskyPrior(it) => it.refuse(sample),
+            Self::KandinskyDecoder(it) => it.refuse(sample),
+            _ => None,
         }
     }
 
     /// All its fields, in the tables of job.toml.
     pub(crate) fn write(&self, written: &mut Written) {
-        written.put("model.autoencoder", self.autoencoder());
+        if let Some(autoencoder) = self.autoencoder() {
+            written.put("model.autoencoder", autoencoder);
+        }
         if let Some(diffusion) = self.diffusion() {
-            diffusion.write(written);
+            diffusion.write(written, self.facts().equation_3);
         }
         if let Some(references) = self.references() {
             references.write(written);
         }
         if let Some(retrieval) = self.retrieval() {
             written.put("model.retrieval", retrieval);
+        }
+        match self {
+            Self::IpAdapter(it) => it.write(written),
+            Self::FastComposer(it) => it.write(written),
+            Self::KandinskyPrior(it) => it.write(written),
+            Self::KandinskyDecoder(it) => it.write(written),
+            _ => {}
         }
     }
 }

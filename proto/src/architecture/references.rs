@@ -17,6 +17,11 @@ pub struct References {
     /// prompt. The model then predicts as the U-Net alone does, which is what
     /// `sample.reference_guidance` guides away from. Ours: 0.
     pub drop: f64,
+    /// None: prompt and references are dropped independently. Some: at most one of three things
+    /// happens to a sample, its prompt is dropped (`data.prompt_drop`), its references are
+    /// (`drop`), or both are, with this probability.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joint_drop: Option<f64>,
     /// The random transforms of pairing a. Pairing b never uses them.
     pub transform: Transform,
     /// Probability that a reference shows the face (else the clothes). Ours: 0.5.
@@ -36,11 +41,12 @@ pub struct References {
 }
 
 /// The fields of `[data]` about references.
-const FIELDS: [&str; 15] = [
+const FIELDS: [&str; 16] = [
     "data.task",
     "data.pairing",
     "data.references",
     "data.reference_drop",
+    "data.joint_drop",
     "data.transform.crop",
     "data.transform.flip",
     "data.transform.target_scale",
@@ -60,15 +66,34 @@ pub(super) fn has(field: &str) -> bool {
     FIELDS.contains(&field)
 }
 
+/// Defaults that depend on the architecture.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ReferenceDefaults {
+    pub(super) count: u32,
+    pub(super) task: Task,
+    /// None: its prompts and references are dropped independently. Some: the probabilities that
+    /// its references alone, and that prompt and references are dropped.
+    pub(super) joint_drop: Option<[f64; 2]>,
+}
+
 impl References {
-    /// `count` is the default number of references.
-    pub(super) fn read(fields: &mut Fields, count: u32, faults: &mut Faults) -> Self {
+    pub(super) fn read(
+        fields: &mut Fields,
+        defaults: ReferenceDefaults,
+        faults: &mut Faults,
+    ) -> Self {
         let pairing = fields.read("data.pairing");
         let references = Self {
-            task: fields.read("data.task"),
+            task: fields.written("data.task").unwrap_or(defaults.task),
             pairing,
-            count: fields.written("data.references").unwrap_or(count),
-            drop: fields.read("data.reference_drop"),
+            count: fields.written("data.references").unwrap_or(defaults.count),
+            drop: match defaults.joint_drop {
+                None => fields.read("data.reference_drop"),
+                Some([alone, _]) => fields.written("data.reference_drop").unwrap_or(alone),
+            },
+            joint_drop: defaults
+                .joint_drop
+                .map(|[_, both]| fields.written("data.joint_drop").unwrap_or(both)),
             transform: Transform::read(fields, pairing, faults),
             face_probability: fields.read("data.face_probability"),
             face_enlargement: fields.read("data.face_enlargement"),
@@ -96,6 +121,7 @@ impl References {
 
     fn check(&self, faults: &mut Faults) {
         faults.fraction("data.reference_drop", self.drop);
+        faults.fraction("data.joint_drop", self.joint_drop.unwrap_or(0.0));
         for (field, value) in self.fractions() {
             faults.fraction(field, value);
         }
@@ -134,7 +160,7 @@ impl References {
         let (task, unused): (_, &[&str]) = match self.task {
             Task::Multitask => return,
             Task::Composition => ("composition", &["data.multitask_reconstruction"]),
-            Task::Reconstruction => ("reconstruction", &FIELDS[8..]),
+            Task::Reconstruction => ("reconstruction", &FIELDS[9..]),
         };
         let why = format!("data.task is {task}");
         let enlargement = [("data.face_enlargement", self.face_enlargement)];
@@ -150,8 +176,11 @@ impl References {
         written.put("data.pairing", self.pairing);
         written.put("data.references", self.count);
         // Older releases know neither field, so only jobs that use them name them.
-        if self.drop > 0.0 {
+        if self.drop > 0.0 || self.joint_drop.is_some() {
             written.put("data.reference_drop", self.drop);
+        }
+        if let Some(joint) = self.joint_drop {
+            written.put("data.joint_drop", joint);
         }
         if self.pairing == Pairing::A {
             written.put("data.transform", self.transform);

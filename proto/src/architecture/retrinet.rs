@@ -2,16 +2,21 @@
 
 use super::config::{Component, Retrieval};
 use super::diffusion::Diffusion;
-use super::facts::{Facts, Sampling};
+use super::facts::{Defaults, Facts, Sampling};
 use super::fields::Fields;
-use super::references::References;
+use super::references::{ReferenceDefaults, References, Task};
 use crate::job::faults::Faults;
+use crate::size;
 use serde::{Deserialize, Serialize};
 
 /// The key of RetriNet's own weights among base weights, and the stem of their file name.
 pub const OWN_FILE: &str = "retrinet";
-/// Default for N, from the paper.
-const REFERENCES: u32 = 4;
+/// The number of references is the paper's.
+const DEFAULTS: ReferenceDefaults = ReferenceDefaults {
+    count: 4,
+    task: Task::Composition,
+    joint_drop: None,
+};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -40,21 +45,28 @@ pub(super) const FACTS: Facts = Facts {
         Component::Middle,
     ],
     always_frozen: &[Component::Autoencoder],
+    equation_3: true,
+    attends_to_text: true,
+    sizes: &size::NAMES,
     base_parts: &[
         ("autoencoder", true),
         ("text_encoder", true),
         ("unet", true),
     ],
     own_file: Some(OWN_FILE),
+    defaults: Defaults::OURS,
     sampling: Sampling {
         prompts: true,
         references: true,
+        references_max: 64,
+        attention: true,
+        knobs: &[],
     },
 };
 
 impl Retrinet {
     pub(super) fn read(fields: &mut Fields, faults: &mut Faults) -> Self {
-        let references = References::read(fields, REFERENCES, faults);
+        let references = References::read(fields, DEFAULTS, faults);
         faults.need(references.count > 0, "data.references", || {
             "is 0; retrinet generates images from references, so at least 1 is needed (the paper \
             uses 4)"
@@ -71,7 +83,7 @@ impl Retrinet {
     }
 }
 
-/// Currently retrinet reads all fields.
+/// It reads all fields except those of the paper's peers.
 pub(super) fn why_unused(_field: &str) -> String {
     "retrinet does not use it".to_owned()
 }

@@ -2,9 +2,10 @@
 
 use super::config::Component;
 use super::diffusion::Diffusion;
-use super::facts::{Facts, Sampling};
+use super::facts::{Defaults, Facts, Sampling};
 use super::fields::Fields;
 use crate::job::faults::Faults;
+use crate::size;
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,15 +26,22 @@ pub(super) const FACTS: Facts = Facts {
     ],
     frozen_by_default: &[Component::Autoencoder],
     always_frozen: &[Component::Autoencoder],
+    equation_3: true,
+    attends_to_text: true,
+    sizes: &size::NAMES,
     base_parts: &[
         ("autoencoder", true),
         ("text_encoder", false),
         ("unet", false),
     ],
     own_file: None,
+    defaults: Defaults::OURS,
     sampling: Sampling {
         prompts: true,
         references: false,
+        references_max: 0,
+        attention: false,
+        knobs: &[],
     },
 };
 

@@ -262,6 +262,7 @@ fn sample_toml(work: &SampleWork) -> SampleToml {
         prompts: work.prompts.clone(),
         // Older releases do not know the field, so only jobs that use it name it.
         negative_prompt: Some(work.negative_prompt.clone()).filter(|prompt| !prompt.is_empty()),
+        knobs: Some(work.knobs.clone()).filter(|knobs| !knobs.is_empty()),
         task: work.task,
         pairing: work.pairing,
         attention: work.attention.clone(),
@@ -319,6 +320,8 @@ fn train_toml(train: &Train) -> TrainToml {
         face_loss_weight: None,
         target_mask_threshold: None,
         loss_weighting: None,
+        mask_loss: None,
+        localization: None,
         precision: Some(train.precision),
         on_nonfinite: Some(train.on_nonfinite),
         latent_cache_mib: Some(train.latent_cache_mib),

@@ -1,7 +1,9 @@
 //! job.toml as parsed: fields with defaults are optional, and only types are checked. The validated
 //! form is [`crate::spec::JobSpec`]; [`super::check`] converts between them.
 
-use crate::architecture::{Latents, NoiseKind, Prediction};
+use crate::architecture::config::ClipActivation;
+use crate::architecture::{DecoderVariant, ImageView, Latents, NoiseKind, Prediction};
+use crate::knobs::Knobs;
 use crate::rating::Rating;
 use crate::sample::{Concept, SampleMethod, SamplePrompt};
 use crate::spec::{
@@ -50,6 +52,7 @@ pub(super) struct SampleToml {
     #[serde(default)]
     pub(super) prompts: Vec<String>,
     pub(super) negative_prompt: Option<String>,
+    pub(super) knobs: Option<Knobs>,
     pub(super) task: Option<Task>,
     pub(super) pairing: Option<Pairing>,
     #[serde(default)]
@@ -108,6 +111,7 @@ pub(super) struct DataToml {
     pub(super) pairing: Option<Pairing>,
     pub(super) references: Option<u32>,
     pub(super) reference_drop: Option<f64>,
+    pub(super) joint_drop: Option<f64>,
     pub(super) transform: Option<Transform>,
     pub(super) resolution: u32,
     pub(super) prompt_drop: Option<f64>,
@@ -118,6 +122,10 @@ pub(super) struct DataToml {
     pub(super) clothes: Option<Clothes>,
     pub(super) reference_scale: Option<f64>,
     pub(super) multitask_reconstruction: Option<f64>,
+    pub(super) image_view: Option<ImageView>,
+    pub(super) subjects: Option<Vec<String>>,
+    pub(super) object_keep: Option<f64>,
+    pub(super) augment: Option<bool>,
     pub(super) holdout: Option<f64>,
     pub(super) ratings: Option<Vec<Rating>>,
     pub(super) seed: Option<u64>,
@@ -132,6 +140,7 @@ pub(super) struct ModelToml {
     pub(super) freeze: Option<Vec<Component>>,
     pub(super) activation_checkpointing: Option<Vec<Component>>,
     pub(super) latents: Option<Latents>,
+    pub(super) variant: Option<DecoderVariant>,
     pub(super) retrieval: Option<Retrieval>,
     pub(super) noise: Option<NoiseToml>,
     #[serde(default)]
@@ -140,6 +149,10 @@ pub(super) struct ModelToml {
     pub(super) autoencoder: AutoencoderToml,
     #[serde(default)]
     pub(super) text_encoder: TextEncoderToml,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) image_encoder: Option<ImageEncoderToml>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) prior: Option<PriorToml>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -185,6 +198,28 @@ pub(super) struct TextEncoderToml {
     pub(super) tokens: Option<u32>,
 }
 
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ImageEncoderToml {
+    pub(super) width: Option<u32>,
+    pub(super) layers: Option<u32>,
+    pub(super) heads: Option<u32>,
+    pub(super) mlp_width: Option<u32>,
+    pub(super) projection: Option<u32>,
+    pub(super) side: Option<u32>,
+    pub(super) patch: Option<u32>,
+    pub(super) activation: Option<ClipActivation>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PriorToml {
+    pub(super) width: Option<u32>,
+    pub(super) layers: Option<u32>,
+    pub(super) heads: Option<u32>,
+    pub(super) text_projection: Option<bool>,
+}
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TrainToml {
@@ -203,6 +238,8 @@ pub(super) struct TrainToml {
     pub(super) face_loss_weight: Option<f64>,
     pub(super) target_mask_threshold: Option<f64>,
     pub(super) loss_weighting: Option<LossWeighting>,
+    pub(super) mask_loss: Option<f64>,
+    pub(super) localization: Option<f64>,
     pub(super) precision: Option<Precision>,
     pub(super) on_nonfinite: Option<OnNonfinite>,
     pub(super) latent_cache_mib: Option<u32>,

@@ -2,7 +2,11 @@
 //! weights of another architecture at submission and again at load, before a tensor is read. Pure.
 
 use super::config::{self, ConfigError};
-use crate::layout::{AutoencoderLayout, TextLayout, UNetLayout};
+use crate::architecture::KandinskyDecoder;
+use crate::architecture::{CONTROLNET, IP_ADAPTER, POSTFUSE, PRIOR, UNCLIP};
+use crate::layout::{
+    AutoencoderLayout, ImageLayout, PriorLayout, TextLayout, UNetLayout, hint_widths,
+};
 use crate::spec::{AutoencoderConfig, Model};
 use std::fmt::Debug;
 
@@ -22,25 +26,188 @@ pub enum Disagreement {
     },
 }
 
-/// Compares the config of a component ("autoencoder", "text_encoder" or "unet") with a job's
-/// tables.
+/// Compares the config of a component ("autoencoder", "text_encoder", "unet", or one of a single
+/// architecture) with a job's tables.
 ///
 /// # Errors
 /// The first field that the networks do not support or that differs.
 pub fn agree(component: &str, config: &str, model: &Model) -> Result<(), Disagreement> {
     let job = &model.architecture;
+    if let Some(compared) = kandinsky(component, config, model) {
+        return compared;
+    }
     match (component, job.diffusion()) {
-        ("autoencoder", _) => {
-            scaling(config, job.autoencoder())?;
-            autoencoder(&config::autoencoder(config)?, &job.autoencoder().into())
-        }
+        ("autoencoder", _) => match job.autoencoder() {
+            Some(job) => {
+                scaling(config, job)?;
+                autoencoder(&config::autoencoder(config)?, &job.into())
+            }
+            None => Ok(()),
+        },
+        ("image_encoder", _) => match job.image_encoder() {
+            Some(job) => image(&config::image(config)?, &(&job).into()),
+            None => Ok(()),
+        },
         // A component that the architecture does not have is not read.
         (_, None) => Ok(()),
         ("text_encoder", Some(job)) => {
             text(&config::text(config, false)?, &(&job.text_encoder).into())
         }
+        // Their files have no config of this program or of diffusers.
+        (IP_ADAPTER | POSTFUSE | UNCLIP, _) => Ok(()),
+        (CONTROLNET, Some(diffusion)) => {
+            let (found, hint) = config::controlnet(config)?;
+            same(
+                "conditioning_embedding_out_channels",
+                &hint,
+                "the autoencoder's factor, which asks for",
+                &hint_widths(diffusion.autoencoder.factor()),
+            )?;
+            unet(&found, &(&diffusion.unet).into())
+        }
         (_, Some(job)) => unet(&config::unet(config)?, &(&job.unet).into()),
     }
+}
+
+/// Compares the networks that only Kandinsky has; None: the component is none of them.
+fn kandinsky(component: &str, config: &str, model: &Model) -> Option<Result<(), Disagreement>> {
+    let job = &model.architecture;
+    let published = job.kandinsky();
+    let (prior, texts, images) = (job.prior(), job.text_encoder(), job.image_encoder());
+    match (component, published) {
+        ("autoencoder", Some(job)) => Some(movq(config, job)),
+        ("unet", Some(job)) => Some(image_unet(config, job)),
+        (PRIOR, _) => {
+            let (prior, texts, images) = (prior?, texts?, images?);
+            Some(prior_agrees(config, &prior.layout(texts, &images)))
+        }
+        ("text_encoder", _) => {
+            let (prior, texts, images) = (prior?, texts?, images?);
+            let found = config::text(config, prior.text_projection);
+            let found = match found {
+                Ok(found) => found,
+                Err(error) => return Some(Err(error.into())),
+            };
+            Some(text(&found, &prior.text_layout(texts, &images)))
+        }
+        _ => None,
+    }
+}
+
+fn movq(config: &str, job: &KandinskyDecoder) -> Result<(), Disagreement> {
+    let (found, job) = (config::movq(config)?, job.movq_layout());
+    let widths = "model.autoencoder.channels * channel_mult";
+    same("block_out_channels", &found.widths, widths, &job.widths)?;
+    for (theirs, found, ours, expected) in [
+        (
+            "layers_per_block",
+            found.res_blocks as i64,
+            "model.autoencoder.res_blocks",
+            job.res_blocks as i64,
+        ),
+        (
+            "latent_channels",
+            found.latent_channels,
+            "model.autoencoder.latent_channels",
+            job.latent_channels,
+        ),
+        (
+            "norm_num_groups",
+            found.norm_groups,
+            "model.autoencoder.norm_groups",
+            job.norm_groups,
+        ),
+        ("num_vq_embeddings", found.codes, "a codebook of", job.codes),
+    ] {
+        same(theirs, &found, ours, &expected)?;
+    }
+    Ok(())
+}
+
+fn image_unet(config: &str, job: &KandinskyDecoder) -> Result<(), Disagreement> {
+    let (found, job) = (config::image_unet(config)?, job.unet_layout());
+    let widths = "model.unet.channels * channel_mult";
+    same("block_out_channels", &found.widths, widths, &job.widths)?;
+    for (theirs, found, ours, expected) in [
+        (
+            "layers_per_block",
+            found.res_blocks as i64,
+            "model.unet.res_blocks",
+            job.res_blocks as i64,
+        ),
+        (
+            "attention_head_dim",
+            found.head_channels,
+            "by model.unet.heads, channels of a head",
+            job.head_channels,
+        ),
+        (
+            "cross_attention_dim",
+            found.context_dim,
+            "model.unet.context_dim",
+            job.context_dim,
+        ),
+        (
+            "encoder_hid_dim",
+            found.embedding,
+            "model.image_encoder.projection",
+            job.embedding,
+        ),
+        (
+            "in_channels",
+            found.latent_channels,
+            "model.unet.latent_channels",
+            job.latent_channels,
+        ),
+        (
+            "norm_num_groups",
+            found.norm_groups,
+            "model.unet.norm_groups",
+            job.norm_groups,
+        ),
+    ] {
+        same(theirs, &found, ours, &expected)?;
+    }
+    Ok(())
+}
+
+fn prior_agrees(config: &str, job: &PriorLayout) -> Result<(), Disagreement> {
+    let found = config::prior(config)?;
+    for (theirs, found, ours, expected) in [
+        (
+            "num_attention_heads * attention_head_dim",
+            found.width,
+            "model.prior.width",
+            job.width,
+        ),
+        (
+            "num_layers",
+            found.layers as i64,
+            "model.prior.layers",
+            job.layers as i64,
+        ),
+        (
+            "num_attention_heads",
+            found.heads,
+            "model.prior.heads",
+            job.heads,
+        ),
+        (
+            "num_embeddings",
+            found.tokens,
+            "model.text_encoder.tokens",
+            job.tokens,
+        ),
+        (
+            "embedding_dim",
+            found.embedding,
+            "model.image_encoder.projection",
+            job.embedding,
+        ),
+    ] {
+        same(theirs, &found, ours, &expected)?;
+    }
+    Ok(())
 }
 
 fn same<T: PartialEq + Debug>(
@@ -170,6 +337,69 @@ fn scaling(config: &str, job: &AutoencoderConfig) -> Result<(), Disagreement> {
     let found = config::scaling_factor(config)?;
     let ours = "model.autoencoder.scaling_factor";
     same("scaling_factor", &found, ours, &job.scaling_factor)
+}
+
+fn image(found: &ImageLayout, job: &ImageLayout) -> Result<(), Disagreement> {
+    let (theirs, ours) = (&found.transformer, &job.transformer);
+    let numbers = [
+        (
+            "hidden_size",
+            theirs.width,
+            "model.image_encoder.width",
+            ours.width,
+        ),
+        (
+            "num_hidden_layers",
+            theirs.layers as i64,
+            "model.image_encoder.layers",
+            ours.layers as i64,
+        ),
+        (
+            "num_attention_heads",
+            theirs.heads,
+            "model.image_encoder.heads",
+            ours.heads,
+        ),
+        (
+            "intermediate_size",
+            theirs.mlp_width,
+            "model.image_encoder.mlp_width",
+            ours.mlp_width,
+        ),
+        (
+            "projection_dim",
+            found.projection,
+            "model.image_encoder.projection",
+            job.projection,
+        ),
+        (
+            "image_size",
+            found.side,
+            "model.image_encoder.side",
+            job.side,
+        ),
+        (
+            "patch_size",
+            found.patch,
+            "model.image_encoder.patch",
+            job.patch,
+        ),
+    ];
+    for (theirs, found, ours, expected) in numbers {
+        same(theirs, &found, ours, &expected)?;
+    }
+    same(
+        "hidden_act",
+        &theirs.activation,
+        "model.image_encoder.activation",
+        &ours.activation,
+    )?;
+    same(
+        "layer_norm_eps",
+        &theirs.norm_epsilon,
+        "norms with epsilon",
+        &ours.norm_epsilon,
+    )
 }
 
 fn text(found: &TextLayout, job: &TextLayout) -> Result<(), Disagreement> {

@@ -3,7 +3,10 @@
 //! weights, …) and a Stable Diffusion single file with all components. `base_weights::base` locates
 //! the files; `model` reads them.
 
-use super::names::{SINGLE_FILE_AUTOENCODER, SINGLE_FILE_TEXT, SINGLE_FILE_UNET};
+use super::names::{
+    SINGLE_FILE_AUTOENCODER, SINGLE_FILE_CONTROLNET, SINGLE_FILE_TEXT, SINGLE_FILE_UNET,
+};
+use crate::architecture::{CONTROLNET, IP_ADAPTER, POSTFUSE, PRIOR, UNCLIP};
 
 /// One component of a base model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,6 +15,8 @@ pub struct Part {
     pub name: &'static str,
     /// Its folder in the layout of `diffusers`.
     pub folder: &'static str,
+    /// The folder's name in Kandinsky's, if it differs.
+    pub also: Option<&'static str>,
     /// Prefix of its tensor names in a single file.
     pub prefix: &'static str,
 }
@@ -28,19 +33,70 @@ pub const PARTS: [Part; 3] = [
     Part {
         name: "autoencoder",
         folder: "vae",
+        also: Some("movq"),
         prefix: SINGLE_FILE_AUTOENCODER,
     },
     Part {
         name: "text_encoder",
         folder: "text_encoder",
+        also: None,
         prefix: SINGLE_FILE_TEXT,
     },
     Part {
         name: "unet",
         folder: "unet",
+        also: None,
         prefix: SINGLE_FILE_UNET,
     },
 ];
+
+/// The components that only single architectures have ([`crate::architecture::Facts::own_file`]).
+/// They lie beside the base model's, or in a file of their own.
+pub const OWN_PARTS: [Part; 6] = [
+    Part {
+        name: CONTROLNET,
+        folder: "controlnet",
+        also: None,
+        prefix: SINGLE_FILE_CONTROLNET,
+    },
+    Part {
+        name: "image_encoder",
+        folder: "image_encoder",
+        also: None,
+        prefix: "image_encoder.",
+    },
+    Part {
+        name: IP_ADAPTER,
+        folder: "ip_adapter",
+        also: None,
+        prefix: "ip_adapter.",
+    },
+    Part {
+        name: POSTFUSE,
+        folder: "postfuse_module",
+        also: None,
+        prefix: "postfuse_module.",
+    },
+    Part {
+        name: PRIOR,
+        folder: "prior",
+        also: None,
+        prefix: "prior.",
+    },
+    Part {
+        name: UNCLIP,
+        folder: "unclip",
+        also: None,
+        prefix: "unclip.",
+    },
+];
+
+/// The part of this name, of a base model or of a single architecture.
+#[must_use]
+pub fn part(name: &str) -> Option<Part> {
+    let mut all = PARTS.into_iter().chain(OWN_PARTS);
+    all.find(|part| part.name == name)
+}
 
 /// Names of the weight file in a component's folder, in order of preference. Each may also be split
 /// into several files, listed in `<name>.index.json`.

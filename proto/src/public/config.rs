@@ -2,6 +2,10 @@
 //! supported or rejected by name. Fields about training, of other classes and of older releases are
 //! ignored.
 
+mod kandinsky;
+
+pub use kandinsky::{image_unet, image_unet_blocks, movq, movq_blocks, prior};
+
 use crate::layout::{
     Activation, AutoencoderLayout, CLIP_END, CLIP_VOCABULARY, Frequencies, ImageLayout, TextLayout,
     TransformerLayout, UNetLayout,
@@ -217,9 +221,74 @@ fn same(known: &Value, value: &Value) -> bool {
 pub fn unet(text: &str) -> Found<UNetLayout> {
     let mut fields = Fields::parse(text)?;
     fields.class("_class_name", &["UNet2DConditionModel"])?;
+    let layout = unet_layout(&mut fields, attends)?;
+    fields.finish(&unet_supported(), &UNET_IGNORED)?;
+    Ok(layout)
+}
+
+/// Reads the `config.json` of a `ControlNetModel`. Also returns the widths of the convolutions that
+/// read the hint.
+///
+/// # Errors
+/// The first field that is not supported.
+pub fn controlnet(text: &str) -> Found<(UNetLayout, Vec<i64>)> {
+    let mut fields = Fields::parse(text)?;
+    fields.class("_class_name", &["ControlNetModel"])?;
+    let layout = unet_layout(&mut fields, attends_in_encoder)?;
+    const HINT: &str = "conditioning_embedding_out_channels";
+    let value = fields
+        .take(HINT)
+        .unwrap_or_else(|| json!([16, 32, 96, 256]));
+    let hint: Option<Vec<i64>> = value
+        .as_array()
+        .and_then(|all| all.iter().map(Value::as_i64).collect());
+    let Some(hint) = hint.filter(|all| (1..=8).contains(&all.len())) else {
+        return Err(fields.fault(HINT, &value, "a list of 1 to 8 widths is expected"));
+    };
+    let mut supported = unet_supported().to_vec();
+    supported.extend([
+        ("conditioning_channels", json!(3)),
+        ("controlnet_conditioning_channel_order", json!("rgb")),
+    ]);
+    fields.finish(&supported, &UNET_IGNORED)?;
+    Ok((layout, hint))
+}
+
+/// Fields that have no effect on the result. A linear projection is a 1x1 convolution on tokens.
+/// Upcasting has no effect in fp32.
+const UNET_IGNORED: [&str; 5] = [
+    "addition_embed_type_num_heads",
+    "dropout",
+    "sample_size",
+    "upcast_attention",
+    "use_linear_projection",
+];
+
+/// Fields of which only one value is supported.
+fn unet_supported() -> [(&'static str, Value); 11] {
+    [
+        ("act_fn", json!("silu")),
+        ("attention_type", json!("default")),
+        ("conv_in_kernel", json!(3)),
+        ("conv_out_kernel", json!(3)),
+        ("downsample_padding", json!(1)),
+        ("mid_block_scale_factor", json!(1)),
+        ("mid_block_type", json!("UNetMidBlock2DCrossAttn")),
+        ("resnet_out_scale_factor", json!(1)),
+        ("resnet_time_scale_shift", json!("default")),
+        ("time_embedding_type", json!("positional")),
+        ("transformer_layers_per_block", json!(1)),
+    ]
+}
+
+/// `attends` reads which levels attend.
+fn unet_layout(
+    fields: &mut Fields,
+    attends: impl FnOnce(&mut Fields, usize) -> Found<Vec<bool>>,
+) -> Found<UNetLayout> {
     let widths = fields.widths(&[320, 640, 1280, 1280])?;
     let levels = widths.len();
-    let attends = attends(&mut fields, levels)?;
+    let attends = attends(fields, levels)?;
     // The field's name is a historical mistake: it holds the number of heads, and diffusers rejects
     // num_attention_heads.
     let heads = fields.by_level("attention_head_dim", levels, 8)?;
@@ -240,7 +309,7 @@ pub fn unet(text: &str) -> Found<UNetLayout> {
             "the first width must be even for the time step's embedding",
         ));
     }
-    let layout = UNetLayout {
+    Ok(UNetLayout {
         res_blocks: fields.res_blocks(levels, 2)?,
         context_dim: fields.count("cross_attention_dim", 1280)?,
         in_channels: fields.count("in_channels", 4)?,
@@ -254,55 +323,42 @@ pub fn unet(text: &str) -> Found<UNetLayout> {
         widths,
         attends,
         heads,
-    };
-    let supported = [
-        ("act_fn", json!("silu")),
-        ("attention_type", json!("default")),
-        ("conv_in_kernel", json!(3)),
-        ("conv_out_kernel", json!(3)),
-        ("downsample_padding", json!(1)),
-        ("mid_block_scale_factor", json!(1)),
-        ("mid_block_type", json!("UNetMidBlock2DCrossAttn")),
-        ("resnet_out_scale_factor", json!(1)),
-        ("resnet_time_scale_shift", json!("default")),
-        ("time_embedding_type", json!("positional")),
-        ("transformer_layers_per_block", json!(1)),
-    ];
-    // A linear projection is a 1x1 convolution on tokens. Upcasting has no effect in fp32.
-    let ignored = [
-        "addition_embed_type_num_heads",
-        "dropout",
-        "sample_size",
-        "upcast_attention",
-        "use_linear_projection",
-    ];
-    fields.finish(&supported, &ignored)?;
-    Ok(layout)
+    })
+}
+
+/// Which levels have one of two kinds of blocks, the second.
+fn of_kind(
+    fields: &mut Fields,
+    field: &str,
+    kinds: [&str; 2],
+    default: &[&str],
+    levels: usize,
+) -> Found<Vec<bool>> {
+    let blocks = fields.strings(field, default)?;
+    let second: Option<Vec<bool>> = blocks
+        .iter()
+        .map(|block| Some(kinds.iter().position(|kind| kind == block)? == 1))
+        .collect();
+    second.filter(|all| all.len() == levels).ok_or_else(|| {
+        fields.fault(
+            field,
+            &json!(blocks),
+            format!("one of {kinds:?} for each of {levels} levels is expected"),
+        )
+    })
+}
+
+fn attends_in_encoder(fields: &mut Fields, levels: usize) -> Found<Vec<bool>> {
+    const DOWN: [&str; 2] = ["DownBlock2D", "CrossAttnDownBlock2D"];
+    let default = [DOWN[1], DOWN[1], DOWN[1], DOWN[0]];
+    of_kind(fields, "down_block_types", DOWN, &default, levels)
 }
 
 fn attends(fields: &mut Fields, levels: usize) -> Found<Vec<bool>> {
-    const DOWN: [&str; 2] = ["DownBlock2D", "CrossAttnDownBlock2D"];
     const UP: [&str; 2] = ["UpBlock2D", "CrossAttnUpBlock2D"];
-    let mut read = |field: &str, kinds: [&str; 2], default: &[&str]| {
-        let blocks = fields.strings(field, default)?;
-        let attends: Option<Vec<bool>> = blocks
-            .iter()
-            .map(|block| Some(kinds.iter().position(|kind| kind == block)? == 1))
-            .collect();
-        attends.filter(|all| all.len() == levels).ok_or_else(|| {
-            fields.fault(
-                field,
-                &json!(blocks),
-                format!("one of {kinds:?} for each of {levels} levels is expected"),
-            )
-        })
-    };
-    let down = read(
-        "down_block_types",
-        DOWN,
-        &[DOWN[1], DOWN[1], DOWN[1], DOWN[0]],
-    )?;
-    let up = read("up_block_types", UP, &[UP[0], UP[1], UP[1], UP[1]])?;
+    let down = attends_in_encoder(fields, levels)?;
+    let default = [UP[0], UP[1], UP[1], UP[1]];
+    let up = of_kind(fields, "up_block_types", UP, &default, levels)?;
     if !down.iter().eq(up.iter().rev()) {
         return Err(fields.fault(
             "up_block_types",

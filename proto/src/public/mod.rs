@@ -8,5 +8,6 @@ pub mod agree;
 pub mod base;
 pub mod config;
 pub mod names;
+pub mod pipeline;
 pub mod scheduler;
 pub mod write;

@@ -8,6 +8,8 @@ use crate::layout::UNetLayout;
 pub const SINGLE_FILE_UNET: &str = "model.diffusion_model.";
 pub const SINGLE_FILE_AUTOENCODER: &str = "first_stage_model.";
 pub const SINGLE_FILE_TEXT: &str = "cond_stage_model.transformer.";
+/// ControlNet's branch in the single files that its authors published.
+pub const SINGLE_FILE_CONTROLNET: &str = "control_model.";
 
 /// Prefix of the moving average of the U-Net's tensors in a single file. Their names contain no
 /// further dots.
@@ -113,6 +115,122 @@ pub fn diffusers_unet(name: &str, layout: &UNetLayout) -> Option<String> {
         }
         _ => None,
     }
+}
+
+/// The `diffusers` name of a tensor of ControlNet's branch, whose hint has `hint` widths.
+#[must_use]
+pub fn diffusers_controlnet(name: &str, layout: &UNetLayout, hint: usize) -> Option<String> {
+    if let Some(rest) = name.strip_prefix("input_hint_block.") {
+        let (layer, rest) = rest.split_once('.')?;
+        // Between the convolutions, which have even numbers, are activations.
+        let (layer, last) = (layer.parse::<usize>().ok()? / 2, 2 * hint - 1);
+        let layer = match layer {
+            0 => "conv_in".to_owned(),
+            _ if layer == last => "conv_out".to_owned(),
+            _ => format!("blocks.{}", layer - 1),
+        };
+        return Some(format!("controlnet_cond_embedding.{layer}.{rest}"));
+    }
+    if let Some(rest) = name.strip_prefix("zero_convs.") {
+        let (block, rest) = rest.split_once(".0.")?;
+        return Some(format!("controlnet_down_blocks.{block}.{rest}"));
+    }
+    if let Some(rest) = name.strip_prefix("middle_block_out.0.") {
+        return Some(format!("controlnet_mid_block.{rest}"));
+    }
+    diffusers_unet(name, layout)
+}
+
+/// The number of an attention in the published files of IP-Adapter: its index among all attentions
+/// of the U-Net, self-attentions included, where the middle's follow the decoder's. `transformer`
+/// counts the spatial transformers in our order: encoder, middle, decoder.
+#[must_use]
+pub fn ip_adapter_number(transformer: usize, layout: &UNetLayout) -> usize {
+    let attending = layout.attends.iter().filter(|attends| **attends).count();
+    let (encoder, decoder) = (
+        attending * layout.res_blocks,
+        attending * (layout.res_blocks + 1),
+    );
+    let place = match transformer {
+        _ if transformer < encoder => transformer,
+        _ if transformer == encoder => encoder + decoder,
+        _ => transformer - 1,
+    };
+    2 * place + 1
+}
+
+/// What a file that looks like an IP-Adapter's is, if it is not the plain one for Stable Diffusion
+/// 1.5. `width` is the input width of one of its key projections.
+#[must_use]
+pub fn ip_adapter_variant<'a>(
+    names: impl Iterator<Item = &'a str>,
+    width: Option<i64>,
+    context_dim: i64,
+) -> Option<String> {
+    const VARIANTS: [(&str, &str); 4] = [
+        (
+            "image_proj.latents",
+            "an IP-Adapter of the kind \"plus\", which resamples patches",
+        ),
+        ("image_proj.proj.2.", "an IP-Adapter of the kind \"FaceID\""),
+        (
+            "image_proj.proj.3.",
+            "an IP-Adapter of the kind \"full-face\"",
+        ),
+        (
+            "image_proj.perceiver_resampler.",
+            "an IP-Adapter of the kind \"FaceID plus\"",
+        ),
+    ];
+    for name in names {
+        if let Some((_, what)) = VARIANTS.iter().find(|(prefix, _)| name.starts_with(prefix)) {
+            return Some((*what).to_owned());
+        }
+    }
+    let width = width.filter(|width| *width != context_dim)?;
+    let of = if width == 2048 {
+        " (Stable Diffusion XL's)"
+    } else {
+        ""
+    };
+    Some(format!(
+        "an IP-Adapter for text states of width {width}{of}, but this model's have {context_dim}"
+    ))
+}
+
+/// What a file is by its tensors' names and shapes, if it is known to be another variant of a model
+/// of this program. Other versions of Stable Diffusion: [`foreign`].
+#[must_use]
+pub fn other_model<'a>(tensors: impl Iterator<Item = (&'a str, &'a [u64])>) -> Option<String> {
+    let tensors: Vec<(&str, &[u64])> = tensors.collect();
+    let names = || tensors.iter().map(|(name, _)| *name);
+    if names().any(|name| name.starts_with("lora_controlnet")) {
+        return Some("a Control-LoRA, the difference between a ControlNet and its base".to_owned());
+    }
+    let inputs = |name: &str, at: usize| {
+        let found = tensors.iter().find(|(of, _)| *of == name)?;
+        found.1.get(at).copied()
+    };
+    for name in [
+        "model.diffusion_model.input_blocks.0.0.weight",
+        "unet.conv_in.weight",
+        "input_blocks.0.0.weight",
+    ] {
+        match inputs(name, 1) {
+            Some(9) => return Some("a file of Stable Diffusion for inpainting".to_owned()),
+            Some(8) => return Some("a file of InstructPix2Pix or of depth to image".to_owned()),
+            _ => {}
+        }
+    }
+    let keys = [
+        "ip_adapter.1.to_k_ip.weight",
+        "adapter_modules.1.to_k_ip.weight",
+    ];
+    let width = keys.iter().find_map(|name| inputs(name, 1));
+    let width = width.and_then(|width| i64::try_from(width).ok());
+    // Only Stable Diffusion XL's and 2's widths are other models; a small model has its own.
+    let foreign_width = width.filter(|width| [2048, 1024].contains(width));
+    ip_adapter_variant(names(), foreign_width, 768)
 }
 
 /// Our name for a `diffusers` tensor of the U-Net's encoder; None for all other tensors.
@@ -333,6 +451,62 @@ mod tests {
             );
         }
         assert_eq!(diffusers_unet("hint.0.weight", &layout), None);
+    }
+
+    #[test]
+    fn ip_adapter_s_numbers_are_those_of_its_published_files() {
+        let layout = UNetLayout::from(&size::named("sd15").unwrap().0);
+        let numbers: Vec<usize> = (0..16).map(|it| ip_adapter_number(it, &layout)).collect();
+        // tensors.md 1: the encoder's 1 to 11, the middle's 31, the decoder's 13 to 29.
+        let expected = [1, 3, 5, 7, 9, 11, 31, 13, 15, 17, 19, 21, 23, 25, 27, 29];
+        assert_eq!(numbers, expected);
+    }
+
+    #[test]
+    fn other_ip_adapters_are_recognized() {
+        let what = |name: &str, width| ip_adapter_variant([name].into_iter(), Some(width), 768);
+        assert_eq!(what("image_proj.proj.weight", 768), None);
+        assert!(what("image_proj.latents", 768).unwrap().contains("plus"));
+        assert!(what("image_proj.proj.weight", 2048).unwrap().contains("XL"));
+        assert!(
+            what("image_proj.proj.3.weight", 768)
+                .unwrap()
+                .contains("full-face")
+        );
+    }
+
+    #[test]
+    fn controlnet_names_as_in_tensors_md() {
+        let layout = UNetLayout::from(&size::named("sd15").unwrap().0);
+        for (ours, theirs) in [
+            (
+                "input_hint_block.0.weight",
+                "controlnet_cond_embedding.conv_in.weight",
+            ),
+            (
+                "input_hint_block.2.bias",
+                "controlnet_cond_embedding.blocks.0.bias",
+            ),
+            (
+                "input_hint_block.12.weight",
+                "controlnet_cond_embedding.blocks.5.weight",
+            ),
+            (
+                "input_hint_block.14.weight",
+                "controlnet_cond_embedding.conv_out.weight",
+            ),
+            ("zero_convs.11.0.weight", "controlnet_down_blocks.11.weight"),
+            ("middle_block_out.0.bias", "controlnet_mid_block.bias"),
+            ("time_embed.0.weight", "time_embedding.linear_1.weight"),
+            ("input_blocks.0.0.bias", "conv_in.bias"),
+            (
+                "middle_block.1.norm.weight",
+                "mid_block.attentions.0.norm.weight",
+            ),
+        ] {
+            let found = diffusers_controlnet(ours, &layout, 4);
+            assert_eq!(found.as_deref(), Some(theirs), "{ours}");
+        }
     }
 
     #[test]

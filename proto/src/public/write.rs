@@ -1,8 +1,14 @@
 //! Writes the `config.json` that `diffusers` and `transformers` need for our weights. The inverse
 //! of [`super::config`]. Pure.
 
-use crate::layout::{CLIP_END, CLIP_VOCABULARY};
-use crate::spec::{AutoencoderConfig, Model, TextEncoderConfig, UNetConfig};
+use super::config::{image_unet_blocks, movq_blocks};
+use crate::architecture::{
+    CONTROLNET, IP_ADAPTER, KandinskyDecoder, POSTFUSE, PRIOR, PriorConfig, UNCLIP,
+};
+use crate::layout::{CLIP_END, CLIP_VOCABULARY, hint_widths};
+use crate::spec::{
+    AutoencoderConfig, ClipActivation, ImageEncoderConfig, Model, TextEncoderConfig, UNetConfig,
+};
 use serde_json::{Value, json};
 
 /// The release of diffusers that defines these fields; newer releases read them too.
@@ -13,15 +19,139 @@ pub(super) const DIFFUSERS: &str = "0.42.1";
 #[must_use]
 pub fn config(component: &str, model: &Model, resolution: u32) -> Option<String> {
     let architecture = &model.architecture;
-    let config = match component {
-        "autoencoder" => autoencoder(architecture.autoencoder(), resolution),
-        "text_encoder" => text(architecture.text_encoder()?),
-        _ => unet(
-            architecture.unet()?,
-            resolution / architecture.autoencoder().factor(),
+    let factor = architecture
+        .autoencoder()
+        .map_or(1, AutoencoderConfig::factor);
+    let config = match (component, architecture.kandinsky()) {
+        ("autoencoder", Some(job)) => movq(job, resolution),
+        ("unet", Some(job)) => image_unet(job, resolution / factor),
+        ("autoencoder", None) => autoencoder(architecture.autoencoder()?, resolution),
+        ("text_encoder", _) => {
+            let config = architecture.text_encoder()?;
+            let images = architecture.image_encoder();
+            match (architecture.prior(), images) {
+                (Some(prior), Some(images)) => prior_text(config, prior, images),
+                _ => text(config),
+            }
+        }
+        ("image_encoder", _) => image(architecture.image_encoder()?),
+        (PRIOR, _) => prior(
+            architecture.prior()?,
+            architecture.text_encoder()?,
+            architecture.image_encoder()?,
         ),
+        (IP_ADAPTER | POSTFUSE | UNCLIP, _) => return None,
+        (CONTROLNET, _) => controlnet(architecture.unet()?, factor),
+        _ => unet(architecture.unet()?, resolution / factor),
     };
     Some(format!("{config:#}\n"))
+}
+
+fn movq(job: &KandinskyDecoder, resolution: u32) -> Value {
+    let layout = job.movq_layout();
+    let [down, up] = movq_blocks(layout.widths.len());
+    json!({
+        "_class_name": "VQModel",
+        "_diffusers_version": DIFFUSERS,
+        "act_fn": "silu",
+        "block_out_channels": layout.widths,
+        "down_block_types": down,
+        "in_channels": 3,
+        "latent_channels": layout.latent_channels,
+        "layers_per_block": layout.res_blocks,
+        "norm_num_groups": layout.norm_groups,
+        "norm_type": "spatial",
+        "num_vq_embeddings": layout.codes,
+        "out_channels": 3,
+        "sample_size": resolution,
+        "scaling_factor": 0.18215,
+        "up_block_types": up,
+        "vq_embed_dim": layout.latent_channels,
+    })
+}
+
+fn image_unet(job: &KandinskyDecoder, side: u32) -> Value {
+    let layout = job.unet_layout();
+    let [down, up] = image_unet_blocks(layout.widths.len());
+    json!({
+        "_class_name": "UNet2DConditionModel",
+        "_diffusers_version": DIFFUSERS,
+        "act_fn": "silu",
+        "addition_embed_type": "image",
+        // Here it is the number of channels of a head.
+        "attention_head_dim": layout.head_channels,
+        "block_out_channels": layout.widths,
+        "cross_attention_dim": layout.context_dim,
+        "down_block_types": down,
+        "downsample_padding": 1,
+        "encoder_hid_dim": layout.embedding,
+        "encoder_hid_dim_type": "image_proj",
+        "flip_sin_to_cos": true,
+        "freq_shift": 0,
+        "in_channels": layout.latent_channels,
+        "layers_per_block": layout.res_blocks,
+        "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+        "norm_eps": 1e-5,
+        "norm_num_groups": layout.norm_groups,
+        "out_channels": 2 * layout.latent_channels,
+        "resnet_time_scale_shift": "scale_shift",
+        "sample_size": side,
+        "up_block_types": up,
+    })
+}
+
+fn prior(config: PriorConfig, text: &TextEncoderConfig, image: ImageEncoderConfig) -> Value {
+    let layout = config.layout(text, &image);
+    json!({
+        "_class_name": "PriorTransformer",
+        "_diffusers_version": DIFFUSERS,
+        "added_emb_type": "prd",
+        "additional_embeddings": 4,
+        "attention_head_dim": layout.width / layout.heads,
+        "dropout": 0.0,
+        "embedding_dim": layout.embedding,
+        "encoder_hid_proj_type": "linear",
+        "num_attention_heads": layout.heads,
+        "num_embeddings": layout.tokens,
+        "num_layers": layout.layers,
+        "time_embed_act_fn": "silu",
+    })
+}
+
+/// The text encoder of a prior.
+fn prior_text(config: &TextEncoderConfig, prior: PriorConfig, image: ImageEncoderConfig) -> Value {
+    let mut value = text(config);
+    value["hidden_act"] = json!(activation(image.activation));
+    value["projection_dim"] = json!(image.projection);
+    if prior.text_projection {
+        value["architectures"] = json!(["CLIPTextModelWithProjection"]);
+    }
+    value
+}
+
+fn activation(activation: ClipActivation) -> &'static str {
+    match activation {
+        ClipActivation::QuickGelu => "quick_gelu",
+        ClipActivation::Gelu => "gelu",
+    }
+}
+
+fn controlnet(config: &UNetConfig, factor: u32) -> Value {
+    let mut fields = unet(config, 0);
+    let fields = fields.as_object_mut().expect("a config is an object");
+    for of_unet in ["out_channels", "sample_size", "up_block_types"] {
+        fields.remove(of_unet);
+    }
+    let more = json!({
+        "_class_name": "ControlNetModel",
+        "conditioning_channels": 3,
+        "conditioning_embedding_out_channels": hint_widths(factor),
+        "controlnet_conditioning_channel_order": "rgb",
+    });
+    for (field, value) in more.as_object().into_iter().flatten() {
+        fields.insert(field.clone(), value.clone());
+    }
+    Value::Object(fields.clone())
 }
 
 fn unet(config: &UNetConfig, side: u32) -> Value {
@@ -100,6 +230,23 @@ fn text(config: &TextEncoderConfig) -> Value {
     })
 }
 
+fn image(config: ImageEncoderConfig) -> Value {
+    json!({
+        "architectures": ["CLIPVisionModelWithProjection"],
+        "model_type": "clip_vision_model",
+        "hidden_act": activation(config.activation),
+        "hidden_size": config.width,
+        "image_size": config.side,
+        "intermediate_size": config.mlp_width,
+        "layer_norm_eps": 1e-5,
+        "num_attention_heads": config.heads,
+        "num_channels": 3,
+        "num_hidden_layers": config.layers,
+        "patch_size": config.patch,
+        "projection_dim": config.projection,
+    })
+}
+
 fn widths(first: u32, multiples: &[u32]) -> Vec<u32> {
     multiples.iter().map(|multiple| first * multiple).collect()
 }
@@ -128,9 +275,30 @@ mod tests {
                 let text = config(part.name, &model, 64).unwrap();
                 agree(part.name, &text, &model).unwrap();
             }
+            let text = config(CONTROLNET, &model, 64).unwrap();
+            agree(CONTROLNET, &text, &model).unwrap();
             let text = config("text_encoder", &model, 64).unwrap();
             let text = crate::public::config::text(&text, false).unwrap();
             assert_eq!(text, model.architecture.text_encoder().unwrap().into());
+        }
+    }
+
+    #[test]
+    fn kandinsky_s_configs_are_read_back_for_every_size() {
+        for size in crate::size::ALL {
+            for architecture in ["kandinsky-prior", "kandinsky-decoder"] {
+                let text = format!(
+                    "name = \"x\"\n[data]\ndataset = \"file:///d\"\nresolution = 64\n\
+                     [model]\narchitecture = \"{architecture}\"\nsize = \"{size}\"\n\
+                     init = \"file:///b\"\n\
+                     [train]\nsteps = 1\nglobal_batch = 1\nmicro_batch = 1\n"
+                );
+                let model = crate::job::parse_training("job.toml", &text).unwrap().model;
+                for (part, _) in model.architecture.facts().base_parts {
+                    let text = config(part, &model, 64).unwrap();
+                    agree(part, &text, &model).unwrap();
+                }
+            }
         }
     }
 }

@@ -507,6 +507,7 @@ fn model() -> Model {
                 pairing: Pairing::B,
                 count: 1,
                 drop: 0.0,
+                joint_drop: None,
                 transform: Transform::default(),
                 face_probability: 0.5,
                 face_enlargement: 1.33,

@@ -51,6 +51,20 @@ enum Component {
     Image,
     /// sample, timestep, encoder_hidden_states, references, reference_hidden_states -> sample
     Retrinet,
+    /// sample, timestep, encoder_hidden_states, controlnet_cond -> sample, residual.I; a folder of
+    /// unet and controlnet
+    Controlnet,
+    /// sample, timestep, encoder_hidden_states, image_embeds, scale -> sample; a folder with unet
+    /// and ip_adapter
+    IpAdapter,
+    /// Kandinsky's prior
+    Prior,
+    /// The U-Net of Kandinsky's decoder
+    ImageUnet,
+    /// The encoder of Kandinsky's autoencoder
+    MovqEncode,
+    /// The decoder of Kandinsky's autoencoder
+    MovqDecode,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -89,6 +103,12 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             Component::Text => Runnable::Text,
             Component::Image => Runnable::Image,
             Component::Retrinet => Runnable::Retrinet,
+            Component::Controlnet => Runnable::ControlNet,
+            Component::IpAdapter => Runnable::IpAdapter,
+            Component::Prior => Runnable::Prior,
+            Component::ImageUnet => Runnable::ImageUNet,
+            Component::MovqEncode => Runnable::MovqEncode,
+            Component::MovqDecode => Runnable::MovqDecode,
         },
         weights: &options.weights,
         inputs: &options.inputs,

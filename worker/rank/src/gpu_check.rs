@@ -224,6 +224,7 @@ fn examples(count: u32, resolution: u32) -> Vec<Example> {
         .map(|n| {
             let reference = |slot: u32, concept| Reference {
                 image: image(resolution, n * 3 + slot),
+                view: None,
                 concept,
                 position: u64::from(n),
             };
@@ -235,6 +236,8 @@ fn examples(count: u32, resolution: u32) -> Vec<Example> {
                     Luma([if x.max(y) < resolution / 3 { 255 } else { 0 }])
                 }),
                 references: vec![reference(1, Concept::Face), reference(2, Concept::Clothes)],
+                figure_mask: None,
+                target_view: None,
                 references_dropped: false,
                 prompt: "1girl, blue_hair, smile".into(),
                 timestep: 40 + 60 * (n % 16),

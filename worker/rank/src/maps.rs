@@ -196,6 +196,7 @@ mod tests {
     fn all_maps_of_a_sheet_have_one_scale() {
         let reference = Reference {
             image: image::RgbImage::from_pixel(8, 8, image::Rgb([100, 100, 100])),
+            view: None,
             concept: Concept::Figure,
             position: 0,
         };

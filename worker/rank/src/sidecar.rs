@@ -4,6 +4,7 @@
 use crate::score::Classification;
 use crate::subject::{Origin, Subject};
 use model_data::loader::Loader;
+use proto::knobs::Knobs;
 use proto::sample::{Concept, SampleMethod, SampleWork};
 use proto::spec::{Pairing, Task, Transform};
 use serde::{Deserialize, Serialize};
@@ -52,6 +53,8 @@ pub(crate) struct ImageRecord {
     /// Empty: the empty prompt, which records of older releases do not say.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(crate) negative_prompt: String,
+    #[serde(default, skip_serializing_if = "Knobs::is_empty")]
+    pub(crate) knobs: Knobs,
     pub(crate) references: Vec<ReferenceRecord>,
     /// None if the request names its references.
     pub(crate) target: Option<Target>,
@@ -100,6 +103,7 @@ impl Provenance {
             guidance: request.guidance,
             reference_guidance: request.reference_guidance,
             negative_prompt: request.negative_prompt.clone(),
+            knobs: request.knobs.clone(),
             references: references
                 .map(|(reference, origin)| ReferenceRecord {
                     concept: reference.concept,

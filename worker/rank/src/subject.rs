@@ -10,6 +10,8 @@ use model_data::loader::Loader;
 use model_data::prepare::named_reference;
 use model_data::tags::pose_prompt;
 use model_data::user_image::{NO_POSITION, UserImage};
+use model_data::view::{noise, view_of};
+use proto::architecture::ViewConfig;
 use proto::sample::{Concept, ImageSource, MaskFile, NamedReference, SamplePrompt, SampleWork};
 use proto::spec::{References, TrainWork};
 use proto::text::hex_sha256;
@@ -136,6 +138,7 @@ pub(crate) async fn from_request(
     let data = &spec.data;
     let settings = spec.model.architecture.references();
     let settings = settings.context("this job's model takes no references")?;
+    let view = spec.model.architecture.view();
     let seed = request.seeds.first().copied().unwrap_or(0);
     let (mut references, mut origins) = (Vec::new(), Vec::new());
     for (slot, named) in request.references.iter().enumerate() {
@@ -159,6 +162,7 @@ pub(crate) async fn from_request(
                 let decoded = loader.decoded(position).await?;
                 let reference = named_reference(
                     settings,
+                    view,
                     data.resolution,
                     named.concept,
                     &decoded,
@@ -172,7 +176,7 @@ pub(crate) async fn from_request(
                     .await
                     .with_context(|| format!("reference {name}"))?;
                 let seeds = (seed, slot as u64);
-                let reference = of_file(settings, data.resolution, named, decoded, seeds);
+                let reference = of_file(settings, view, data.resolution, named, decoded, seeds);
                 (reference, Origin::of_file(named, changes)?)
             }
         };
@@ -187,6 +191,8 @@ pub(crate) async fn from_request(
             target_mask: GrayImage::new(side, side),
             face_mask: GrayImage::new(side, side),
             references,
+            figure_mask: None,
+            target_view: None,
             references_dropped: false,
             prompt: String::new(),
             timestep: 0,
@@ -205,6 +211,7 @@ pub(crate) async fn from_request(
 /// the request's seed and the reference's index.
 fn of_file(
     settings: &References,
+    view: Option<ViewConfig>,
     side: u32,
     named: &NamedReference,
     decoded: Decoded,
@@ -215,9 +222,9 @@ fn of_file(
             face_box: None,
             mask: None,
             ..
-        } => padded(decoded.image, named, side),
+        } => padded(decoded.image, named, view, side),
         ImageSource::File { .. } | ImageSource::Sample { .. } => {
-            named_reference(settings, side, named.concept, &decoded, seed, slot)
+            named_reference(settings, view, side, named.concept, &decoded, seed, slot)
         }
     }
 }
@@ -268,9 +275,15 @@ async fn read_file(store_url: &str, request: &SampleWork, sha256: &str) -> anyho
 }
 
 /// The whole image, centred on a white square.
-fn padded(image: RgbImage, named: &NamedReference, side: u32) -> Reference {
+fn padded(
+    image: RgbImage,
+    named: &NamedReference,
+    view: Option<ViewConfig>,
+    side: u32,
+) -> Reference {
     let region = place(image.width(), image.height(), side, 1.0, Along::MIDDLE);
     Reference {
+        view: view.map(|view| view_of(view, &image, None, &mut noise(0))),
         image: on_pad(image, region, side, BACKGROUND),
         concept: named.concept.unwrap_or(Concept::Figure),
         position: NO_POSITION,

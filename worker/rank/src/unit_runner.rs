@@ -51,6 +51,7 @@ impl<'a> UnitRunner<'a> {
             references.task = work.task.unwrap_or(references.task);
             references.pairing = work.pairing.unwrap_or(references.pairing);
         }
+        spec.model.architecture.prepare_for_sampling(&work.knobs);
         let references = spec.model.architecture.references();
         let kind = rank.job.resources.device;
         let device = device::choose(kind, rank.task.device, spec.train.precision)?;
@@ -140,6 +141,7 @@ impl<'a> UnitRunner<'a> {
             guidance: work.guidance,
             reference_guidance: work.reference_guidance,
             negative_prompt: work.negative_prompt.clone(),
+            knobs: work.knobs.clone(),
             seed,
         };
         let images = self

@@ -515,6 +515,7 @@ fn model() -> Model {
                 pairing: Pairing::B,
                 count: 4,
                 drop: 0.0,
+                joint_drop: None,
                 transform: Transform::default(),
                 face_probability: 0.5,
                 face_enlargement: 1.33,

@@ -10,7 +10,7 @@ pub(crate) use weights::load;
 use super::interface::{
     Architecture, AttentionMap, Network, SampleLosses, SampleOptions, TensorOptions,
 };
-use crate::batch::Batch;
+use crate::batch::{Batch, kept};
 use crate::component::Prefixes;
 use crate::diffusion::{self, LatentDiffusion, Latents};
 use crate::error::ModelError;
@@ -208,17 +208,6 @@ impl Network for RetrinetNetwork {
     }
 }
 
-/// [B, 1, 1, 1]: 0 where training drops the references. None if it drops none.
-fn kept(batch: &Batch, device: Device) -> Option<Tensor> {
-    let dropped = &batch.references_dropped;
-    dropped.contains(&true).then(|| {
-        let kept: Vec<f32> = dropped.iter().map(|it| f32::from(u8::from(!it))).collect();
-        Tensor::from_slice(&kept)
-            .view([-1, 1, 1, 1])
-            .to_device(device)
-    })
-}
-
 /// An example with a reference image as its target and without references.
 fn as_target(reference: &RgbImage, timestep: usize) -> Example {
     let mask = image::GrayImage::new(reference.width(), reference.height());
@@ -228,6 +217,8 @@ fn as_target(reference: &RgbImage, timestep: usize) -> Example {
         target_mask: mask.clone(),
         face_mask: mask,
         references: Vec::new(),
+        figure_mask: None,
+        target_view: None,
         references_dropped: false,
         prompt: String::new(),
         timestep: timestep as u32,

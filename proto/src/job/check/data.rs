@@ -1,16 +1,23 @@
 //! `[data]`: defaults, bounds, and paths as URLs. Called by [`super::check`].
 
+use crate::architecture::Defaults;
 use crate::job::faults::Faults;
 use crate::job::raw::DataToml;
 use crate::rating::{Rating, Ratings};
 use crate::spec::Data;
 use std::path::Path;
 
-pub(super) fn data(raw: &DataToml, directory: Option<&Path>, faults: &mut Faults) -> Data {
+/// `defaults` are those of the job's architecture.
+pub(super) fn data(
+    raw: &DataToml,
+    defaults: Defaults,
+    directory: Option<&Path>,
+    faults: &mut Faults,
+) -> Data {
     let data = Data {
         dataset: absolute("data.dataset", &raw.dataset, directory, faults),
         resolution: raw.resolution,
-        prompt_drop: raw.prompt_drop.unwrap_or(0.5),
+        prompt_drop: raw.prompt_drop.unwrap_or(defaults.prompt_drop),
         prompt_order: raw.prompt_order.unwrap_or_default(),
         holdout: raw.holdout.unwrap_or(0.0),
         ratings: ratings(raw.ratings.as_deref(), faults),

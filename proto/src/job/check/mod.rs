@@ -130,8 +130,9 @@ fn training(
     let (data, model): (&DataToml, &ModelToml) = (raw.data.as_ref()?, raw.model.as_ref()?);
     let written = written(data, model, train);
     let model = model::model(model, &written, (directory, origin), faults);
-    let data = data::data(data, directory, faults);
-    let train = train::train(train, faults);
+    let defaults = model.architecture.facts().defaults;
+    let data = data::data(data, defaults, directory, faults);
+    let train = train::train(train, defaults, faults);
     let work = TrainWork {
         data,
         model,
@@ -300,11 +301,7 @@ fn check_across_sections(spec: &TrainWork, resources: &Resources, faults: &mut F
     faults.need(
         cache == 0 || spec.model.architecture.diffusion().is_some(),
         field,
-        || {
-            format!(
-                "is {cache}; it must be 0 for an autoencoder, whose latents change with every step"
-            )
-        },
+        || format!("is {cache}; it must be 0 for an architecture without a frozen autoencoder"),
     );
     let exact_on_gpu =
         spec.train.reduction == Reduction::Exact && resources.device == DeviceKind::Cuda;

@@ -22,7 +22,13 @@ pub(super) fn model(
     faults: &mut Faults,
 ) -> Model {
     let (kind, facts) = (raw.architecture, raw.architecture.facts());
-    let mut fields = Fields::new(written, networks(raw, faults), origin);
+    let size = size_of(raw);
+    let unknown = !size::ALL.contains(&size);
+    faults.need(unknown || facts.sizes.contains(&size), "model.size", || {
+        let (name, sizes) = (facts.name, facts.sizes.join(", "));
+        format!("is {size:?}, which {name} does not have; it has {sizes}")
+    });
+    let mut fields = Fields::new(written, networks(raw, faults), origin, size_of(raw));
     let architecture = kind.read(&mut fields, faults);
     fields.reject_unused(facts.name, |field| kind.why_unused(field), faults);
     let freeze = freeze(raw, facts, faults);
@@ -37,12 +43,16 @@ pub(super) fn model(
     }
 }
 
+fn size_of(raw: &ModelToml) -> &str {
+    raw.size.as_deref().unwrap_or("small")
+}
+
 /// The networks of the named size with the overrides of job.toml.
 fn networks(
     raw: &ModelToml,
     faults: &mut Faults,
 ) -> (UNetConfig, AutoencoderConfig, TextEncoderConfig) {
-    let size = raw.size.as_deref().unwrap_or("small");
+    let size = size_of(raw);
     let (unet, autoencoder, text_encoder) = size::named(size).unwrap_or_else(|| {
         let hint = nearest(size, &size::NAMES)
             .map(|it| format!("; did you mean {it:?}?"))

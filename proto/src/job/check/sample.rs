@@ -33,6 +33,7 @@ pub(super) fn sample(raw: &SampleToml, is_local: bool, faults: &mut Faults) -> S
         prompt: raw.prompt.unwrap_or(SamplePrompt::Full),
         prompts: raw.prompts.clone(),
         negative_prompt: raw.negative_prompt.clone().unwrap_or_default(),
+        knobs: raw.knobs.clone().unwrap_or_default(),
         references: references(&raw.references, is_local, faults),
         task: raw.task,
         pairing: raw.pairing,
@@ -56,6 +57,7 @@ pub(super) fn sample(raw: &SampleToml, is_local: bool, faults: &mut Faults) -> S
             format!("is {scale}; it must be between 0 and 100")
         });
     }
+    work.knobs.check(faults);
     negative_prompt(&work, faults);
     lists(&work, faults);
     work

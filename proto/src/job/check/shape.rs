@@ -3,11 +3,32 @@
 
 use crate::architecture::Diffusion;
 use crate::job::faults::Faults;
-use crate::spec::TrainWork;
+use crate::spec::{AutoencoderConfig, TextEncoderConfig, TrainWork};
 
 /// Checks widths, heads, groups and resolution.
 pub(super) fn shapes(spec: &TrainWork, faults: &mut Faults) {
-    let autoencoder = spec.model.architecture.autoencoder();
+    let mut side_multiple = 1_u32;
+    if let Some(autoencoder) = spec.model.architecture.autoencoder() {
+        autoencoder_shapes(autoencoder, faults);
+        let factor = autoencoder.channel_mult.len().saturating_sub(1);
+        side_multiple <<= factor.min(20);
+    }
+    if let Some(diffusion) = spec.model.architecture.diffusion() {
+        let facts = spec.model.architecture.facts();
+        diffusion_shapes(diffusion, facts.attends_to_text, faults);
+        side_multiple <<= diffusion.unet.channel_mult.len().saturating_sub(1).min(10);
+    } else if let Some(text) = spec.model.architecture.text_encoder() {
+        text_shapes(text, faults);
+    }
+    let resolution = spec.data.resolution;
+    faults.need(
+        resolution > 0 && resolution.is_multiple_of(side_multiple),
+        "data.resolution",
+        || format!("is {resolution}; it must be a positive multiple of {side_multiple}"),
+    );
+}
+
+fn autoencoder_shapes(autoencoder: &AutoencoderConfig, faults: &mut Faults) {
     levels(
         "model.autoencoder",
         autoencoder.channels,
@@ -27,21 +48,9 @@ pub(super) fn shapes(spec: &TrainWork, faults: &mut Faults) {
         "model.autoencoder.scaling_factor",
         || format!("is {scaling}; it must be a number above 0"),
     );
-    let factor = autoencoder.channel_mult.len().saturating_sub(1);
-    let mut side_multiple = 1_u32 << factor.min(20);
-    if let Some(diffusion) = spec.model.architecture.diffusion() {
-        diffusion_shapes(diffusion, faults);
-        side_multiple <<= diffusion.unet.channel_mult.len().saturating_sub(1).min(10);
-    }
-    let resolution = spec.data.resolution;
-    faults.need(
-        resolution > 0 && resolution.is_multiple_of(side_multiple),
-        "data.resolution",
-        || format!("is {resolution}; it must be a positive multiple of {side_multiple}"),
-    );
 }
 
-fn diffusion_shapes(diffusion: &Diffusion, faults: &mut Faults) {
+fn diffusion_shapes(diffusion: &Diffusion, attends_to_text: bool, faults: &mut Faults) {
     let (unet, text) = (&diffusion.unet, &diffusion.text_encoder);
     levels(
         "model.unet",
@@ -85,7 +94,7 @@ fn diffusion_shapes(diffusion: &Diffusion, faults: &mut Faults) {
         },
     );
     faults.need(
-        unet.context_dim == text.width,
+        !attends_to_text || unet.context_dim == text.width,
         "model.unet.context_dim",
         || {
             format!(
@@ -106,6 +115,13 @@ fn diffusion_shapes(diffusion: &Diffusion, faults: &mut Faults) {
             )
         },
     );
+    if !attends_to_text {
+        faults.count("model.unet.context_dim", unet.context_dim, 8192);
+    }
+    text_shapes(text, faults);
+}
+
+fn text_shapes(text: &TextEncoderConfig, faults: &mut Faults) {
     faults.count("model.text_encoder.width", text.width, 8192);
     faults.count("model.text_encoder.layers", text.layers, 128);
     faults.need(

@@ -1,6 +1,7 @@
 //! `[train]`: defaults and bounds. Called by [`super::check`].
 
 use super::kebab;
+use crate::architecture::Defaults;
 use crate::duration;
 use crate::job::NO_LIMIT;
 use crate::job::faults::Faults;
@@ -15,17 +16,18 @@ const VALIDATE_SAMPLES: u32 = 64;
 /// Its values of all batches fit in one all-reduce.
 const VALIDATE_SAMPLES_MAX: u32 = 1 << 16;
 
-pub(super) fn train(raw: &TrainToml, faults: &mut Faults) -> Train {
+/// `defaults` are those of the job's architecture.
+pub(super) fn train(raw: &TrainToml, defaults: Defaults, faults: &mut Faults) -> Train {
     let train = Train {
         steps: raw.steps,
         global_batch: raw.global_batch,
         micro_batch: raw.micro_batch,
-        optimizer: optimizer(&raw.optimizer, faults),
-        learning_rate: raw.learning_rate.unwrap_or(1e-5),
+        optimizer: optimizer(&raw.optimizer, defaults, faults),
+        learning_rate: raw.learning_rate.unwrap_or(defaults.learning_rate),
         learning_rates: raw.learning_rates.clone(),
-        warmup: raw.warmup.unwrap_or(0),
+        warmup: raw.warmup.unwrap_or(defaults.warmup),
         decay: raw.decay.unwrap_or(Decay::Constant),
-        clip: raw.clip.filter(|clip| *clip != 0.0),
+        clip: Some(raw.clip.unwrap_or(defaults.clip)).filter(|clip| *clip != 0.0),
         ema: raw.ema.filter(|ema| *ema != 0.0),
         precision: raw.precision.unwrap_or(Precision::Fp32),
         on_nonfinite: raw.on_nonfinite.unwrap_or(OnNonfinite::Stop),
@@ -86,7 +88,7 @@ fn time_limit(raw: Option<&str>, faults: &mut Faults) -> Option<Duration> {
     limit
 }
 
-fn optimizer(raw: &OptimizerToml, faults: &mut Faults) -> Optimizer {
+fn optimizer(raw: &OptimizerToml, defaults: Defaults, faults: &mut Faults) -> Optimizer {
     let (beta1, beta2) = (raw.beta1.unwrap_or(0.9), raw.beta2.unwrap_or(0.999));
     for (field, beta) in [
         ("train.optimizer.beta1", beta1),
@@ -98,7 +100,7 @@ fn optimizer(raw: &OptimizerToml, faults: &mut Faults) -> Optimizer {
     }
     let (epsilon, weight_decay) = (
         raw.epsilon.unwrap_or(1e-8),
-        raw.weight_decay.unwrap_or(1e-2),
+        raw.weight_decay.unwrap_or(defaults.weight_decay),
     );
     faults.need(
         epsilon.is_finite() && epsilon > 0.0,

@@ -1,11 +1,13 @@
 //! Invalid combinations of fields, and fields that have no effect.
 
 use super::{GOOD, check_canonical, read};
+use crate::architecture::Architecture;
 
 #[test]
 fn wrong_combinations_in_model_and_data_are_refused_by_field_value_and_what_would_be_right() {
     let components = "expected one of `autoencoder`, `text-encoder`, `encoder`, `middle`, \
-    `decoder`, `retrieval-encoder`, `cross-attention`; did you mean `decoder`?";
+    `decoder`, `retrieval-encoder`, `cross-attention`, `control`, `image-encoder`, \
+    `image-encoder-end`, `adapter`, `fusion`, `prior`; did you mean `decoder`?";
     for (section, line, message) in [
         (
             "[model]",
@@ -161,8 +163,8 @@ fn a_field_that_nothing_would_read_is_refused() {
         ("text_encoder = { layers = 3 }", "text_encoder"),
     ] {
         let message = format!(
-            "model.{table}: is for text-to-image and retrinet; an autoencoder has no such \
-            component: leave the table out"
+            "model.{table}: is for other architectures; autoencoder has no such component: leave \
+            it out"
         );
         check_unused("autoencoder", ("[model]", line), &message);
     }
@@ -183,6 +185,20 @@ fn a_task_has_the_fields_that_it_reads() {
         "job.toml:8: data.figure_threshold: is 0.1; it has no effect because data.task is \
         reconstruction: leave it out"
     );
+}
+
+#[test]
+fn the_canonical_text_of_every_peer_and_size_means_the_same() {
+    for architecture in Architecture::ALL.map(Architecture::facts) {
+        for size in architecture.sizes {
+            let text = GOOD
+                .replace("references = 2\n", "")
+                .replace("\"retrinet\"", &format!("\"{}\"", architecture.name))
+                .replace("resolution = 64", "resolution = 256")
+                .replace("\"small\"", &format!("\"{size}\""));
+            check_canonical(&text);
+        }
+    }
 }
 
 #[test]

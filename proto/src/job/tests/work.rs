@@ -178,7 +178,7 @@ fn what_stands_in_sample_is_bounded() {
         "resolution = 64",
         "resolution: unknown field `resolution`, expected one of `job`, `weights`, `count`, \
         `method`, `steps`, `guidance`, `reference_guidance`, `seeds`, `prompt`, `prompts`, \
-        `negative_prompt`, `task`, `pairing`, `attention`, `on_failed_unit`, `references`",
+        `negative_prompt`, `knobs`, `task`, `pairing`, `attention`, `on_failed_unit`, `references`",
     );
     let two = format!("{SAMPLE}count = 2\nreferences = [{{ id = \"7\" }}]\n");
     check_error(

@@ -6,6 +6,7 @@ mod elastic;
 mod failures;
 mod hang;
 mod images;
+mod peers;
 mod steps;
 mod validation;
 mod world;
