@@ -6,7 +6,7 @@ use super::{Global, Outcome, Output, print_json, table};
 use crate::text::{bytes, outln};
 use anyhow::{Context, Result, anyhow};
 use clap::Subcommand;
-use figures::synthetic::{Similar, SynthesizeOptions, identities};
+use figures::synthetic::{Backgrounds, Similar, SynthesizeOptions, identities};
 use indicatif::{ProgressBar, ProgressDrawTarget};
 use model_data::dataset::Dataset;
 use model_data::import::{ImportError, ImportReport, SAMPLES_FILE};
@@ -72,9 +72,18 @@ pub(crate) struct SynthesizeArgs {
         value_name = "all|paper|PARTS"
     )]
     similar: Similar,
+    /// What is behind the figures: all kinds, or only pale colours, half of them white
+    #[arg(long, value_enum, default_value = "all")]
+    backgrounds: BackgroundsArg,
     /// Folder of the data set: file:///…, s3://bucket/… or a path
     #[arg(long, value_name = "URL")]
     out: String,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum BackgroundsArg {
+    All,
+    Plain,
 }
 
 fn parse_similar(text: &str) -> Result<Similar, String> {
@@ -144,6 +153,10 @@ async fn synthesize(global: &Global, args: &SynthesizeArgs) -> Result<Outcome> {
         size: args.size,
         seed: args.seed,
         similar: args.similar.clone(),
+        backgrounds: match args.backgrounds {
+            BackgroundsArg::All => Backgrounds::All,
+            BackgroundsArg::Plain => Backgrounds::Plain,
+        },
     };
     let mut writer = DatasetWriter::open(&url, WriteOptions::new(options.source()))?;
     let total = u64::from(args.characters) * u64::from(args.outfits);

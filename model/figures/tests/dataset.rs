@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use figures::synthetic::{Similar, SynthesizeOptions, identities, synthesize};
+use figures::synthetic::{Backgrounds, Similar, SynthesizeOptions, identities, synthesize};
 use image::{DynamicImage, GrayImage, ImageFormat, Luma, Rgb, RgbImage, Rgba, RgbaImage};
 use model_data::columns::{schema, to_batch};
 use model_data::dataset::{Dataset, DatasetError};
@@ -28,6 +28,7 @@ fn options() -> SynthesizeOptions {
         size: 32,
         seed: 3,
         similar: Similar::All,
+        backgrounds: Backgrounds::All,
     }
 }
 
@@ -258,6 +259,7 @@ fn the_papers_histogram_of_similar_can_be_requested() {
         size: 16,
         seed: 1,
         similar: Similar::Paper,
+        backgrounds: Backgrounds::All,
     };
     let lengths: Vec<usize> = synthesize(&options)
         .map(|s| s.metadata.similar.len())

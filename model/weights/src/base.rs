@@ -463,6 +463,7 @@ mod tests {
             architecture: proto::spec::ArchitectureSpec::Autoencoder(
                 proto::architecture::Autoencoder {
                     autoencoder: model().architecture.autoencoder().clone(),
+                    reconstruction: proto::architecture::Reconstruction::default(),
                 },
             ),
             ..model()

@@ -41,6 +41,8 @@ prediction = "epsilon"
 face_loss_weight = 1.0
 target_mask_threshold = 0.5
 loss_weighting = "epsilon"
+edge_loss_weight = 0.0
+kl_loss_weight = 1e-4
 "#;
 
 /// See the module's header.

@@ -12,7 +12,7 @@ pub(crate) mod references;
 mod retrinet;
 mod text_to_image;
 
-pub use autoencoder::Autoencoder;
+pub use autoencoder::{Autoencoder, Reconstruction};
 pub use diffusion::{Diffusion, Latents, Noise, NoiseKind, Objective, Prediction};
 pub use facts::{Facts, Sampling};
 pub use references::References;
@@ -76,7 +76,7 @@ impl Architecture {
     /// Takes the architecture's fields from those of job.toml.
     pub(crate) fn read(self, fields: &mut Fields, faults: &mut Faults) -> ArchitectureSpec {
         match self {
-            Self::Autoencoder => ArchitectureSpec::Autoencoder(Autoencoder::read(fields)),
+            Self::Autoencoder => ArchitectureSpec::Autoencoder(Autoencoder::read(fields, faults)),
             Self::TextToImage => ArchitectureSpec::TextToImage(TextToImage::read(fields, faults)),
             Self::Retrinet => ArchitectureSpec::Retrinet(Retrinet::read(fields, faults)),
         }
@@ -186,6 +186,9 @@ impl ArchitectureSpec {
     /// All its fields, in the tables of job.toml.
     pub(crate) fn write(&self, written: &mut Written) {
         written.put("model.autoencoder", self.autoencoder());
+        if let Self::Autoencoder(it) = self {
+            it.reconstruction.write(written);
+        }
         if let Some(diffusion) = self.diffusion() {
             diffusion.write(written);
         }

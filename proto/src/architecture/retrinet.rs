@@ -1,5 +1,6 @@
 //! The paper's model (section 5.1), trained from a given base model.
 
+use super::autoencoder;
 use super::config::{Component, Retrieval};
 use super::diffusion::Diffusion;
 use super::facts::{Facts, Sampling};
@@ -71,7 +72,10 @@ impl Retrinet {
     }
 }
 
-/// Currently retrinet reads all fields.
-pub(super) fn why_unused(_field: &str) -> String {
+/// It reads all fields except those of an autoencoder's loss.
+pub(super) fn why_unused(field: &str) -> String {
+    if autoencoder::has(field) {
+        return autoencoder::why_foreign("retrinet");
+    }
     "retrinet does not use it".to_owned()
 }

@@ -1,5 +1,6 @@
 //! A text-to-image U-Net with its text encoder, trained with a given autoencoder.
 
+use super::autoencoder;
 use super::config::Component;
 use super::diffusion::Diffusion;
 use super::facts::{Facts, Sampling};
@@ -45,7 +46,10 @@ impl TextToImage {
     }
 }
 
-/// It reads all fields except those about references.
-pub(super) fn why_unused(_field: &str) -> String {
+/// It reads all fields except those about references and those of an autoencoder's loss.
+pub(super) fn why_unused(field: &str) -> String {
+    if autoencoder::has(field) {
+        return autoencoder::why_foreign("text-to-image model");
+    }
     "text-to-image uses no references".to_owned()
 }

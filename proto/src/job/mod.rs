@@ -283,6 +283,8 @@ fn train_toml(train: &Train) -> TrainToml {
         face_loss_weight: None,
         target_mask_threshold: None,
         loss_weighting: None,
+        edge_loss_weight: None,
+        kl_loss_weight: None,
         precision: Some(train.precision),
         on_nonfinite: Some(train.on_nonfinite),
         latent_cache_mib: Some(train.latent_cache_mib),

@@ -200,6 +200,8 @@ pub(super) struct TrainToml {
     pub(super) face_loss_weight: Option<f64>,
     pub(super) target_mask_threshold: Option<f64>,
     pub(super) loss_weighting: Option<LossWeighting>,
+    pub(super) edge_loss_weight: Option<f64>,
+    pub(super) kl_loss_weight: Option<f64>,
     pub(super) precision: Option<Precision>,
     pub(super) on_nonfinite: Option<OnNonfinite>,
     pub(super) latent_cache_mib: Option<u32>,
