@@ -20,6 +20,7 @@ pub mod loss;
 pub mod mapped;
 pub mod noise;
 mod nonfinite;
+pub mod normalize;
 pub mod optimizer;
 pub mod parameter;
 pub mod public;

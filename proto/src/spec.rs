@@ -130,6 +130,9 @@ pub struct Data {
     pub resolution: u32,
     /// Probability that a sample's prompt is replaced by the empty string. The paper: 0.5.
     pub prompt_drop: f64,
+    /// Probability that the tags of looks (hair, eyes, skin, clothes) are left out of a prompt, so
+    /// that only the references tell them. Ours: the paper keeps all tags.
+    pub looks_drop: f64,
     /// Fraction of characters held out from training, selected by a hash of (seed, character).
     /// Images are generated for these.
     pub holdout: f64,

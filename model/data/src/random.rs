@@ -25,6 +25,7 @@ pub enum Purpose {
     /// The random transforms of the references, in pairing a.
     ReferenceTransform = 11,
     ReferenceDrop = 12,
+    LooksDrop = 13,
 }
 
 /// The random stream of one sample for one purpose. `sample` is the position in the data set,

@@ -61,6 +61,7 @@ fn data(folder: &Path) -> Data {
         dataset: url(folder),
         resolution: 32,
         prompt_drop: 0.5,
+        looks_drop: 0.0,
         holdout: 0.3,
         seed: 7,
     }

@@ -93,6 +93,7 @@ const STEPS: std::ops::RangeInclusive<u32> = 10..=10_000;
 impl Diffusion {
     pub(super) fn read(fields: &mut Fields, faults: &mut Faults) -> Self {
         fields.allow("data.prompt_drop");
+        fields.allow("data.looks_drop");
         Self {
             autoencoder: fields.autoencoder.clone(),
             text_encoder: fields.text_encoder(),

@@ -178,6 +178,10 @@ fn training_toml(work: &TrainWork) -> TrainingToml {
     written.put("data.dataset", &data.dataset);
     written.put("data.resolution", data.resolution);
     written.put("data.prompt_drop", data.prompt_drop);
+    // Older releases do not know the field, so only jobs that use it name it.
+    if data.looks_drop != 0.0 {
+        written.put("data.looks_drop", data.looks_drop);
+    }
     written.put("data.holdout", data.holdout);
     written.put("data.seed", data.seed);
     written.put("model.architecture", model.architecture.kind());

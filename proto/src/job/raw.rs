@@ -110,6 +110,7 @@ pub(super) struct DataToml {
     pub(super) transform: Option<Transform>,
     pub(super) resolution: u32,
     pub(super) prompt_drop: Option<f64>,
+    pub(super) looks_drop: Option<f64>,
     pub(super) face_probability: Option<f64>,
     pub(super) face_enlargement: Option<f64>,
     pub(super) figure_threshold: Option<f64>,

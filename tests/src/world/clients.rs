@@ -411,6 +411,7 @@ fn spec(job: &PlannedJob) -> JobSpec {
         dataset: "file:///toy".to_owned(),
         resolution: 8,
         prompt_drop: 0.5,
+        looks_drop: 0.0,
         holdout: 0.0,
         seed: job.seed,
     };

@@ -513,6 +513,7 @@ pub(crate) fn spec(workers_min: u32, workers_max: u32) -> JobSpec {
         dataset: "file:///data".to_owned(),
         resolution: 64,
         prompt_drop: 0.5,
+        looks_drop: 0.0,
         holdout: 0.1,
         seed: 1,
     };

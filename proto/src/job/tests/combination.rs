@@ -30,6 +30,11 @@ fn wrong_combinations_in_model_and_data_are_refused_by_field_value_and_what_woul
         ),
         (
             "[data]",
+            "looks_drop = 1.5",
+            "data.looks_drop: is 1.5; it must lie between 0 and 1",
+        ),
+        (
+            "[data]",
             "face_enlargement = 0.5",
             "data.face_enlargement: is 0.5; it must lie between 1 and 4",
         ),
@@ -130,6 +135,7 @@ fn a_field_that_nothing_would_read_is_refused() {
     }
     let of_noise = [
         ("[data]", "prompt_drop = 0.1", "data.prompt_drop: is 0.1"),
+        ("[data]", "looks_drop = 0.1", "data.looks_drop: is 0.1"),
         (
             "[train]",
             "face_loss_weight = 2",
@@ -161,6 +167,45 @@ fn a_field_that_nothing_would_read_is_refused() {
         );
         check_unused("autoencoder", ("[model]", line), &message);
     }
+}
+
+#[test]
+fn the_weights_of_an_autoencoders_loss_are_its_alone() {
+    let autoencoder = GOOD
+        .replace("references = 2\n", "")
+        .replace("\"retrinet\"", "\"autoencoder\"");
+    let with = |text: &str, line: &str| text.replacen("[train]", &format!("[train]\n{line}"), 1);
+    check_canonical(&with(
+        &autoencoder,
+        "edge_loss_weight = 0.5\nkl_loss_weight = 1e-6",
+    ));
+    let stored = crate::job::to_toml(&read(&autoencoder).unwrap());
+    assert!(!stored.contains("_loss_weight"), "{stored}");
+    for field in ["edge_loss_weight", "kl_loss_weight"] {
+        let error = read(&with(&autoencoder, &format!("{field} = -1"))).unwrap_err();
+        assert!(error.contains(&format!("train.{field}: is -1")), "{error}");
+        for architecture in ["retrinet", "text-to-image"] {
+            let text = if architecture == "retrinet" {
+                GOOD.to_owned()
+            } else {
+                autoencoder.replace("\"autoencoder\"", "\"text-to-image\"")
+            };
+            let error = read(&with(&text, &format!("{field} = 1"))).unwrap_err();
+            assert!(
+                error.contains(&format!(
+                    "train.{field}: is 1.0; it has no effect because it "
+                )),
+                "{architecture}: {error}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_job_that_keeps_looks_in_its_prompts_does_not_name_the_field() {
+    let stored = crate::job::to_toml(&read(GOOD).unwrap());
+    assert!(!stored.contains("looks_drop"), "{stored}");
+    check_canonical(&GOOD.replacen("[data]", "[data]\nlooks_drop = 1.0", 1));
 }
 
 #[test]
