@@ -82,8 +82,7 @@ def main():
 
 
 class World:
-    """The `coordinator` command, the data set of new characters, and the same with the references of
-    other characters."""
+    """The `coordinator` command, and the data set of new characters."""
 
     def __init__(self, options):
         self.options = options
@@ -146,36 +145,6 @@ class World:
         for record in records:
             record["image"] = np.asarray(Image.open(out / record["file"]).convert("RGB"))
         return sorted(records, key=lambda record: record["target"]["id"])
-
-    def swapped(self):
-        """A data set with the same ids, prompts and order, whose images are those of another
-        character: the references of each sample are another character's, its prompt and its noise
-        stay. Returns its folder, and the identity that each identity is replaced with."""
-        identities = sorted(self.data.identities)
-        # Not the other outfit of the same character.
-        shift = OUTFITS * (CHARACTERS // 2) + 1
-        swap = {
-            old: identities[(index + shift) % len(identities)]
-            for index, old in enumerate(identities)
-        }
-        folder = self.run / f"swap-{self.seed:08x}"
-        if not (folder / "dataset.json").exists():
-            source = self.run / "swap-source"
-            source.mkdir(exist_ok=True)
-            with open(source / "samples.jsonl", "w") as lines:
-                for old in identities:
-                    pairs = zip(self.data.identities[old], self.data.identities[swap[old]])
-                    for own, other in pairs:
-                        own, other = self.data.rows[own], self.data.rows[other]
-                        for column in ("image", "mask"):
-                            (source / f"{own['id']}.{column}.png").write_bytes(other[column])
-                        row = {key: own[key] for key in ("id", "character", "artists", "prompts")}
-                        row |= {"outfit": own["outfit"], "bbox": list(other["bbox"])}
-                        row |= {"cloths": list(other["cloths"]), "similar": list(own["similar"])}
-                        row |= {"image": f"{own['id']}.image.png", "mask": f"{own['id']}.mask.png"}
-                        lines.write(json.dumps(row) + "\n")
-            self.ask("dataset", "import", str(source), "--strict", "--out", f"file://{folder}")
-        return folder, swap
 
 
 def networks(stage):
@@ -253,19 +222,16 @@ def base(world):
 
 
 def retrinet(world):
-    swap_folder, swap = world.swapped()
-    weights = world.options.weights
-    fields = "references = 2"
-    job = world.job("retrinet", weights, world.folder, fields)
-    other = world.job("retrinet", weights, swap_folder, fields)
+    job = world.job("retrinet", world.options.weights, world.folder, "references = 2")
     tasks = ("reconstruction", "composition")
     with ThreadPoolExecutor(2) as two:
         asked = {
             (task, swapped): two.submit(
                 world.sample,
-                other if swapped else job,
+                job,
                 f"{task}-swapped" if swapped else task,
                 *["--prompt", "pose", "--pairing", "b", "--task", task],
+                *["--swap-references"][:swapped],
             )
             for task in tasks
             for swapped in (False, True)
@@ -285,7 +251,7 @@ def retrinet(world):
                 "samples": faces.count([record["image"] for record in busts]),
             },
             "identity": measures.identity(records),
-            "swap": measures.swap(sampled[task, True], swap),
+            "swap": measures.swap(sampled[task, True]),
             "clothes": measures.clothes(records),
         }
     results["true images"] = measures.ceiling(sampled["composition", False])
@@ -376,12 +342,12 @@ class Measures:
             "nearest of 16 by features": network_hits / len(records),
         }
 
-    def swap(self, records, swap):
+    def swap(self, records):
         new_hits, old_hits = 0, 0
         for record in records:
             target = record["target"]["id"]
             old = self.data.rows[target]["identity"]
-            new = swap[old]
+            new = self.data.rows[record["target"]["references_of"]]["identity"]
             candidates = [new, old, *self.strangers(target, 6, without=(new, old))]
             found = self.nearest(record["image"], silhouette(record["image"]), candidates, ())
             new_hits += found == new

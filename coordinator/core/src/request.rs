@@ -158,6 +158,7 @@ fn check_settings(sample: &SampleWork, architecture: &ArchitectureSpec) -> Resul
     let (prompts, references) = (facts.sampling.prompts, facts.sampling.references);
     let settings = [
         ("references", !sample.references.is_empty(), references),
+        ("swap_references", sample.swap_references, references),
         ("task", sample.task.is_some(), references),
         ("pairing", sample.pairing.is_some(), references),
         ("attention", !sample.attention.is_empty(), references),

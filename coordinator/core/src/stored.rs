@@ -170,6 +170,7 @@ fn convert_sampling_job(record: JobRecord, resources: Resources, sample: OldSamp
         prompt: sample.prompt,
         prompts: sample.prompts,
         negative_prompt: String::new(),
+        swap_references: false,
         references: sample.references,
         task: sample.task,
         pairing: sample.pairing,

@@ -56,6 +56,10 @@ pub(crate) struct SampleArgs {
     /// are used whole
     #[arg(long, value_name = "[CONCEPT:]ID|FILE[@X,Y,W,H][+MASK]")]
     references: Vec<reference::ReferenceArgs>,
+    /// The swap test: every sample gets the references of a sample of another character. Prompt and
+    /// noise stay, so an image that follows its references changes its looks and nothing else
+    #[arg(long, conflicts_with = "references")]
+    swap_references: bool,
     /// How references are chosen and cropped [default: as in the trained job]
     #[arg(long, value_enum)]
     task: Option<TaskName>,
@@ -172,6 +176,7 @@ impl SampleArgs {
             }),
             attention: self.attention.clone(),
             negative_prompt: self.negative_prompt.clone(),
+            swap_references: self.swap_references,
             references: reference::resolve(&reference::flatten(&self.references))?,
             weights: match self.target.step {
                 _ if self.base => Weights::Base,
@@ -300,6 +305,18 @@ async fn download(view: &pb::JobView, out: &Path) -> Result<(usize, Value)> {
 /// Includes how many images are nearest to their own identity, if the rank scored them.
 fn summary_line(job: &str, out: &Path, files: usize, summary: &Value) -> String {
     let number = |key: &str| summary.get(key).and_then(Value::as_u64);
+    if let (Some(correct), Some(count), Some(of), Some(old)) = (
+        number("correct"),
+        number("count"),
+        number("of"),
+        number("old"),
+    ) {
+        return format!(
+            "{job}: {files} files in {}; {correct} of {count} are nearest to the character and \
+            outfit of their swapped references among {of}, {old} to those of their target",
+            out.display()
+        );
+    }
     let score = match (number("correct"), number("count"), number("of")) {
         // Images from explicit references have no identity to score against.
         (_, Some(0), _) => String::new(),
@@ -325,6 +342,12 @@ mod tests {
             line,
             "demo-1-sample-2: 18 files in out; 11 of 16 are nearest to their own character and \
             outfit among 8"
+        );
+        let swapped = serde_json::json!({ "correct": 11, "count": 16, "of": 8, "old": 2 });
+        assert_eq!(
+            summary_line("a-1", Path::new("out"), 18, &swapped),
+            "a-1: 18 files in out; 11 of 16 are nearest to the character and outfit of their \
+            swapped references among 8, 2 to those of their target"
         );
         let unscored = serde_json::json!({ "correct": 0, "count": 0, "of": 0 });
         assert_eq!(

@@ -230,6 +230,7 @@ fn sample_toml(work: &SampleWork) -> SampleToml {
         prompts: work.prompts.clone(),
         // Older releases do not know the field, so only jobs that use it name it.
         negative_prompt: Some(work.negative_prompt.clone()).filter(|prompt| !prompt.is_empty()),
+        swap_references: Some(true).filter(|_| work.swap_references),
         task: work.task,
         pairing: work.pairing,
         attention: work.attention.clone(),

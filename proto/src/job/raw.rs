@@ -49,6 +49,7 @@ pub(super) struct SampleToml {
     #[serde(default)]
     pub(super) prompts: Vec<String>,
     pub(super) negative_prompt: Option<String>,
+    pub(super) swap_references: Option<bool>,
     pub(super) task: Option<Task>,
     pub(super) pairing: Option<Pairing>,
     #[serde(default)]

@@ -38,8 +38,12 @@ struct Record {
 /// Accuracy of the identity test, over the images whose identity can be evaluated.
 #[derive(Debug, Serialize, PartialEq)]
 struct Summary {
+    /// Nearest to the identity of their references.
     correct: usize,
     count: usize,
+    /// With swapped references: nearest to the identity of their target.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    old: Option<usize>,
     /// Candidate identities per image.
     #[serde(rename = "of")]
     candidates: usize,
@@ -155,18 +159,24 @@ fn summarize(runner: &UnitRunner<'_>, images: &[ImageRecord]) -> Summary {
         runner.identities.candidate_count(&runner.loader, *position)
     });
     let correct = evaluated.iter().filter(|(_, correct)| *correct).count();
-    summary(
-        correct,
-        evaluated.len(),
-        candidates,
-        !runner.loader.held_out().is_empty(),
-    )
+    let targets = images.iter().filter_map(|image| image.target.as_ref());
+    let old = targets.filter(|target| target.nearest == Some(0)).count();
+    Summary {
+        old: Some(old).filter(|_| runner.work.swap_references),
+        ..summary(
+            correct,
+            evaluated.len(),
+            candidates,
+            !runner.loader.held_out().is_empty(),
+        )
+    }
 }
 
 fn summary(correct: usize, count: usize, candidates: usize, held_out: bool) -> Summary {
     Summary {
         correct,
         count,
+        old: None,
         candidates,
         chance: if candidates == 0 {
             0.0
