@@ -6,6 +6,7 @@ SHELL := /bin/bash
 
 CUDA ?= 0
 DATA ?= figures
+FLOOD ?=
 KILLS ?=
 PEER_KILLS ?= 5
 SEED ?=
@@ -69,7 +70,10 @@ demo: programs ## train the demo job on this machine, from sample data to images
 
 chaos: build ## random faults on real processes, KILLS of them SIGKILL (100), seeded by SEED (1)
 ## every job must end with bit-identical weights
-	@target/debug/chaos --kills $(or $(KILLS),100) --seed $(or $(SEED),1)
+## FLOOD=1: instead, a job beside floods of requests, connections, jobs and reports: step rates,
+## memory, and the longest silence of the coordinator; FLOOD_SECONDS (30) of each
+	@target/debug/chaos $(if $(FLOOD),--flood $(or $(FLOOD_SECONDS),30),\
+		--kills $(or $(KILLS),100) --seed $(or $(SEED),1))
 
 bench: programs ## compare one rank with two, and fast with exact sums, at one global batch
 	@deploy/bench.sh

@@ -1,7 +1,11 @@
 //! Settings of `coordinator serve`: [`proto::settings`] merges the layers, this module validates
 //! the values. It opens nothing that they name. Called once, by `serve`.
 
+use crate::admission::EndedQuotas;
+use crate::quota::{self, Quota};
 use crate::retention::Retention;
+use coordinator_core::WaitingQuotas;
+use proto::limits::{URL_BYTES, WORKERS_MAX};
 use proto::settings::{self, Log, RawLog, SettingsError};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -26,6 +30,10 @@ pub(crate) struct Config {
     pub(crate) detect_within_ms: u64,
     /// Devices by team.
     pub(crate) quotas: BTreeMap<String, u32>,
+    pub(crate) waiting: WaitingQuotas,
+    pub(crate) ended: EndedQuotas,
+    /// Workers that may be attached at a time.
+    pub(crate) max_workers: u32,
     pub(crate) retention: Retention,
     pub(crate) log: Log,
 }
@@ -38,6 +46,7 @@ struct Raw {
     store: String,
     detect_within_ms: i64,
     quotas: Vec<String>,
+    max_workers: i64,
     retention: RawRetention,
     log: RawLog,
 }
@@ -78,11 +87,19 @@ impl Config {
             let expected = "it must be levels by module, such as info or info,slatedb=warn";
             return Err(settings.wrong("log.filter", format!("{:?}", raw.log.filter), expected));
         }
-        let quotas = raw.quotas.iter().map(|text| quota(text).ok_or(text));
-        let quotas: BTreeMap<String, u32> = quotas.collect::<Result<_, _>>().map_err(|text| {
-            let expected = "each must be a team and its devices, such as \"vision=16\"";
-            settings.wrong("quotas", format!("{text:?}"), expected)
-        })?;
+        let quotas = raw.quotas.iter().map(|text| Quota::parse(text).ok_or(text));
+        let quotas: Vec<Quota> = quotas
+            .collect::<Result<_, _>>()
+            .map_err(|text| settings.wrong("quotas", format!("{text:?}"), quota::EXPECTED))?;
+        let max_workers = u32::try_from(raw.max_workers).unwrap_or(0);
+        if !(1..=WORKERS_MAX).contains(&max_workers) {
+            let expected = format!("it must be 1 to {WORKERS_MAX}");
+            return Err(settings.wrong("max_workers", raw.max_workers, &expected));
+        }
+        if URL_BYTES < raw.store.len() {
+            let (bytes, expected) = (raw.store.len(), format!("at most {URL_BYTES} are accepted"));
+            return Err(settings.wrong("store", format!("{bytes} bytes long"), &expected));
+        }
         let count = |key, value: i64| match u64::try_from(value) {
             Ok(0) => Ok(None),
             Ok(count) => Ok(Some(count)),
@@ -94,7 +111,10 @@ impl Config {
             checkpoints: raw.retention.checkpoints,
         };
         Ok(Self {
-            quotas,
+            quotas: quota::devices(&quotas),
+            waiting: quota::waiting(&quotas),
+            ended: quota::ended(&quotas),
+            max_workers,
             retention,
             listen,
             metrics_listen,
@@ -103,14 +123,6 @@ impl Config {
             log,
         })
     }
-}
-
-/// Parses `vision=16`.
-fn quota(text: &str) -> Option<(String, u32)> {
-    let (team, devices) = text.split_once('=')?;
-    let devices = devices.trim().parse().ok()?;
-    let team = team.trim();
-    (!team.is_empty()).then(|| (team.to_owned(), devices))
 }
 
 #[cfg(test)]
@@ -141,6 +153,11 @@ mod tests {
             quotas,
             BTreeMap::from([("vision".into(), 16), ("language".into(), 8)])
         );
+        let full =
+            load("max_workers = 3\nquotas = [\"vision=16 waiting=5\", \"*=any ended=7\"]").unwrap();
+        assert_eq!(full.max_workers, 3);
+        assert_eq!((full.waiting.teams["vision"], full.ended.other), (5, 7));
+        assert_eq!((shipped.max_workers, shipped.waiting.other), (1024, 500));
         let config =
             load("listen = \"127.0.0.1:1\"\ndetect_within_ms = 2000\n[log]\nformat = \"json\"")
                 .unwrap();
@@ -171,7 +188,16 @@ mod tests {
         expect(
             "quotas = [\"vision\"]",
             "c.toml:1: quotas: is \"vision\"; each must be a team and its devices, such as \
-            \"vision=16\"",
+            \"vision=16\" or \"vision=16 waiting=50 ended=1000\"; \"any\" is no limit of devices, \
+            and \"*=any waiting=50\" is for teams that are not listed",
+        );
+        expect(
+            "max_workers = 5000",
+            "c.toml:1: max_workers: is 5000; it must be 1 to 4096",
+        );
+        expect(
+            &format!("store = \"file:///{}\"", "x".repeat(3000)),
+            "c.toml:1: store: is 3008 bytes long; at most 2048 are accepted",
         );
         expect(
             "[log]\nformat = \"xml\"",

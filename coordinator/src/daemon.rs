@@ -38,6 +38,18 @@ pub(crate) struct Handle {
 #[error("the coordinator is stopping")]
 pub(crate) struct Stopping;
 
+/// Why a worker cannot attach.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+pub(crate) enum AttachError {
+    #[error(transparent)]
+    Stopping(#[from] Stopping),
+    #[error(
+        "{attached} workers are attached, and `max_workers` is {max}; raise it in the \
+        coordinator's settings, or stop a worker"
+    )]
+    Full { attached: usize, max: u32 },
+}
+
 /// One stream of one worker. A new stream of the same worker replaces the old one.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -73,7 +85,7 @@ enum Command {
     },
     Attach {
         worker: WorkerId,
-        reply: oneshot::Sender<Session>,
+        reply: oneshot::Sender<Result<Session, AttachError>>,
     },
     Report {
         report: WorkerReport,
@@ -90,6 +102,10 @@ enum Command {
     Why {
         job: JobId,
         reply: oneshot::Sender<Option<Why>>,
+    },
+    Ended {
+        team: String,
+        reply: oneshot::Sender<(u64, u64)>,
     },
     Snapshot {
         reply: oneshot::Sender<Snapshot>,
@@ -109,8 +125,8 @@ impl Handle {
         .await
     }
 
-    pub(crate) async fn attach(&self, worker: WorkerId) -> Result<Session, Stopping> {
-        self.send(|reply| Command::Attach { worker, reply }).await
+    pub(crate) async fn attach(&self, worker: WorkerId) -> Result<Session, AttachError> {
+        self.send(|reply| Command::Attach { worker, reply }).await?
     }
 
     pub(crate) async fn report(
@@ -139,6 +155,11 @@ impl Handle {
 
     pub(crate) async fn why(&self, job: JobId) -> Result<Option<Why>, Stopping> {
         self.send(|reply| Command::Why { job, reply }).await
+    }
+
+    /// The ended jobs in memory that are not archived: of this team, and of all.
+    pub(crate) async fn ended(&self, team: String) -> Result<(u64, u64), Stopping> {
+        self.send(|reply| Command::Ended { team, reply }).await
     }
 
     pub(crate) async fn snapshot(&self) -> Result<Snapshot, Stopping> {
@@ -180,6 +201,8 @@ pub(crate) struct Daemon {
     tasks: JoinSet<Option<Input>>,
     last_steps: BTreeMap<JobId, pb::StepReport>,
     totals: BTreeMap<JobId, Totals>,
+    /// Workers that may be attached at a time.
+    max_workers: u32,
 }
 
 impl Daemon {
@@ -191,6 +214,7 @@ impl Daemon {
         journal: Journal,
         archive: CheckpointStore,
         last_steps: BTreeMap<JobId, pb::StepReport>,
+        max_workers: u32,
     ) -> (Self, Handle) {
         let (sender, commands) = mpsc::channel(COMMANDS_MAX);
         let (changes, receiver) = watch::channel(0);
@@ -208,6 +232,7 @@ impl Daemon {
             tasks: JoinSet::new(),
             last_steps,
             totals: BTreeMap::new(),
+            max_workers,
         };
         (
             daemon,
@@ -251,6 +276,10 @@ impl Daemon {
                 self.handle(input(request)).await?;
             }
             Command::Attach { worker, reply } => {
+                if let Err(full) = self.check_room(&worker) {
+                    drop(reply.send(Err(full)));
+                    return Ok(());
+                }
                 let number = self.allocate_number();
                 let (sender, desired) = watch::channel(None);
                 let session = Session {
@@ -258,7 +287,7 @@ impl Daemon {
                     number,
                     desired,
                 };
-                if reply.send(session).is_ok() {
+                if reply.send(Ok(session)).is_ok() {
                     self.sessions.insert(worker, (number, sender));
                 }
             }
@@ -279,6 +308,7 @@ impl Daemon {
             // `send` fails if the caller no longer waits.
             Command::Job { job, reply } => drop(reply.send(self.job(&job))),
             Command::Why { job, reply } => drop(reply.send(self.machine.why(now_ms(), &job))),
+            Command::Ended { team, reply } => drop(reply.send(self.machine.ended_jobs(&team))),
             Command::Snapshot { reply } => drop(reply.send(self.snapshot())),
         }
         Ok(())
@@ -402,24 +432,30 @@ impl Daemon {
         }
     }
 
+    /// A restarted worker may come while its earlier stream has not ended.
+    fn check_room(&self, worker: &WorkerId) -> Result<(), AttachError> {
+        let attached = self.sessions.len();
+        let again = self.sessions.keys().any(|it| it.name == worker.name);
+        if attached.saturating_sub(usize::from(again)) < self.max_workers as usize {
+            return Ok(());
+        }
+        let max = self.max_workers;
+        Err(AttachError::Full { attached, max })
+    }
+
     /// Stores only lines of existing jobs, so that a faulty worker cannot fill the store.
     fn store_logs(&self, logs: Vec<(JobId, pb::LogLine)>) {
-        if logs.is_empty() {
-            return;
-        }
-        let view = self.machine.view();
         for (job, line) in logs {
-            if view.jobs.iter().any(|it| it.record.id == job) {
+            if self.machine.has_job(&job) {
                 self.journal.log(&job, line);
             }
         }
     }
 
     fn job(&self, job: &JobId) -> Option<pb::JobView> {
-        let view = self.machine.view();
-        let job = view.jobs.iter().find(|it| it.record.id == *job)?;
+        let job = self.machine.job_view(job)?;
         Some(status::job_view(
-            job,
+            &job,
             self.last_steps.get(&job.record.id),
             &self.store_url,
             Detail::Full,

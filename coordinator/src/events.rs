@@ -2,12 +2,34 @@
 //! system recovers from a fault, INFO for the life cycle of jobs and workers, DEBUG for every step.
 //! Called by the daemon's loop.
 
+use crate::log_limit::LogLimit;
 use coordinator_core::event::Event;
+use std::sync::LazyLock;
+
+/// Workers that come and go, and their violations: anybody can invent workers.
+static WORKERS: LazyLock<LogLimit> = LazyLock::new(|| LogLimit::at_most(200));
 
 pub(crate) fn log(event: &Event) {
     match event {
-        Event::WorkerUp { worker } => tracing::info!(%worker, "worker is up"),
-        Event::WorkerDown { worker, reason } => tracing::warn!(%worker, %reason, "worker is down"),
+        Event::WorkerUp { worker } => {
+            if let Some(count) = WORKERS.admit() {
+                tracing::info!(%worker, count, "worker is up");
+            }
+        }
+        Event::WorkerDown { worker, reason } => {
+            if let Some(count) = WORKERS.admit() {
+                tracing::warn!(%worker, %reason, count, "worker is down");
+            }
+        }
+        Event::WorkersForgotten { workers } => {
+            let first = workers.first().map(|it| it.name.as_str());
+            let count = workers.len();
+            tracing::info!(
+                count,
+                first,
+                "workers that never held anything are forgotten"
+            );
+        }
         Event::JobQueued { job, reason } => tracing::info!(%job, %reason, "job is queued"),
         Event::GenerationFormed {
             job,
@@ -69,8 +91,17 @@ pub(crate) fn log(event: &Event) {
         Event::JobCancelled { job } => tracing::info!(%job, "job is cancelled"),
         Event::UnitFailed { .. } | Event::UnitSetAside { .. } => log_unit(event),
         Event::Unreachable { pair } => tracing::warn!("{pair}"),
+        Event::WorkerDisplaced { worker, by } => {
+            let address = by.address.as_deref().unwrap_or("unknown");
+            tracing::warn!(
+                %worker, by = %by.worker, address,
+                "two daemons have one name; the older one is told to leave"
+            );
+        }
         Event::Ignored { worker, violation } => {
-            tracing::warn!(%worker, %violation, "report ignored");
+            if let Some(count) = WORKERS.admit() {
+                tracing::warn!(%worker, %violation, count, "report ignored");
+            }
         }
     }
 }

@@ -41,6 +41,7 @@ pub(crate) fn job_record(id: &str) -> JobRecord {
         overrides: Vec::new(),
         trained_ms: 0,
         dataset_version: "0".repeat(64),
+        cut_prompts: None,
         source: None,
         submitted_ms: 5,
         standbys: Vec::new(),
@@ -132,8 +133,9 @@ pub(crate) async fn test_checkpoint(world: usize, committed: bool) -> TestCheckp
 /// Creates a data set of four small images of one character; returns its URL.
 pub(crate) async fn dataset(dir: &std::path::Path) -> String {
     let url = format!("file://{}", dir.join("data").display());
-    let mut writer =
-        DatasetWriter::open(&url, WriteOptions::new("fixture")).expect("the folder can be created");
+    let mut writer = DatasetWriter::open(&url, WriteOptions::new("fixture"))
+        .await
+        .expect("the folder can be created and is empty");
     writer
         .add((0..4).map(sample).collect())
         .await

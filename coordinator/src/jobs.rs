@@ -14,8 +14,8 @@ use proto::pb;
 use proto::phase::Phase;
 use proto::spec::JobSpec;
 
-/// Archived jobs that are read from the store at a time.
-const PAGE: usize = 256;
+/// Archived jobs that are read from the store at a time. Each may have a text of 1 MiB.
+pub(crate) const PAGE: usize = 64;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Jobs {
@@ -80,22 +80,21 @@ impl Jobs {
 
     async fn view(&self, archived: Archived, detail: Detail) -> Result<pb::JobView, StateError> {
         let last_step = self.store.last_step(&archived.record.id).await?;
-        let job = EndedJob::new(archived.record);
-        let view = job.view();
-        Ok(status::job_view(
-            &view,
-            last_step.as_ref(),
-            &self.store_url,
-            detail,
-        ))
+        let store_url = self.store_url.clone();
+        let view = parsed(archived.record, move |job| {
+            status::job_view(&job.view(), last_step.as_ref(), &store_url, detail)
+        });
+        Ok(view.await)
     }
 
     pub(crate) async fn why(&self, job: &JobId) -> Result<Option<Why>, JobsError> {
         if let Some(why) = self.handle.why(job.clone()).await? {
             return Ok(Some(why));
         }
-        let archived = self.store.archived(job).await?;
-        Ok(archived.and_then(|it| EndedJob::new(it.record).why()))
+        match self.store.archived(job).await? {
+            Some(archived) => Ok(parsed(archived.record, EndedJob::why).await),
+            None => Ok(None),
+        }
     }
 
     /// The record of a job that is only in the archive, as a list of at most one.
@@ -105,6 +104,13 @@ impl Jobs {
         }
         let archived = self.store.archived(job).await?;
         Ok(archived.into_iter().map(|it| it.record).collect())
+    }
+
+    /// The number of ended jobs of this team, and of all.
+    pub(crate) async fn ended(&self, team: &str) -> Result<(u64, u64), JobsError> {
+        let (own, all) = self.handle.ended(team.to_owned()).await?;
+        let (archived_own, archived_all) = self.store.archived_of(team);
+        Ok((own + archived_own, all + archived_all))
     }
 
     /// Records of the archived jobs that a job names.
@@ -195,6 +201,15 @@ impl Jobs {
         let records = self.archived(job).await?;
         Ok(records.first().map(JobRecord::shown))
     }
+}
+
+/// Parses the text of an archived job, on a thread for blocking work.
+async fn parsed<T: Send + 'static>(
+    record: JobRecord,
+    view: impl FnOnce(&EndedJob) -> T + Send + 'static,
+) -> T {
+    let work = tokio::task::spawn_blocking(move || view(&EndedJob::new(record)));
+    work.await.expect("a stored text is parsed or refused")
 }
 
 /// The number at the end of a job's id, which gives the submit order.

@@ -2,12 +2,16 @@
 //! loop never waits for it. Entries that do not fit its queue are dropped with a warning, because
 //! correctness does not depend on them. Filled by the daemon's loop; read by the rpc service.
 
+use crate::log_limit::LogLimit;
 use crate::store::{StateError, StateStore, last_key, logs_prefix, ordered, steps_prefix};
 use prost::Message;
 use proto::id::JobId;
+use proto::limits::cut;
 use proto::pb;
 use slatedb::WriteBatch;
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// Log lines stored per job; older ones are deleted.
@@ -24,6 +28,8 @@ pub(crate) struct Journal {
     /// Number of batches written. Readers that follow a log wait for it to change.
     written: watch::Receiver<u64>,
     store: StateStore,
+    /// Entries for which the queue had no room.
+    dropped: Arc<LogLimit>,
 }
 
 #[derive(Debug)]
@@ -55,6 +61,7 @@ impl Journal {
             entries,
             written,
             store,
+            dropped: Arc::new(LogLimit::at_most(1)),
         }
     }
 
@@ -68,11 +75,11 @@ impl Journal {
 
     /// Never waits.
     pub(crate) fn log(&self, job: &JobId, mut line: pb::LogLine) {
-        if LINE_BYTES_MAX < line.text.len() {
-            let boundary = |it: &usize| line.text.is_char_boundary(*it);
-            let end = (0..=LINE_BYTES_MAX).rev().find(boundary).unwrap_or(0);
-            line.text.truncate(end);
-            line.text.push('…');
+        line.text = cut(&line.text, LINE_BYTES_MAX);
+        // One job's lines must not displace another job's steps.
+        if self.entries.capacity() < QUEUE_MAX / 2 {
+            self.warn_dropped(job);
+            return;
         }
         self.offer(Entry::Log {
             job: job.clone(),
@@ -80,12 +87,22 @@ impl Journal {
         });
     }
 
-    fn offer(&self, entry: Entry) {
-        if self.entries.try_send(entry).is_err() {
+    fn warn_dropped(&self, job: &JobId) {
+        if let Some(dropped) = self.dropped.admit() {
             tracing::warn!(
-                queue = QUEUE_MAX,
-                "journal queue is full, a step or log line was dropped"
+                dropped,
+                %job,
+                "steps or log lines come faster than the store takes them; some were dropped, the \
+                 last of this job"
             );
+        }
+    }
+
+    fn offer(&self, entry: Entry) {
+        if let Err(TrySendError::Full(Entry::Step { job, .. } | Entry::Log { job, .. })) =
+            self.entries.try_send(entry)
+        {
+            self.warn_dropped(&job);
         }
     }
 

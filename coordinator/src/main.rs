@@ -1,25 +1,37 @@
 //! The coordinator's binary: the `serve` daemon and the command-line client.
 
+// They panic when nobody reads; `outln!` and `errln!` of `shell` do not.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
+mod admission;
+mod calls;
 mod checkpoint;
 mod cli;
 mod config;
+mod connections;
 mod daemon;
 mod events;
 mod jobs;
 mod journal;
+mod log_limit;
 mod metrics;
+mod opening;
 mod pin;
+mod quota;
 mod retention;
 mod rpc;
 mod serve;
 mod session;
 mod status;
 mod store;
+mod streams;
 mod text;
 mod time;
 
 #[cfg(test)]
 mod fixture;
+#[cfg(test)]
+mod limit_tests;
 #[cfg(test)]
 mod serve_tests;
 
@@ -27,19 +39,25 @@ use anyhow::Context;
 use clap::Parser;
 use cli::{Cli, Command, Outcome};
 use config::Config;
-use proto::settings::{Log, LogFormat};
+use shell::errln;
 use std::ffi::OsString;
-use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
-use tracing_subscriber::EnvFilter;
+use std::time::Duration;
+
+/// How long the end of the process waits for calls that block, for instance on a file server.
+const BLOCKED_MAX: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = tokio::runtime::Runtime::new()
         .context("cannot start the async runtime")
-        .and_then(|runtime| runtime.block_on(run(cli)));
-    match result {
+        .and_then(|runtime| {
+            let result = runtime.block_on(run(cli));
+            runtime.shutdown_timeout(BLOCKED_MAX);
+            result
+        });
+    let code = match result {
         Ok(Outcome::True) => ExitCode::SUCCESS,
         Ok(Outcome::False) => ExitCode::FAILURE,
         Err(error) => {
@@ -55,11 +73,13 @@ fn main() -> ExitCode {
                 }
             }
             for line in text.lines() {
-                eprintln!("error: {line}");
+                errln!("error: {line}");
             }
             ExitCode::FAILURE
         }
-    }
+    };
+    shell::log::flush();
+    code
 }
 
 async fn run(cli: Cli) -> anyhow::Result<Outcome> {
@@ -75,20 +95,7 @@ async fn serve(file: Option<&Path>) -> anyhow::Result<Outcome> {
         Some((key.into_string().ok()?, value.into_string().ok()?))
     };
     let config = Config::load(file, std::env::vars_os().filter_map(text))?;
-    log_to_stderr(&config.log);
+    shell::log::start(&config.log).context("cannot start the log")?;
     serve::serve(config).await?;
     Ok(Outcome::True)
-}
-
-fn log_to_stderr(log: &Log) {
-    let filter = EnvFilter::new(&log.filter);
-    let ansi = std::io::stderr().is_terminal();
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(ansi);
-    match log.format {
-        LogFormat::Text => subscriber.init(),
-        LogFormat::Json => subscriber.json().init(),
-    }
 }

@@ -21,6 +21,7 @@
 //! | `retri_job_peak_device_memory_bytes` | training_job | bytes | largest GPU memory of its tensors; 0 on a CPU |
 //! | `retri_job_skipped_steps` | training_job | steps | steps skipped because of a non-finite value |
 //! | `retri_job_loss_scale` | training_job | | loss scale of the backward pass; 1 except in fp16 |
+//! | `retri_job_cut_prompts` | training_job | samples | training samples whose prompt is longer than what the model reads |
 //! | `retri_job_units` | training_job, state | units | units by state: total, done, leased, set-aside |
 //! | `retri_job_units_per_second` | training_job | units/s | units done per second over the last minute |
 //! | `retri_checkpoint_committed_step` | training_job | steps | step of the newest committed checkpoint |
@@ -46,7 +47,8 @@ use std::sync::atomic::AtomicU64;
 /// Jobs that ended longer ago than this are not exported.
 const ENDED_JOB_TTL_MS: u64 = 3_600_000;
 
-/// The label of a job's id. Not `job`: Prometheus sets that to the name of the scrape configuration.
+/// The label of a job's id. Not `job`: Prometheus sets that to the name of the scrape
+/// configuration.
 const TRAINING_JOB: &str = "training_job";
 
 type Labels = Vec<(&'static str, String)>;
@@ -102,6 +104,7 @@ struct Families {
     peak_device_memory: Gauges,
     skipped_steps: Gauges,
     loss_scale: Gauges,
+    cut_prompts: Gauges,
     units: Gauges,
     units_per_second: Gauges,
     committed_step: Gauges,
@@ -182,6 +185,11 @@ impl Families {
                 "retri_job_loss_scale",
                 "Factor that scales the loss before the backward pass; 1 except in fp16",
                 &self.loss_scale,
+            ),
+            (
+                "retri_job_cut_prompts",
+                "Training samples whose prompt is longer than what the model reads",
+                &self.cut_prompts,
             ),
             ("retri_job_units", "Units of the job by state", &self.units),
             (
@@ -268,6 +276,9 @@ impl Families {
             self.committed_step
                 .get_or_create(&name())
                 .set(newest.step as f64);
+        }
+        if let Some(cut) = job.cut_prompts {
+            self.cut_prompts.get_or_create(&name()).set(cut as f64);
         }
         if let Some(totals) = totals {
             self.samples
@@ -435,6 +446,7 @@ mod tests {
             phase: "training".into(),
             step: 7,
             restarts: 2,
+            cut_prompts: Some(31),
             last_step: Some(step),
             checkpoints: vec![pb::CheckpointRef {
                 step: 4,
@@ -485,6 +497,7 @@ mod tests {
             "retri_job_samples_total{training_job=\"demo-1\"} 56.0",
             "retri_job_restarts_total{training_job=\"demo-1\"} 2.0",
             "retri_checkpoint_committed_step{training_job=\"demo-1\"} 4.0",
+            "retri_job_cut_prompts{training_job=\"demo-1\"} 31.0",
             "retri_worker_up{worker=\"w1\"} 1.0",
             "retri_worker_devices{worker=\"w1\",state=\"free\"} 1.0",
         ] {

@@ -5,6 +5,7 @@
 use anyhow::Chain;
 use base_weights::base::{Base, BaseError};
 use model_data::loader::{LoadError, Loader, LoaderOptions};
+use model_data::prompt_length::CutPrompts;
 use proto::spec::TrainWork;
 use storage::local_folder;
 
@@ -25,8 +26,8 @@ pub(crate) enum PinError {
 }
 
 impl PinError {
-    /// Whether this machine may be unable to see the input, which may exist elsewhere: no folder, no
-    /// connection, no permission.
+    /// Whether this machine may be unable to see the input, which may exist elsewhere: no folder,
+    /// no connection, no permission.
     pub(crate) fn is_unreachable(&self) -> bool {
         use object_store::Error as ObjectError;
         if matches!(
@@ -57,15 +58,38 @@ impl PinError {
     }
 }
 
-/// Checks the job's inputs and returns the SHA-256 of `dataset.json`.
-pub(crate) async fn pin(spec: &TrainWork) -> Result<String, PinError> {
-    let version = pin_dataset(spec).await?;
-    check_init(spec).await?;
-    Ok(version)
+/// Number of lost tags that [`Pinned::notes`] names.
+const LOST_TAGS: usize = 5;
+
+/// What was found out about a job's inputs.
+#[derive(Debug)]
+pub(crate) struct Pinned {
+    /// SHA-256 of `dataset.json`.
+    pub(crate) version: String,
+    /// None if the architecture reads no prompts.
+    pub(crate) cut_prompts: Option<CutPrompts>,
+    /// Of the base weights, one sentence each.
+    pub(crate) of_init: Vec<String>,
 }
 
-/// Checks the job's data set and returns the SHA-256 of its `dataset.json`.
-pub(crate) async fn pin_dataset(spec: &TrainWork) -> Result<String, PinError> {
+impl Pinned {
+    /// What the user should know, one sentence each.
+    pub(crate) fn notes(&self) -> Vec<String> {
+        let prompts = self.cut_prompts.as_ref();
+        let prompts = prompts.and_then(|it| it.sentence(LOST_TAGS));
+        prompts.into_iter().chain(self.of_init.clone()).collect()
+    }
+}
+
+/// Checks the job's inputs.
+pub(crate) async fn pin(spec: &TrainWork) -> Result<Pinned, PinError> {
+    let pinned = pin_dataset(spec).await?;
+    let of_init = check_init(spec).await?;
+    Ok(Pinned { of_init, ..pinned })
+}
+
+/// Checks the job's data set.
+pub(crate) async fn pin_dataset(spec: &TrainWork) -> Result<Pinned, PinError> {
     let url = &spec.data.dataset;
     // Opening a local store creates its folder; a mistyped path must not create one.
     if let Ok(Some(folder)) = local_folder(url)
@@ -83,13 +107,20 @@ pub(crate) async fn pin_dataset(spec: &TrainWork) -> Result<String, PinError> {
             holdout: spec.data.holdout,
         });
     }
-    Ok(loader.dataset().version().to_owned())
+    let text_encoder = spec.model.architecture.text_encoder();
+    Ok(Pinned {
+        version: loader.dataset().version().to_owned(),
+        cut_prompts: text_encoder.map(|it| loader.cut_prompts(it.tokens)),
+        of_init: Vec::new(),
+    })
 }
 
-/// Checks the job's base weights, if it names any.
-pub(crate) async fn check_init(spec: &TrainWork) -> Result<(), PinError> {
-    if let Some(init) = &spec.model.init {
-        Base::find(init).await?.suits(&spec.model).await?;
-    }
-    Ok(())
+/// Checks the job's base weights, if it names any. Returns what the user should know of them.
+pub(crate) async fn check_init(spec: &TrainWork) -> Result<Vec<String>, PinError> {
+    let Some(init) = &spec.model.init else {
+        return Ok(Vec::new());
+    };
+    let base = Base::find(init).await?;
+    base.suits(&spec.model).await?;
+    Ok(base.notes())
 }

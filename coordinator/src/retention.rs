@@ -1,5 +1,5 @@
-//! Deletes ended jobs that are too old or too many, as the configuration says. Jobs that another job
-//! waits for or reads stay.
+//! Deletes ended jobs that are too old or too many, as the configuration says. Jobs that another
+//! job waits for or reads stay.
 
 use crate::jobs::{Jobs, JobsError};
 use crate::serve::ServeError;

@@ -6,27 +6,27 @@
 //! | NOT_FOUND | no such job |
 //! | INVALID_ARGUMENT | a field or job.toml is wrong; the message names it |
 //! | FAILED_PRECONDITION | the state machine refused; the message says why |
+//! | RESOURCE_EXHAUSTED | too many requests or streams; the message says how many there may be |
+//! | DEADLINE_EXCEEDED | the reader of a stream takes nothing |
 //! | UNAVAILABLE | the coordinator is stopping |
 
+use crate::admission::{Admission, EndedQuotas, invalid, overrides, parse};
+use crate::calls::short;
 use crate::daemon::{Handle, Stopping};
 use crate::jobs::{Filter, Jobs, JobsError};
 use crate::journal::Journal;
 use crate::pin::pin;
 use crate::store::StateError;
-use coordinator_core::event::{Input, Reply, RequestId};
+use crate::streams::{Reader, Replies, Streams, caller};
+use coordinator_core::event::{DatasetPin, Input, Reply, RequestId};
 use proto::id::JobId;
-use proto::job::overrides::Override;
+use proto::limits::{NAMED_BYTES, TEXT_BYTES, cut};
 use proto::pb;
 use proto::phase::{Phase, is_over};
-use proto::sample::SampleWork;
 use proto::spec::{JobSpec, Work};
-use proto::wire::{WireError, job_id, worker_name};
-use std::collections::{HashMap, VecDeque};
+use proto::wire::{job_id, worker_name};
+use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::pin::Pin;
-use tokio::sync::mpsc;
-use tokio_stream::Stream;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 /// Entries per read from the store.
@@ -34,21 +34,22 @@ const PAGE: usize = 512;
 /// Jobs per reply.
 const JOBS_MAX: usize = 1000;
 
-type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-type Sender<T> = mpsc::Sender<Result<T, Status>>;
-
 #[derive(Debug, Clone)]
 pub(crate) struct ControlService {
     jobs: Jobs,
     handle: Handle,
     journal: Journal,
+    streams: Streams,
+    admission: Admission,
 }
 
 impl ControlService {
-    pub(crate) fn new(jobs: Jobs) -> Self {
+    pub(crate) fn new(jobs: Jobs, quotas: EndedQuotas) -> Self {
         Self {
             handle: jobs.handle.clone(),
             journal: jobs.journal.clone(),
+            streams: Streams::new(),
+            admission: Admission::new(jobs.clone(), quotas),
             jobs,
         }
     }
@@ -78,12 +79,12 @@ impl ControlService {
         &self,
         job: JobId,
         mut last: pb::JobView,
-        to: &Sender<pb::JobView>,
+        to: &Reader<pb::JobView>,
     ) -> Result<(), Status> {
         let mut changes = self.handle.changes();
         loop {
             let over = is_over(&last.phase);
-            if to.send(Ok(last.clone())).await.is_err() || over {
+            if !to.send(last.clone()).await? || over {
                 return Ok(());
             }
             last = loop {
@@ -97,7 +98,7 @@ impl ControlService {
         }
     }
 
-    async fn send_steps(&self, job: &JobId, to: &Sender<pb::StepReport>) -> Result<(), Status> {
+    async fn send_steps(&self, job: &JobId, to: &Reader<pb::StepReport>) -> Result<(), Status> {
         self.journal.flushed().await;
         let mut after = 0;
         loop {
@@ -111,14 +112,14 @@ impl ControlService {
             };
             after = last.step;
             for step in steps {
-                if to.send(Ok(step)).await.is_err() {
+                if !to.send(step).await? {
                     return Ok(());
                 }
             }
         }
     }
 
-    async fn send_ledger(&self, job: &JobId, to: &Sender<pb::LedgerLine>) -> Result<(), Status> {
+    async fn send_ledger(&self, job: &JobId, to: &Reader<pb::LedgerLine>) -> Result<(), Status> {
         let mut from = 0;
         loop {
             let lines = self
@@ -131,7 +132,7 @@ impl ControlService {
             }
             from += lines.len() as u64;
             for json in lines {
-                if to.send(Ok(pb::LedgerLine { json })).await.is_err() {
+                if !to.send(pb::LedgerLine { json }).await? {
                     return Ok(());
                 }
             }
@@ -143,7 +144,7 @@ impl ControlService {
         &self,
         job: &JobId,
         request: &pb::LogsRequest,
-        to: &Sender<pb::LogLine>,
+        to: &Reader<pb::LogLine>,
     ) -> Result<(), Status> {
         let mut written = self.journal.written();
         let mut changes = self.handle.changes();
@@ -152,9 +153,9 @@ impl ControlService {
             request.rank.is_none_or(|it| it == line.rank)
                 && request.since_ms.is_none_or(|it| it <= line.at_ms)
         };
-        // The last lines of those that exist now; None once they are sent.
-        let tail = |lines: u64| usize::try_from(lines).unwrap_or(usize::MAX);
-        let mut last_lines = request.tail.map(|lines| (tail(lines), VecDeque::new()));
+        if let Some(lines) = request.tail {
+            next = self.start_of_tail(job, lines, matches).await?;
+        }
         loop {
             let over = match self.handle.job(job.clone()).await.map_err(unavailable)? {
                 Some(view) => is_over(&view.phase),
@@ -171,18 +172,9 @@ impl ControlService {
                 let Some((last, _)) = lines.last() else { break };
                 next = last + 1;
                 for (_, line) in lines.into_iter().filter(|(_, line)| matches(line)) {
-                    if let Some((limit, kept)) = &mut last_lines {
-                        kept.push_back(line);
-                        let excess = kept.len().saturating_sub(*limit);
-                        kept.drain(..excess);
-                    } else if to.send(Ok(line)).await.is_err() {
+                    if !to.send(line).await? {
                         return Ok(());
                     }
-                }
-            }
-            for line in last_lines.take().into_iter().flat_map(|(_, kept)| kept) {
-                if to.send(Ok(line)).await.is_err() {
-                    return Ok(());
                 }
             }
             if over || !request.follow {
@@ -196,9 +188,44 @@ impl ControlService {
         }
     }
 
-    /// Checks that the job's inputs exist. Returns the version of its data set (empty if it uses
-    /// that of another job) and a summary of the job in one sentence.
-    async fn check_inputs(&self, file: &str, spec: &JobSpec) -> Result<(String, String), Status> {
+    /// The number of the first of the last `lines` lines that match.
+    async fn start_of_tail(
+        &self,
+        job: &JobId,
+        lines: u64,
+        matches: impl Fn(&pb::LogLine) -> bool,
+    ) -> Result<u64, Status> {
+        let limit = usize::try_from(lines).unwrap_or(usize::MAX);
+        self.journal.flushed().await;
+        let mut next = 0;
+        let mut last = VecDeque::new();
+        loop {
+            let page = self
+                .journal
+                .logs(job, next, PAGE)
+                .await
+                .map_err(unreadable)?;
+            let Some((newest, _)) = page.last() else {
+                break;
+            };
+            next = newest + 1;
+            last.extend(
+                page.iter()
+                    .filter(|(_, line)| matches(line))
+                    .map(|(it, _)| *it),
+            );
+            let surplus = last.len().saturating_sub(limit);
+            last.drain(..surplus);
+        }
+        Ok(last.front().copied().unwrap_or(next))
+    }
+
+    /// Checks that the job's inputs exist. Returns what is pinned of them, and a summary of the job.
+    async fn check_inputs(
+        &self,
+        file: &str,
+        spec: &JobSpec,
+    ) -> Result<(DatasetPin, String), Status> {
         let resources = &spec.resources;
         let placement = format!(
             "on {} to {} {} workers with {} ranks each",
@@ -209,23 +236,31 @@ impl ControlService {
         );
         match &spec.work {
             Work::Train(work) => {
-                let version = pin(work).await.map_err(|error| {
-                    Status::invalid_argument(format!("{file}: {}: {error}", error.field()))
+                let pinned = pin(work).await.map_err(|error| {
+                    let text = format!("{file}: {}: {error}", error.field());
+                    short(Status::invalid_argument, &text)
                 })?;
-                let summary = format!(
+                let mut summary = format!(
                     "{} steps of {} samples from {} (version {}), {placement}",
                     work.train.steps,
                     work.train.global_batch,
                     work.data.dataset,
-                    &version[..12],
+                    &pinned.version[..12],
                 );
-                Ok((version, summary))
+                for note in pinned.notes() {
+                    summary.push_str(&format!("\nnote: {note}"));
+                }
+                let dataset = DatasetPin {
+                    version: pinned.version,
+                    cut_prompts: pinned.cut_prompts.map(|it| it.cut),
+                };
+                Ok((dataset, summary))
             }
             Work::Sample(work) => {
                 self.job(&work.job.0).await?;
                 let (images, job, steps) = (work.images(), &work.job, work.steps);
                 Ok((
-                    String::new(),
+                    DatasetPin::default(),
                     format!("{images} images of {job} in {steps} steps, {placement}"),
                 ))
             }
@@ -235,7 +270,7 @@ impl ControlService {
     fn accepted_job(reply: Result<Reply, Stopping>) -> Result<String, Status> {
         match reply.map_err(unavailable)? {
             Reply::Accepted { job } => Ok(job.0),
-            Reply::Refused { reason } => Err(Status::failed_precondition(reason)),
+            Reply::Refused { reason } => Err(short(Status::failed_precondition, &reason)),
             other => Err(unexpected_reply(&other)),
         }
     }
@@ -258,28 +293,10 @@ impl ControlService {
     ) -> Result<Response<pb::PhaseReply>, Status> {
         match self.handle.request(input).await.map_err(unavailable)? {
             Reply::Phase { phase } => Ok(Response::new(pb::PhaseReply { phase })),
-            Reply::Refused { reason } => Err(Status::failed_precondition(reason)),
+            Reply::Refused { reason } => Err(short(Status::failed_precondition, &reason)),
             other => Err(unexpected_reply(&other)),
         }
     }
-}
-
-/// Runs `work` in its own task; its error, if any, ends the stream.
-fn stream<T, F>(work: impl FnOnce(Sender<T>) -> F) -> Response<Replies<T>>
-where
-    T: Send + 'static,
-    F: Future<Output = Result<(), Status>> + Send + 'static,
-{
-    let (sender, receiver) = mpsc::channel(16);
-    let errors = sender.clone();
-    let work = work(sender);
-    tokio::spawn(async move {
-        if let Err(status) = work.await {
-            // Fails if the client has disconnected.
-            errors.send(Err(status)).await.ok();
-        }
-    });
-    Response::new(Box::pin(ReceiverStream::new(receiver)))
 }
 
 #[tonic::async_trait]
@@ -301,40 +318,41 @@ impl pb::control_server::Control for ControlService {
             files,
         } = request.into_inner();
         let file = if file_name.is_empty() {
-            "job.toml"
+            "job.toml".to_owned()
         } else {
-            file_name.as_str()
+            file_name
         };
+        let name = file.clone();
         let directory = directory.map(PathBuf::from);
-        let mut spec = proto::job::parse(file, &job_toml, directory.as_deref()).map_err(invalid)?;
-        if let Work::Sample(work) = &mut spec.work {
-            set_file_digests(work, &files).map_err(|error| {
-                invalid(proto::job::JobErrors(vec![proto::job::error_at(
-                    file,
-                    &job_toml,
-                    "sample.references",
-                    error,
-                )]))
-            })?;
-        }
-        let (dataset_version, summary) = self.check_inputs(file, &spec).await?;
+        let parsed = self
+            .admission
+            .parse(move || parse(&name, &job_toml, directory.as_deref(), &files));
+        // The job is stored with all defaults filled in, so that a later change of a default cannot
+        // affect a running job.
+        let (spec, job_toml) = parsed.await?;
+        let (dataset, summary) = self.check_inputs(&file, &spec).await?;
+        self.admission.check_ended(&spec.resources.team).await?;
         if dry_run {
             return Ok(Response::new(pb::SubmitReply {
                 job: String::new(),
                 summary,
             }));
         }
-        // Store the job with all defaults filled in, so that a later change of a default cannot
-        // affect a running job.
-        let job_toml = proto::job::to_toml(&spec);
         let archived = self.jobs.archived_names(&spec).await.map_err(failed)?;
+        let bytes: usize = archived.iter().map(|job| job.job_toml.len()).sum();
+        if NAMED_BYTES < bytes {
+            return Err(Status::failed_precondition(format!(
+                "{file}: the archived jobs that it names have {bytes} bytes of text in all; at \
+                 most {NAMED_BYTES} are accepted"
+            )));
+        }
         let reply = self
             .handle
             .request(move |request| Input::Submit {
                 request,
                 spec: Box::new(spec),
                 job_toml,
-                dataset_version,
+                dataset,
                 archived,
             })
             .await;
@@ -398,7 +416,7 @@ impl pb::control_server::Control for ControlService {
         });
         match reply.await.map_err(unavailable)? {
             Reply::Worker { drained, .. } => Ok(Response::new(pb::DrainReply { drained })),
-            Reply::Refused { reason } => Err(Status::failed_precondition(reason)),
+            Reply::Refused { reason } => Err(short(Status::failed_precondition, &reason)),
             other => Err(unexpected_reply(&other)),
         }
     }
@@ -432,7 +450,7 @@ impl pb::control_server::Control for ControlService {
             let all: Vec<&str> = Phase::ALL.iter().map(|it| it.word()).collect();
             return Err(Status::invalid_argument(format!(
                 "field `phase` is {:?}; it must be one of {}",
-                request.phase,
+                cut(&request.phase, TEXT_BYTES),
                 all.join(", ")
             )));
         }
@@ -462,10 +480,7 @@ impl pb::control_server::Control for ControlService {
     ) -> Result<Response<pb::PhaseReply>, Status> {
         let pb::RetryRequest { job, set } = request.into_inner();
         let (job, _) = self.job(&job).await?;
-        let overrides = set.iter().map(|it| it.parse::<Override>());
-        let overrides: Vec<Override> = overrides
-            .collect::<Result<_, _>>()
-            .map_err(|error| Status::invalid_argument(format!("field `set`: {error}")))?;
+        let overrides = self.admission.parse(move || overrides(&set)).await?;
         let archived = self.jobs.archived(&job).await.map_err(failed)?;
         self.request_change(move |request| Input::Retry {
             request,
@@ -507,45 +522,49 @@ impl pb::control_server::Control for ControlService {
         &self,
         request: Request<pb::JobRequest>,
     ) -> Result<Response<Self::WatchJobStream>, Status> {
+        let caller = caller(&request);
         let (job, view) = self.job(&request.into_inner().job).await?;
         let service = self.clone();
-        Ok(stream(|sender| async move {
-            service.watch(job, view, &sender).await
-        }))
+        self.streams.open(caller, |reader| async move {
+            service.watch(job, view, &reader).await
+        })
     }
 
     async fn list_steps(
         &self,
         request: Request<pb::JobRequest>,
     ) -> Result<Response<Self::ListStepsStream>, Status> {
+        let caller = caller(&request);
         let (job, _) = self.job(&request.into_inner().job).await?;
         let service = self.clone();
-        Ok(stream(|sender| async move {
-            service.send_steps(&job, &sender).await
-        }))
+        self.streams.open(caller, |reader| async move {
+            service.send_steps(&job, &reader).await
+        })
     }
 
     async fn list_ledger(
         &self,
         request: Request<pb::JobRequest>,
     ) -> Result<Response<Self::ListLedgerStream>, Status> {
+        let caller = caller(&request);
         let (job, _) = self.job(&request.into_inner().job).await?;
         let service = self.clone();
-        Ok(stream(|sender| async move {
-            service.send_ledger(&job, &sender).await
-        }))
+        self.streams.open(caller, |reader| async move {
+            service.send_ledger(&job, &reader).await
+        })
     }
 
     async fn logs(
         &self,
         request: Request<pb::LogsRequest>,
     ) -> Result<Response<Self::LogsStream>, Status> {
+        let caller = caller(&request);
         let request = request.into_inner();
         let (job, _) = self.job(&request.job).await?;
         let service = self.clone();
-        Ok(stream(|sender| async move {
-            service.send_logs(&job, &request, &sender).await
-        }))
+        self.streams.open(caller, |reader| async move {
+            service.send_logs(&job, &request, &reader).await
+        })
     }
 
     async fn list_workers(
@@ -555,37 +574,6 @@ impl pb::control_server::Control for ControlService {
         let workers = self.handle.snapshot().await.map_err(unavailable)?.workers;
         Ok(Response::new(pb::ListWorkersReply { workers }))
     }
-}
-
-/// Sets the digest of every file reference that lacks one; ranks find the file by its digest.
-fn set_file_digests(work: &mut SampleWork, files: &HashMap<String, String>) -> Result<(), String> {
-    for reference in &mut work.references {
-        for (name, sha256) in reference.from.files_mut() {
-            if !sha256.is_empty() {
-                continue;
-            }
-            let digest = files.get(name).filter(|it| is_sha256(it));
-            let digest = digest.ok_or_else(|| {
-                format!("names {name}, which is not in the store; `coordinator submit` uploads it")
-            })?;
-            sha256.clone_from(digest);
-        }
-    }
-    Ok(())
-}
-
-/// Checked strictly, because the digest becomes part of a path.
-fn is_sha256(text: &str) -> bool {
-    text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-}
-
-trait InvalidArgument: std::fmt::Display {}
-impl InvalidArgument for WireError {}
-impl InvalidArgument for proto::job::JobErrors {}
-
-#[allow(clippy::needless_pass_by_value)] // The signature that `map_err` needs.
-fn invalid(error: impl InvalidArgument) -> Status {
-    Status::invalid_argument(error.to_string())
 }
 
 /// The state machine sent a reply of the wrong kind.

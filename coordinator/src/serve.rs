@@ -2,42 +2,53 @@
 //! on stdout and to systemd. It owns the order of startup and shutdown, nothing else. Called by
 //! `main`, and by tests with port 0.
 
+use crate::calls::Turns;
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::commit::CheckpointStore;
 use crate::config::Config;
+use crate::connections::{
+    Gate, MetricsListener, RESERVED_FILES, STREAMS_PER_CONNECTION, UNATTACHED, raise_file_limit,
+};
 use crate::daemon::Daemon;
 use crate::jobs::Jobs;
 use crate::journal::Journal;
 use crate::metrics;
+use crate::opening;
 use crate::retention;
 use crate::rpc::ControlService;
 use crate::session::FleetService;
 use crate::store::{StateError, StateStore};
 use crate::text::now_ms;
 use coordinator_core::{Coordinator, Deadlines};
+use proto::limits::{REPLY_BYTES, REPORT_BYTES, REQUEST_BYTES};
 use proto::pb::control_server::ControlServer;
 use proto::pb::fleet_server::FleetServer;
 use proto::version;
 use sd_notify::NotifyState;
+use shell::signals::{StopRequest, StopSignal, StopSignals};
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
-/// Largest accepted message: a report of many ranks with long lists.
-const MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// Bytes of the headers of a request.
+const HEADER_BYTES_MAX: u32 = 16 << 10;
+/// A stop that takes longer than this is abandoned: the store does not answer. Nothing is lost,
+/// because nothing is confirmed to anyone before it is saved.
+const STOP_WITHIN: Duration = Duration::from_secs(8);
+/// systemd is asked for this much more time with every line that says what the start waits for.
+const START_EXTENSION: Duration = Duration::from_secs(90);
 /// Ended jobs that stay in memory.
 const ENDED_JOBS_MAX: usize = 64;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ServeError {
     #[error(
-        "cannot listen on {address} (`{field}`): {source}; is another coordinator running there?"
+        "cannot listen on {address} (`{field}`): {source}{}",
+        listen_advice(source)
     )]
     Listen {
         field: &'static str,
@@ -54,6 +65,22 @@ pub(crate) enum ServeError {
     Loop(#[from] JoinError),
     #[error("cannot listen for signals: {0}")]
     Signals(std::io::Error),
+    #[error(
+        "stopped without closing the store {store}, which did not complete within {} s: {cause}; \
+        whatever was confirmed to anyone is saved", STOP_WITHIN.as_secs()
+    )]
+    StopSlow { store: String, cause: String },
+    #[error("a second {0} while stopping: left without closing the store")]
+    StopNow(StopSignal),
+}
+
+fn listen_advice(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => "; is another coordinator running there?",
+        std::io::ErrorKind::AddrNotAvailable => "; it must be an address of this machine",
+        std::io::ErrorKind::PermissionDenied => "; ports below 1024 need rights, use a higher one",
+        _ => "",
+    }
 }
 
 /// A running coordinator.
@@ -67,24 +94,51 @@ pub(crate) struct Running {
     store: StateStore,
 }
 
-/// Serves until SIGTERM or SIGINT.
+/// Serves until SIGTERM, SIGINT or SIGHUP, which it obeys at any moment.
 pub(crate) async fn serve(config: Config) -> Result<(), ServeError> {
-    let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
+    let mut signals = StopSignals::catch().map_err(ServeError::Signals)?;
     let store = config.store.clone();
-    let mut running = start(config).await?;
+    // A task of its own: a call that blocks, for instance on a file server, does not keep this one
+    // from the signals.
+    let starting = tokio::spawn(start(config));
+    let mut running = tokio::select! {
+        started = starting => started??,
+        StopRequest { signal, .. } = signals.next() => {
+            notify(&[NotifyState::Stopping]);
+            tracing::info!(%signal, "coordinator is stopping before it was ready");
+            return Ok(());
+        }
+    };
     let (rpc, metrics) = (running.rpc, running.metrics);
-    println!("coordinator ready rpc=http://{rpc} metrics=http://{metrics} store={store}");
-    notify(NotifyState::Ready);
+    shell::log::announce(format_args!(
+        "coordinator ready rpc=http://{rpc} metrics=http://{metrics} store={store}"
+    ));
+    notify(&[NotifyState::Ready, NotifyState::Status("ready")]);
     tracing::info!(%rpc, %metrics, %store, "coordinator ready");
-    tokio::select! {
+    let signal = tokio::select! {
         error = running.failed() => return Err(error),
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        StopRequest { signal, .. } = signals.next() => signal,
+    };
+    notify(&[NotifyState::Stopping]);
+    tracing::info!(%signal, "coordinator is stopping");
+    let again = async {
+        loop {
+            let request = signals.next().await;
+            if request.again {
+                return request.signal;
+            }
+        }
+    };
+    tokio::select! {
+        stopped = tokio::time::timeout(STOP_WITHIN, running.stop()) => match stopped {
+            Ok(stopped) => stopped,
+            Err(_) => {
+                let cause = opening::cause(&store).await;
+                Err(ServeError::StopSlow { store, cause })
+            }
+        },
+        signal = again => Err(ServeError::StopNow(signal)),
     }
-    notify(NotifyState::Stopping);
-    tracing::info!("coordinator is stopping");
-    running.stop().await
 }
 
 /// Listens on the configured addresses; port 0 takes a free one.
@@ -93,16 +147,25 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
     // of fencing the first.
     let rpc_listener = listen("listen", config.listen).await?;
     let metrics_listener = listen("metrics_listen", config.metrics_listen).await?;
+    let files = file_limit(config.max_workers);
     let deadlines = Deadlines::new(config.detect_within_ms);
-    let store = StateStore::open(&config.store, Duration::from_millis(deadlines.save_ms())).await?;
+    let restore = async {
+        let save_within = Duration::from_millis(deadlines.save_ms());
+        let store = StateStore::open(&config.store, save_within).await?;
+        let durable = store.load().await?;
+        let last_steps = store.last_steps(durable.jobs.keys()).await?;
+        let half_deleted = store.half_deleted().await?;
+        Ok((store, durable, last_steps, half_deleted))
+    };
+    let (store, durable, last_steps, half_deleted) =
+        opening::when_usable(&config.store, &say_waiting, restore).await?;
     let archive = CheckpointStore::open(&config.store)?;
-    let durable = store.load().await?;
-    let last_steps = store.last_steps(durable.jobs.keys()).await?;
     tracing::info!(jobs = durable.jobs.len(), "state restored");
     let core = coordinator_core::Config {
         store_url: config.store.clone(),
         detect_within_ms: config.detect_within_ms,
         quotas: config.quotas.clone(),
+        waiting: config.waiting.clone(),
         ended_jobs_max: ENDED_JOBS_MAX,
     };
     let machine = Coordinator::restore(core, durable, now_ms());
@@ -114,8 +177,9 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
         journal.clone(),
         archive.clone(),
         last_steps,
+        config.max_workers,
     );
-    for job in store.half_deleted().await? {
+    for job in half_deleted {
         daemon.purge(job);
     }
     let (stop, stopped) = watch::channel(false);
@@ -129,23 +193,29 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
     let rpc = rpc_listener.1;
     let metrics = metrics_listener.1;
     let keepalive = Duration::from_millis(config.detect_within_ms);
-    let control = ControlServer::new(ControlService::new(jobs.clone()))
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let fleet = FleetServer::new(FleetService::new(handle.clone()))
-        .max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let control = ControlServer::new(ControlService::new(jobs.clone(), config.ended.clone()))
+        .max_decoding_message_size(REQUEST_BYTES)
+        .max_encoding_message_size(REPLY_BYTES);
+    let fleet = FleetServer::new(FleetService::new(handle.clone(), keepalive))
+        .max_decoding_message_size(REPORT_BYTES);
     let rpc_server = Server::builder()
         .http2_keepalive_interval(Some(keepalive))
         .http2_keepalive_timeout(Some(keepalive))
-        .add_service(InterceptedService::new(control, version::check))
-        .add_service(InterceptedService::new(fleet, version::check))
-        .serve_with_incoming(TcpIncoming::from(rpc_listener.0).with_nodelay(Some(true)));
+        .max_concurrent_streams(STREAMS_PER_CONNECTION)
+        .http2_max_header_list_size(HEADER_BYTES_MAX)
+        .add_service(Turns::of(InterceptedService::new(control, version::check)))
+        .add_service(Turns::counted(InterceptedService::new(
+            fleet,
+            version::check,
+        )))
+        .serve_with_incoming(Gate::rpc(files).incoming(rpc_listener.0));
+    let metrics_listener = MetricsListener(metrics_listener.0, Gate::metrics());
     let mut servers = JoinSet::new();
     servers.spawn(async move { server_ended("rpc", rpc_server.await) });
     servers.spawn(async move {
         server_ended(
             "metrics",
-            axum::serve(metrics_listener.0, metrics::router(handle)).await,
+            axum::serve(metrics_listener, metrics::router(handle)).await,
         )
     });
     servers.spawn(retention::run(jobs, config.retention));
@@ -190,6 +260,22 @@ impl Running {
     }
 }
 
+/// The limit of open files, raised as far as possible.
+fn file_limit(max_workers: u32) -> u64 {
+    let files = raise_file_limit();
+    let needed = u64::from(max_workers) + UNATTACHED as u64 + RESERVED_FILES;
+    if files < needed {
+        tracing::warn!(
+            files,
+            needed,
+            max_workers,
+            "the limit of open files is too low for `max_workers`; connections beyond it are \
+             refused; set LimitNOFILE in the unit"
+        );
+    }
+    files
+}
+
 async fn listen(
     field: &'static str,
     address: SocketAddr,
@@ -209,9 +295,19 @@ fn server_ended<E: std::error::Error>(what: &'static str, result: Result<(), E>)
     ServeError::Server { what, reason }
 }
 
+/// Says what the start waits for: in the log, and to systemd, which shows it and waits longer.
+fn say_waiting(text: &str) {
+    tracing::warn!("{text}");
+    let extension = u32::try_from(START_EXTENSION.as_micros()).unwrap_or(u32::MAX);
+    notify(&[
+        NotifyState::Status(text),
+        NotifyState::ExtendTimeoutUsec(extension),
+    ]);
+}
+
 /// Notifies systemd, if it started this process.
-fn notify(state: NotifyState<'_>) {
-    if let Err(error) = sd_notify::notify(&[state]) {
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
         tracing::warn!(%error, "cannot notify systemd");
     }
 }

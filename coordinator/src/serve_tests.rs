@@ -20,7 +20,7 @@ use tonic::{Code, Status, Streaming};
 
 type Client = ControlClient<InterceptedService<Channel, Stamp>>;
 
-async fn channel(running: &Running) -> Channel {
+pub(crate) async fn channel(running: &Running) -> Channel {
     let endpoint = Endpoint::from_shared(format!("http://{}", running.rpc)).unwrap();
     endpoint.connect().await.unwrap()
 }
@@ -46,7 +46,7 @@ async fn server(dir: &Path) -> (Running, Client) {
     (running, client)
 }
 
-async fn submit(client: &mut Client, job_toml: String) -> Result<String, Status> {
+pub(crate) async fn submit(client: &mut Client, job_toml: String) -> Result<String, Status> {
     let request = pb::SubmitRequest {
         file_name: "j.toml".into(),
         job_toml,

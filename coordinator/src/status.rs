@@ -69,6 +69,7 @@ pub(crate) fn job_view(
         },
         store_url: store_url.to_owned(),
         dataset_version: record.dataset_version.clone(),
+        cut_prompts: record.cut_prompts,
         restarts: record.restarts,
         ledger: Some(pb::LedgerTip {
             entries: record.ledger.entries,
@@ -127,6 +128,11 @@ pub(crate) fn worker_view(
             .map_or(0, |heard| now_ms.saturating_sub(heard)),
         drained: worker.drained,
         unreachable: worker.unreachable.clone(),
+        displaced: worker.displaced.map(|it| pb::Displaced {
+            worker: Some(it.worker.into()),
+            address: it.address.map(str::to_owned),
+            ago_ms: now_ms.saturating_sub(it.last_report_ms),
+        }),
     }
 }
 

@@ -16,6 +16,7 @@
 //! | `steps/<job>/<step>` | protobuf `StepReport` |
 //! | `logs/<job>/<number>` | protobuf `LogLine` |
 
+use crate::opening;
 use coordinator_core::event::{Counters, Durable, JobRecord, Record};
 use prost::Message;
 use proto::id::JobId;
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use slatedb::config::{DbReaderOptions, Settings};
 use slatedb::{CloseReason, Db, DbReader, DbReaderMode, ErrorKind, WriteBatch};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Flush interval of steps and log lines; records are flushed at once.
@@ -54,12 +56,17 @@ pub(crate) enum StateError {
         write"
     )]
     Fenced { url: String },
+    #[error("the store refuses to be used: {0}")]
+    Unusable(storage::probe::Trouble),
     #[error(
-        "the store under {url} did not complete a save within {} s; check that it is reachable \
-        and not full",
+        "the store under {url} did not complete a save within {} s: {cause}",
         within.as_secs_f64()
     )]
-    Slow { url: String, within: Duration },
+    Slow {
+        url: String,
+        within: Duration,
+        cause: String,
+    },
     #[error(
         "there is a coordinator's state under {url} already; restore into an empty store, or move \
         that folder away"
@@ -85,6 +92,8 @@ pub(crate) struct StateStore {
     url: String,
     /// A save that takes longer than this ends the process.
     save_within: Duration,
+    /// The teams of archived jobs, for quotas.
+    archived: Arc<Mutex<BTreeMap<JobId, String>>>,
 }
 
 impl std::fmt::Debug for StateStore {
@@ -114,6 +123,7 @@ impl StateStore {
                 db,
                 url,
                 save_within,
+                archived: Arc::default(),
             }),
             Err(source) => Err(StateError::Db {
                 action: "open",
@@ -155,7 +165,29 @@ impl StateStore {
             }
         }
         self.load_named(&mut durable).await?;
+        self.load_teams().await?;
         Ok(durable)
+    }
+
+    /// Reads the teams of all archived jobs.
+    async fn load_teams(&self) -> Result<(), StateError> {
+        let mut after = None;
+        loop {
+            let page = self.archive(after.as_ref(), crate::jobs::PAGE).await?;
+            let Some(last) = page.last() else {
+                return Ok(());
+            };
+            after = Some(last.record.id.clone());
+            let mut archived = self.archived.lock().unwrap_or_else(PoisonError::into_inner);
+            archived.extend(page.into_iter().map(|job| (job.record.id, job.team)));
+        }
+    }
+
+    /// The number of archived jobs of this team, and of all.
+    pub(crate) fn archived_of(&self, team: &str) -> (u64, u64) {
+        let archived = self.archived.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = archived.values().filter(|it| *it == team).count();
+        (own as u64, archived.len() as u64)
     }
 
     /// Adds the archived jobs that a job which is not over names.
@@ -248,6 +280,7 @@ impl StateStore {
     /// Saves these records atomically. Returns when they are durable.
     pub(crate) async fn save(&self, records: &[Record]) -> Result<(), StateError> {
         let mut batch = WriteBatch::new();
+        let mut teams = Vec::new();
         for record in records {
             match record {
                 Record::Counters(counters) => batch.put(COUNTERS_KEY, to_json(counters)),
@@ -255,16 +288,19 @@ impl StateStore {
                 Record::Job(job) => {
                     batch.put(format!("{JOB_PREFIX}{}", job.id), to_json(job));
                     batch.delete(archive_key(&job.id));
+                    teams.push((job.id.clone(), None));
                 }
                 Record::Archived(job) => {
                     let archived = Archived::new((**job).clone());
                     batch.put(archive_key(&job.id), to_json(&archived));
+                    teams.push((job.id.clone(), Some(archived.team)));
                     batch.delete(format!("{JOB_PREFIX}{}", job.id));
                 }
                 Record::Deleted(job) => {
                     batch.put(format!("{DELETED_PREFIX}{job}"), b"1");
                     batch.delete(format!("{JOB_PREFIX}{job}"));
                     batch.delete(archive_key(job));
+                    teams.push((job.clone(), None));
                 }
                 Record::Ledger { job, entries } => {
                     for entry in entries {
@@ -274,7 +310,15 @@ impl StateStore {
                 }
             }
         }
-        self.commit(batch).await
+        self.commit(batch).await?;
+        let mut archived = self.archived.lock().unwrap_or_else(PoisonError::into_inner);
+        for (job, team) in teams {
+            match team {
+                Some(team) => archived.insert(job, team),
+                None => archived.remove(&job),
+            };
+        }
+        Ok(())
     }
 
     /// Writes all entries of a backup to an empty state.
@@ -313,6 +357,7 @@ impl StateStore {
             Err(_) => Err(StateError::Slow {
                 url: self.url.clone(),
                 within: self.save_within,
+                cause: opening::cause(self.url.strip_suffix("/state").unwrap_or(&self.url)).await,
             }),
         }
     }

@@ -1,23 +1,9 @@
-//! Output for people: formats durations, sizes and timestamps, and prints lines to stdout.
+//! Output for people: formats durations, sizes and timestamps, and prints lines.
 //! Called by every command that prints.
 
 use std::time::Duration;
 
-/// Prints a line to stdout. Exits if the reader has closed the pipe (`… | head -1`), because nobody
-/// would see further output.
-macro_rules! outln {
-    ($($text:tt)*) => {
-        $crate::text::print_line(format_args!($($text)*))
-    };
-}
-pub(crate) use outln;
-
-pub(crate) fn print_line(text: std::fmt::Arguments<'_>) {
-    use std::io::Write;
-    if writeln!(std::io::stdout(), "{text}").is_err() {
-        std::process::exit(1);
-    }
-}
+pub(crate) use shell::{errln, outln};
 
 /// `2h03m`, `4m07s`, `12s` or `250ms`.
 pub(crate) fn duration(value: Duration) -> String {

@@ -87,8 +87,8 @@ keep = 4
 
 # What a reader must know before carrying the figures over; stands in the report.
 CONDITIONS = [
-    "The encoder is not frozen: all of the U-Net trains (`freeze` names autoencoder and text encoder"
-    " only). The paper freezes encoder and middle.",
+    "The encoder is not frozen: all of the U-Net trains (`freeze` names autoencoder and text"
+    " encoder only). The paper freezes encoder and middle.",
     "N = 1: one reference for each sample. The paper uses 4.",
     '`loss_weighting = "noise"`, which stresses high noise levels, where colours are decided. The '
     "paper's loss is not weighted.",
@@ -99,7 +99,8 @@ CONDITIONS = [
 # What pairing a does to target and reference: the defaults of data.transform.
 TRANSFORMS = (
     "Pairing a: target and reference each have a random transform of their own, the defaults of "
-    "`data.transform` (crop of 0.8 to 1 of each side, flip with probability 0.5, position on the pad)."
+    "`data.transform` (crop of 0.8 to 1 of each side, flip with probability 0.5, position on the "
+    "pad)."
 )
 
 
@@ -558,7 +559,8 @@ def report(options, data, sampled):
     ]
     lines += [
         "",
-        "At equal identity: the step of pairing a whose identity is nearest to pairing b's final one.",
+        "At equal identity: the step of pairing a whose identity is nearest to pairing b's final"
+        " one.",
         "",
         "| a | b | identity, a | identity, b | leakage, layout, a - b | leakage, pose, a - b |",
         "|---|---|---|---|---|---|",

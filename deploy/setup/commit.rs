@@ -1,5 +1,5 @@
-// Included by the build scripts of the programs: the commit that they are built from, for `--version`
-// and for manifests.
+// Included by the build scripts of the programs: the commit that they are built from, for
+// `--version` and for manifests.
 
 /// Sets `RETRI_COMMIT`: the commit, with `-dirty` where files differ from it; `unknown` outside a
 /// git checkout.

@@ -91,7 +91,10 @@ mod tests {
 
     #[test]
     fn a_manifest_of_an_older_release_has_no_ranks_and_is_written_back_as_it_was() {
-        let old = r#"{"job":"a-1","step":6,"generation":1,"job_toml":"","dataset_version":"0","init_digest":null,"shards":[],"environment":"libtorch 2.10.0, cpu, 1 thread"}"#;
+        let old = concat!(
+            r#"{"job":"a-1","step":6,"generation":1,"job_toml":"","dataset_version":"0","#,
+            r#""init_digest":null,"shards":[],"environment":"libtorch 2.10.0, cpu, 1 thread"}"#
+        );
         let manifest: CheckpointManifest = serde_json::from_str(old).expect("it is a manifest");
         assert_eq!(manifest.ranks, BTreeMap::new());
         assert_eq!(serde_json::to_string(&manifest).expect("plain data"), old);

@@ -5,6 +5,13 @@ use serde::{Deserialize, Serialize};
 pub const DATASET_FILE: &str = "dataset.json";
 pub const DATASET_SCHEMA_VERSION: u32 = 1;
 
+/// Where the [`DATASET_FILE`] of a replaced version is kept, next to the new one. `version` is its
+/// SHA-256 in hex.
+#[must_use]
+pub fn kept_manifest(version: &str) -> String {
+    format!("dataset-{version}.json")
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DatasetManifest {

@@ -1,6 +1,6 @@
 //! What a rank computes with and where: the facts on which the bits of a result depend, and the
-//! machine. Ranks compare them at the rendezvous ([`differing`]); manifests of checkpoints keep them. No
-//! I/O.
+//! machine. Ranks compare them at the rendezvous ([`differing`]); manifests of checkpoints keep
+//! them. No I/O.
 
 use serde::{Deserialize, Serialize};
 

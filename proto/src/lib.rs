@@ -2,8 +2,8 @@
 //!
 //! Read in this order: ids ([`id`]), job specifications ([`spec`], [`job`]), messages ([`message`],
 //! [`wire`]), objects in the store ([`dataset`], [`checkpoint`]), the proof of what was trained
-//! ([`ledger`]), network layouts ([`layout`], [`public`]), daemon settings ([`settings`]), names of
-//! phases ([`phase`]) and shared text formats ([`text`], [`duration`]).
+//! ([`ledger`]), network layouts ([`layout`], [`public`]), daemon settings ([`settings`]), limits
+//! ([`limits`]), names of phases ([`phase`]) and shared text formats ([`text`], [`duration`]).
 
 pub mod architecture;
 pub mod checkpoint;
@@ -14,6 +14,7 @@ pub mod id;
 pub mod job;
 pub mod layout;
 pub mod ledger;
+pub mod limits;
 mod location;
 pub mod message;
 pub mod phase;

@@ -5,10 +5,19 @@ use toml::de::{DeTable, DeValue};
 /// The line (1-based) of a dotted field. If the field is absent, the line of its nearest parent
 /// that is present, else 1.
 pub(crate) fn line_of(text: &str, field: &str) -> usize {
-    let Ok(document) = DeTable::parse(text) else {
-        return 1;
-    };
-    let mut table = document.into_inner();
+    lines_of(text, &[field]).first().copied().unwrap_or(1)
+}
+
+/// The same for several fields, which parses the text once.
+pub(crate) fn lines_of(text: &str, fields: &[&str]) -> Vec<usize> {
+    let document = DeTable::parse(text).ok();
+    let table = document.as_ref().map(|document| document.get_ref());
+    let line = |field: &&str| table.map_or(1, |table| line_in(text, table, field));
+    fields.iter().map(line).collect()
+}
+
+fn line_in(text: &str, table: &DeTable<'_>, field: &str) -> usize {
+    let mut table = table;
     let mut line = 1;
     for part in field.split('.') {
         let Some((key, value)) = table.iter().find(|(key, _)| key.get_ref().as_ref() == part)
@@ -17,7 +26,7 @@ pub(crate) fn line_of(text: &str, field: &str) -> usize {
         };
         line = line_at(text, key.span().start);
         match value.get_ref() {
-            DeValue::Table(inner) => table = inner.clone(),
+            DeValue::Table(inner) => table = inner,
             _ => break,
         }
     }

@@ -340,6 +340,47 @@ pub struct DesiredState {
     pub detect_within_ms: u64,
     /// All other workers with ranks of one of its jobs. The worker pings each of them repeatedly.
     pub peers: Vec<Peer>,
+    /// What the receiver could not accept. Empty where the state is made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<Refusal>,
+    /// Another daemon of the same name took this worker's place; it must leave.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub successor: Option<Successor>,
+}
+
+/// The daemon that took the place of another one of its name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Successor {
+    pub worker: WorkerId,
+    /// Where it answers pings.
+    pub address: Option<String>,
+}
+
+/// A part of a desired state that its receiver refuses, because a field is beyond what it accepts
+/// ([`crate::limits`]). The rest of the state is valid.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Refusal {
+    pub job: JobId,
+    pub generation: Generation,
+    pub first_rank: Rank,
+    /// 0: the refused part names no ranks, so that nothing but a log can say it.
+    pub ranks: u32,
+    /// Field, value, and what is accepted.
+    pub error: String,
+}
+
+impl Default for Refusal {
+    fn default() -> Self {
+        Self {
+            job: JobId(String::new()),
+            generation: Generation(0),
+            first_rank: Rank(0),
+            ranks: 0,
+            error: String::new(),
+        }
+    }
 }
 
 /// The ranks of one generation of one job that a worker runs.

@@ -132,12 +132,30 @@ pub struct Data {
     pub prompt_drop: f64,
     /// Probability that the tags of looks (hair, eyes, skin, clothes) are left out of a prompt, so
     /// that only the references tell them. Ours: the paper keeps all tags.
+    #[serde(default)]
     pub looks_drop: f64,
+    /// The order of the tags in a prompt. Ours.
+    #[serde(default)]
+    pub prompt_order: PromptOrder,
     /// Fraction of characters held out from training, selected by a hash of (seed, character).
     /// Images are generated for these.
     pub holdout: f64,
     /// The only seed of the job: sample order, noise, crops, and weights without `init`.
     pub seed: u64,
+}
+
+/// The order of the tags in a prompt. The text encoder reads the first tokens only, and tags are
+/// stored in alphabetical order.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PromptOrder {
+    /// As in the data set.
+    #[default]
+    AsWritten,
+    /// At random, another order in each epoch.
+    Shuffle,
+    /// The tags that fewest samples of the data set have come first; equally rare ones as written.
+    RareFirst,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

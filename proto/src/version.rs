@@ -5,8 +5,10 @@
 //! What keeps this true: fields of `train.proto` are only added, with a default that means what the
 //! older protocol did; enum values that the other side does not know are ignored or replaced, never
 //! an error of the whole message; and a job's canonical text names a newer field only where the job
-//! uses it, so that an older worker refuses exactly such jobs, by the field's name. A request that an
-//! older coordinator does not have is answered with UNIMPLEMENTED, which the command line explains.
+//! uses it, so that an older worker refuses exactly such jobs, by the field's name. A request that
+//! an older coordinator does not have is answered with UNIMPLEMENTED, which the command line
+//! explains. A newer field of a request would be ignored there: a caller that sets one says so with
+//! [`need`], and [`check`] of the older side refuses the call.
 
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Request, Status};
@@ -19,6 +21,8 @@ const FIRST_COMPATIBLE: u32 = 7;
 
 const PROTOCOL_KEY: &str = "retri-protocol";
 const RELEASE_KEY: &str = "retri-release";
+/// A field that the call sets, and the protocol that it came with: `8 labels`. May be repeated.
+const NEEDS_KEY: &str = "retri-needs";
 const RELEASE: &str = env!("CARGO_PKG_VERSION");
 
 /// What [`stamp`] is, for the types of clients.
@@ -66,10 +70,30 @@ pub fn protocol_of(metadata: &MetadataMap) -> Option<u32> {
     metadata.get(PROTOCOL_KEY)?.to_str().ok()?.parse().ok()
 }
 
+/// Says that the call sets a field which came with `protocol`. A side of the protocol before would
+/// ignore the field, and refuses the call instead.
+pub fn need(metadata: &mut MetadataMap, protocol: u32, field: &'static str) {
+    let value = format!("{protocol} {field}");
+    let value = value.parse().unwrap_or(MetadataValue::from(protocol));
+    metadata.append(NEEDS_KEY, value);
+}
+
+/// The first field that the caller needs and that came after protocol `own`.
+fn unknown_field(own: u32, metadata: &MetadataMap) -> Option<(u32, &str)> {
+    let needs = metadata.get_all(NEEDS_KEY).iter();
+    let mut needs = needs.filter_map(|value| {
+        let value = value.to_str().ok()?;
+        let (protocol, field) = value.split_once(' ').unwrap_or((value, "a field"));
+        Some((protocol.parse().ok()?, field))
+    });
+    needs.find(|(protocol, _)| own < *protocol)
+}
+
 /// Accepts callers of the same protocol, of the one before and of the one after.
 ///
 /// # Errors
-/// FAILED_PRECONDITION for everybody else: what each side speaks, and who must be upgraded.
+/// FAILED_PRECONDITION for everybody else: what each side speaks, and who must be upgraded; and for
+/// a call that [`need`]s a field of a later protocol.
 pub fn check(request: Request<()>) -> Result<Request<()>, Status> {
     let text = |key| {
         let value = request.metadata().get(key);
@@ -79,23 +103,31 @@ pub fn check(request: Request<()>) -> Result<Request<()>, Status> {
     };
     let Some(theirs) = protocol_of(request.metadata()) else {
         return Err(Status::failed_precondition(format!(
-            "the caller names no protocol (it says {:?}); this is release {RELEASE}, which speaks protocol \
-             {PROTOCOL}; upgrade the caller",
+            "the caller names no protocol (it says {:?}); this is release {RELEASE}, which speaks \
+             protocol {PROTOCOL}; upgrade the caller",
             text(PROTOCOL_KEY)
         )));
     };
     let todo = match compare(PROTOCOL, theirs) {
-        Ok(()) => return Ok(request),
+        Ok(()) => match unknown_field(PROTOCOL, request.metadata()) {
+            None => return Ok(request),
+            Some((protocol, field)) => {
+                return Err(Status::failed_precondition(format!(
+                    "the call sets {field}, which came with protocol {protocol}; this is release \
+                     {RELEASE}, which speaks protocol {PROTOCOL}: upgrade it, or leave out {field}"
+                )));
+            }
+        },
         Err(Mismatch::New) => "upgrade this one first",
         Err(Mismatch::Old) if theirs < FIRST_COMPATIBLE => {
-            "protocols before 7 cannot be mixed with later ones: upgrade the coordinator, every worker and \
-             every command line; stored jobs and checkpoints stay valid"
+            "protocols before 7 cannot be mixed with later ones: upgrade the coordinator, every \
+             worker and every command line; stored jobs and checkpoints stay valid"
         }
         Err(Mismatch::Old) => "upgrade the caller",
     };
     Err(Status::failed_precondition(format!(
-        "the caller speaks protocol {theirs} (release {}), and this is release {RELEASE}, which talks with \
-         protocols {} to {}; {todo}",
+        "the caller speaks protocol {theirs} (release {}), and this is release {RELEASE}, which \
+         talks with protocols {} to {}; {todo}",
         text(RELEASE_KEY),
         FIRST_COMPATIBLE.max(PROTOCOL - 1),
         PROTOCOL + 1
@@ -155,6 +187,24 @@ mod tests {
             );
             assert!(error.contains(todo), "{error}");
         }
+    }
+
+    #[test]
+    fn a_call_that_sets_a_field_of_a_later_protocol_is_refused_by_its_name() {
+        let call = |protocol, field| {
+            let mut request = Request::new(());
+            stamp_as(request.metadata_mut(), PROTOCOL + 1);
+            need(request.metadata_mut(), PROTOCOL, "team");
+            need(request.metadata_mut(), protocol, field);
+            check(request)
+        };
+        assert!(call(PROTOCOL, "name").is_ok());
+        let error = call(PROTOCOL + 1, "labels").expect_err("it is too new");
+        let expected = format!(
+            "the call sets labels, which came with protocol {}",
+            PROTOCOL + 1
+        );
+        assert!(error.message().starts_with(&expected), "{error}");
     }
 
     #[test]

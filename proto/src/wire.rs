@@ -13,12 +13,18 @@ pub use terms::loss_terms;
 
 use crate::checkpoint::{CheckpointRef, ShardEntry};
 use crate::id::{Generation, JobId, Rank, Step, WorkerId};
+use crate::limits::{
+    ADDRESS_BYTES, DEVICES, ERROR_BYTES, JOB_TOML_BYTES, LIST, TEXT_BYTES, URL_BYTES, cut,
+    is_worker_name,
+};
 use crate::message::{
-    Assignment, DesiredState, GangOrder, GracefulStop, PhaseSeconds, RankPhase, RankReport, Run,
-    ShardReport, StepReport, WeightDigest, WorkerReport,
+    Assignment, DesiredState, GangOrder, GracefulStop, PhaseSeconds, RankPhase, RankReport,
+    Refusal, Run, ShardReport, StepReport, WeightDigest, WorkerReport,
 };
 use crate::pb;
+use crate::reason::RankFailure;
 use crate::spec::DeviceKind;
+use std::borrow::Cow;
 
 /// A field with an invalid value. Becomes INVALID_ARGUMENT.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -26,26 +32,18 @@ use crate::spec::DeviceKind;
 pub struct WireError {
     pub field: &'static str,
     pub value: String,
-    pub expected: &'static str,
+    pub expected: Cow<'static, str>,
 }
-
-/// Longest name, address or path that is accepted, in bytes.
-const TEXT_MAX: usize = 1024;
-/// Longest job.toml and error text that is accepted, in bytes.
-const LONG_TEXT_MAX: usize = 1 << 20;
-/// Maximum number of ranks in one report, of assignments in one state, and of shards or steps in
-/// one rank report.
-const LIST_MAX: usize = 4096;
 
 fn wrong<T>(
     field: &'static str,
     value: impl ToString,
-    expected: &'static str,
+    expected: impl Into<Cow<'static, str>>,
 ) -> Result<T, WireError> {
     Err(WireError {
         field,
         value: value.to_string(),
-        expected,
+        expected: expected.into(),
     })
 }
 
@@ -53,7 +51,7 @@ fn present<T>(field: &'static str, value: Option<T>) -> Result<T, WireError> {
     value.ok_or(WireError {
         field,
         value: "missing".into(),
-        expected: "it must be given",
+        expected: "it must be given".into(),
     })
 }
 
@@ -61,23 +59,27 @@ fn text(field: &'static str, value: String, length_max: usize) -> Result<String,
     if value.is_empty() {
         return wrong(field, "empty", "it must be given");
     }
-    if value.len() > length_max {
-        return wrong(
-            field,
-            format!("{} bytes long", value.len()),
-            "it must be shorter",
-        );
+    short(field, value, length_max)
+}
+
+/// The same for a text that may be empty.
+fn short(field: &'static str, value: String, length_max: usize) -> Result<String, WireError> {
+    if length_max < value.len() {
+        let found = format!("{} bytes long", value.len());
+        return wrong(field, found, format!("at most {length_max} are accepted"));
     }
     Ok(value)
 }
 
+/// The text of an error. A long one is no reason to lose the report: it is cut.
+fn error_text(field: &'static str, value: String) -> Result<String, WireError> {
+    text(field, cut(&value, ERROR_BYTES), ERROR_BYTES)
+}
+
 fn bounded<T>(field: &'static str, list: Vec<T>) -> Result<Vec<T>, WireError> {
-    if list.len() > LIST_MAX {
-        return wrong(
-            field,
-            format!("{} entries long", list.len()),
-            "at most 4096 are accepted",
-        );
+    if LIST < list.len() {
+        let found = format!("{} entries long", list.len());
+        return wrong(field, found, format!("at most {LIST} are accepted"));
     }
     Ok(list)
 }
@@ -95,9 +97,16 @@ pub fn job_id(value: String) -> Result<JobId, WireError> {
     Ok(JobId(value))
 }
 
-/// Validates a worker's name, which comes from its daemon's settings.
+/// Validates a worker's name as its daemon's settings do.
 pub fn worker_name(value: String) -> Result<String, WireError> {
-    text("worker.name", value, TEXT_MAX)
+    if is_worker_name(&value) {
+        return Ok(value);
+    }
+    wrong(
+        "worker.name",
+        format!("{:?}, {} bytes long", cut(&value, TEXT_BYTES), value.len()),
+        "it must be 1 to 64 letters, digits, dashes, underscores and dots",
+    )
 }
 
 fn device_kind(value: &str) -> Result<DeviceKind, WireError> {
@@ -158,12 +167,9 @@ impl TryFrom<pb::WorkerReport> for WorkerReport {
     /// The plain report has no log lines; the caller must take them out first.
     fn try_from(report: pb::WorkerReport) -> Result<Self, WireError> {
         // 0 is allowed: a worker that is shutting down offers no devices.
-        if report.devices > 1024 {
-            return wrong(
-                "devices",
-                report.devices,
-                "a worker has at most 1024 devices",
-            );
+        if DEVICES < report.devices {
+            let expected = format!("a worker has at most {DEVICES} devices");
+            return wrong("devices", report.devices, expected);
         }
         Ok(Self {
             worker: present("worker", report.worker)?.try_into()?,
@@ -171,7 +177,7 @@ impl TryFrom<pb::WorkerReport> for WorkerReport {
             devices: report.devices,
             ranks: bounded("ranks", report.ranks)?
                 .into_iter()
-                .map(TryInto::try_into)
+                .map(rank_or_failure)
                 .collect::<Result<_, _>>()?,
             peer_address: report.peer_address.map(peer::address).transpose()?,
             unreached: bounded("unreached", report.unreached)?
@@ -180,6 +186,29 @@ impl TryFrom<pb::WorkerReport> for WorkerReport {
                 .collect::<Result<_, _>>()?,
         })
     }
+}
+
+/// A rank's report, or the failure of a rank whose report has an invalid field, so that it cannot
+/// stop the other ranks of its worker.
+fn rank_or_failure(report: pb::RankReport) -> Result<RankReport, WireError> {
+    let (job, generation, rank) = (report.job.clone(), report.generation, report.rank);
+    report.try_into().or_else(|error: WireError| {
+        let text = format!("the rank's report is refused: {error}");
+        Ok(RankReport {
+            job: job_id(job)?,
+            generation: Generation(generation),
+            rank: Rank(rank),
+            phase: RankPhase::Failed {
+                failure: RankFailure::error(&text, false),
+            },
+            store_address: None,
+            steps: Vec::new(),
+            shards: Vec::new(),
+            digests: Vec::new(),
+            units: Default::default(),
+            activity: None,
+        })
+    })
 }
 
 impl From<&RankReport> for pb::RankReport {
@@ -223,7 +252,7 @@ impl TryFrom<pb::RankReport> for RankReport {
             Ok(Phase::Training) => RankPhase::Training,
             Ok(Phase::Finished) => RankPhase::Finished,
             Ok(Phase::Broken) => RankPhase::Broken {
-                error: text("error", report.error, LONG_TEXT_MAX)?,
+                error: error_text("error", report.error)?,
             },
             Ok(Phase::Failed) => RankPhase::Failed {
                 failure: present("failure", report.failure)?.try_into()?,
@@ -243,7 +272,7 @@ impl TryFrom<pb::RankReport> for RankReport {
             phase,
             store_address: report
                 .store_address
-                .map(|it| text("store_address", it, TEXT_MAX))
+                .map(|it| text("store_address", it, ADDRESS_BYTES))
                 .transpose()?,
             steps: bounded("steps", report.steps)?
                 .into_iter()
@@ -347,7 +376,7 @@ impl TryFrom<pb::ShardReport> for ShardReport {
     type Error = WireError;
 
     fn try_from(report: pb::ShardReport) -> Result<Self, WireError> {
-        let path = text("shards.path", report.path, TEXT_MAX)?;
+        let path = text("shards.path", report.path, TEXT_BYTES)?;
         if path.contains('/') || path.starts_with('.') {
             return wrong(
                 "shards.path",
@@ -362,8 +391,11 @@ impl TryFrom<pb::ShardReport> for ShardReport {
                 size_bytes: report.size_bytes,
                 sha256: sha256("shards.sha256", report.sha256)?,
             },
-            init_digest: report.init_digest,
-            environment: report.environment,
+            init_digest: report
+                .init_digest
+                .map(|it| short("shards.init_digest", it, TEXT_BYTES))
+                .transpose()?,
+            environment: short("shards.environment", report.environment, TEXT_BYTES)?,
             rank_environment: present("shards.rank_environment", report.rank_environment)?
                 .try_into()?,
         })
@@ -404,6 +436,7 @@ impl From<&DesiredState> for pb::DesiredState {
             assignments: state.assignments.iter().map(Into::into).collect(),
             detect_within_ms: state.detect_within_ms,
             peers: state.peers.iter().map(Into::into).collect(),
+            successor: state.successor.as_ref().map(Into::into),
         }
     }
 }
@@ -411,20 +444,53 @@ impl From<&DesiredState> for pb::DesiredState {
 impl TryFrom<pb::DesiredState> for DesiredState {
     type Error = WireError;
 
+    /// An assignment or a peer with an invalid field is refused alone: the other jobs of the worker
+    /// must not wait for it.
     fn try_from(state: pb::DesiredState) -> Result<Self, WireError> {
-        let assignments = bounded("assignments", state.assignments)?;
+        let mut refused = Vec::new();
+        let mut assignments = Vec::new();
+        for wire in bounded("assignments", state.assignments)? {
+            let identity = Refusal {
+                job: job_id(wire.job.clone()).unwrap_or_else(|_| JobId(String::new())),
+                generation: Generation(wire.generation),
+                first_rank: Rank(wire.first_rank),
+                ranks: wire.ranks,
+                error: String::new(),
+            };
+            match Assignment::try_from(wire) {
+                Ok(assignment) => assignments.push(assignment),
+                Err(error) => refused.push(identity.with(&error)),
+            }
+        }
+        let mut peers = Vec::new();
+        for wire in bounded("peers", state.peers)? {
+            match wire.try_into() {
+                Ok(peer) => peers.push(peer),
+                Err(error) => refused.push(Refusal::default().with(&error)),
+            }
+        }
         Ok(Self {
             worker: present("worker", state.worker)?.try_into()?,
-            assignments: assignments
-                .into_iter()
-                .map(TryInto::try_into)
-                .collect::<Result<_, _>>()?,
+            assignments,
             detect_within_ms: detect_within(state.detect_within_ms)?,
-            peers: bounded("peers", state.peers)?
-                .into_iter()
-                .map(TryInto::try_into)
-                .collect::<Result<_, _>>()?,
+            peers,
+            refused,
+            successor: state.successor.map(TryInto::try_into).transpose()?,
         })
+    }
+}
+
+impl Refusal {
+    /// Ranks that do not exist cannot be reported as failed.
+    fn with(mut self, error: &WireError) -> Self {
+        let names_ranks = !self.job.0.is_empty()
+            && self.ranks <= DEVICES
+            && self.first_rank.0.checked_add(self.ranks).is_some();
+        if !names_ranks {
+            self.ranks = 0;
+        }
+        self.error = error.to_string();
+        self
     }
 }
 
@@ -495,6 +561,10 @@ impl TryFrom<pb::Assignment> for Assignment {
         };
         // Either all ranks of a worker are members of the generation or all are standbys.
         let is_split = u64::from(assignment.first_rank) < world && world < last_rank;
+        if DEVICES < assignment.ranks {
+            let expected = format!("a worker has at most {DEVICES} devices");
+            return wrong("ranks", assignment.ranks, expected);
+        }
         if assignment.ranks == 0 || is_split || u64::from(u32::MAX) < last_rank {
             let value = format!("{} from {}", assignment.ranks, assignment.first_rank);
             return wrong(
@@ -507,9 +577,9 @@ impl TryFrom<pb::Assignment> for Assignment {
         Ok(Self {
             job: job_id(assignment.job)?,
             generation: Generation(assignment.generation),
-            job_toml: text("job_toml", assignment.job_toml, LONG_TEXT_MAX)?,
-            dataset_version: assignment.dataset_version,
-            store_url: text("store_url", assignment.store_url, TEXT_MAX)?,
+            job_toml: text("job_toml", assignment.job_toml, JOB_TOML_BYTES)?,
+            dataset_version: short("dataset_version", assignment.dataset_version, TEXT_BYTES)?,
+            store_url: text("store_url", assignment.store_url, URL_BYTES)?,
             detect_within_ms: detect_within(assignment.detect_within_ms)?,
             first_rank: Rank(assignment.first_rank),
             ranks: assignment.ranks,
@@ -537,7 +607,10 @@ impl TryFrom<pb::GangOrder> for GangOrder {
     fn try_from(order: pb::GangOrder) -> Result<Self, WireError> {
         Ok(Self {
             world: order.world,
-            store_address: order.store_address,
+            store_address: order
+                .store_address
+                .map(|it| text("store_address", it, ADDRESS_BYTES))
+                .transpose()?,
             resume: order.resume.map(Into::into),
             acknowledged_step: Step(order.acknowledged_step),
             committed_step: Step(order.committed_step),
@@ -641,7 +714,11 @@ mod tests {
         let broken = |change: fn(&mut pb::WorkerReport)| {
             let mut wire = pb::WorkerReport::from(&report());
             change(&mut wire);
-            WorkerReport::try_from(wire).map_err(|error| error.to_string())
+            let rank = wire.ranks[0].clone();
+            let report = WorkerReport::try_from(wire);
+            report
+                .map_err(|error| error.to_string())
+                .and_then(|_| RankReport::try_from(rank).map_err(|error| error.to_string()))
         };
         let expect = |change, message: &str| assert_eq!(broken(change), Err(message.to_owned()));
         expect(
@@ -654,7 +731,7 @@ mod tests {
         );
         expect(
             |it| it.devices = 5000,
-            "field `devices` is 5000; a worker has at most 1024 devices",
+            "field `devices` is 5000; a worker has at most 64 devices",
         );
         expect(
             |it| it.ranks[0].phase = 77,
@@ -673,7 +750,7 @@ mod tests {
                 let shard = &mut it.ranks[0].shards[0];
                 shard.rank_environment.get_or_insert_default().device = "x".repeat(2000);
             },
-            "field `shards.rank_environment` is 2000 bytes long; it must be shorter",
+            "field `shards.rank_environment` is 2000 bytes long; at most 1024 are accepted",
         );
         expect(
             |it| it.ranks[0].digests[0].sha256 = "f".into(),

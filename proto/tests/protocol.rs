@@ -1,5 +1,6 @@
-//! Protocol N talks with N - 1 and N + 1. Here the messages of protocol 7 are recorded, so that every
-//! later release reads them, and protocol 8 is invented, so that 7 is held against a newer one.
+//! Protocol N talks with N - 1 and N + 1. Here the messages of protocol 7 are recorded, so that
+//! every later release reads them, and protocol 8 is invented, so that 7 is held against a newer
+//! one.
 
 #![allow(clippy::unwrap_used)]
 
@@ -11,7 +12,8 @@ use proto::reason::RankFailure;
 
 /// A worker's report as protocol 7 sent it: a failed rank with a finished step and a shard.
 const REPORT: &str = include_str!("protocol-7/report.hex");
-/// What protocol 7 ordered: a gang of two ranks that resumes from step 4 and stops with a checkpoint.
+/// What protocol 7 ordered: a gang of two ranks that resumes from step 4 and stops with a
+/// checkpoint.
 const ORDER: &str = include_str!("protocol-7/order.hex");
 /// The canonical text of a job as protocol 7 sent it to workers.
 const JOB: &str = include_str!("protocol-7/job.toml");
@@ -186,8 +188,13 @@ fn an_order_that_protocol_7_cannot_carry_out_is_refused_by_name() {
         detect_within_ms: 3000,
     };
     let seen = pb::DesiredState::decode(&next.encode_to_vec()[..]).unwrap();
-    let error = DesiredState::try_from(seen).unwrap_err().to_string();
-    assert!(error.contains("run"), "{error}");
+    let state = DesiredState::try_from(seen).unwrap();
+    assert_eq!(state.assignments, []);
+    let [refusal] = state.refused.as_slice() else {
+        panic!("{:?}", state.refused)
+    };
+    assert_eq!((refusal.job.0.as_str(), refusal.ranks), ("demo-1", 1));
+    assert!(refusal.error.contains("`run`"), "{}", refusal.error);
 }
 
 /// A job that uses a field of protocol 8 is refused by the older side, by the field's name.

@@ -1,7 +1,7 @@
 """Compares one training micro-step (forward, backward, optimizer) of our RetriNet with the same
 network built from public PyTorch parts: blocks of `diffusers` and `transformers`, foreach AdamW and
-scaled-dot-product attention. Both use fp32 on the CPU, the same number of threads, libtorch, weights
-and inputs, and must compute the same losses. Part of `make bench-model`.
+scaled-dot-product attention. Both use fp32 on the CPU, the same number of threads, libtorch,
+weights and inputs, and must compute the same losses. Part of `make bench-model`.
 
     micro_step.py PROGRAM [--size small|full|memory|all] [--resolution PIXELS] [--threads N]
 

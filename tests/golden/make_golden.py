@@ -1,11 +1,12 @@
-"""Writes golden.safetensors: what the public Python libraries compute, for the Rust tests of the model crate.
+"""Writes golden.safetensors: what the public Python libraries compute, for `model/tests`.
 
-    python3 -m venv venv && venv/bin/pip install torch==2.10.0 diffusers transformers safetensors numpy
+    python3 -m venv venv
+    venv/bin/pip install torch==2.10.0 diffusers transformers safetensors numpy
     venv/bin/python tests/golden/make_golden.py tests/golden/golden.safetensors
 
-No weights are stored: both sides compute them from each tensor's name (`fill`, also in model/tests/golden.rs).
-Names are CompVis names for the U-Net and the autoencoder, Hugging Face names for the text encoder; the tables below
-translate.
+No weights are stored: both sides compute them from each tensor's name (`fill`, also in
+model/tests/golden.rs). Names are CompVis names for the U-Net and the autoencoder, Hugging Face
+names for the text encoder; the tables below translate.
 """
 
 import re
@@ -30,7 +31,7 @@ OUT = {}
 
 
 def unit(name, count):
-    """Reproducible numbers in [-0.5, 0.5): an integer hash of the index and the name, exact on both sides."""
+    """Reproducible numbers in [-0.5, 0.5): a hash of index and name, exact on both sides."""
     seed = 2166136261
     for byte in name.encode():
         seed = ((seed ^ byte) * 16777619) % 2**32
@@ -226,7 +227,8 @@ def autoencoder():
         up_block_types=("UpDecoderBlock2D",) * 3,
         norm_num_groups=4,
     )
-    # The attention's projections are linear here and 1x1 convolutions there: `fill` sees the same fan in.
+    # The attention's projections are linear here and 1x1 convolutions there: `fill` sees the same
+    # fan in.
     load(model, lambda key: "autoencoder." + vae_name(key, 3))
     moments = model.encode(values("autoencoder.x", [2, 3, 16, 16]) * 2).latent_dist
     OUT["autoencoder.mean"], OUT["autoencoder.log_variance"] = moments.mean, moments.logvar

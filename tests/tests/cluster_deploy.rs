@@ -80,6 +80,8 @@ fn check_unit(role: &str, subcommand: &str) -> Result<()> {
     }
     let seconds: u64 = one("Service.TimeoutStopSec")?.parse()?;
     if role == "worker" {
+        // What a daemon exits with that another one of its name has displaced.
+        ensure!(one("Service.RestartPreventExitStatus")? == "78", "{file}");
         let needs = (GRACE + 1) * detect_within_ms()? / 1000;
         ensure!(
             needs < seconds,

@@ -407,9 +407,9 @@ fn a_job_is_checked_without_a_coordinator_and_what_cannot_be_reached_is_said() {
     let submit = ["submit", "job.toml", "--dry-run", "--offline"];
     let job = |dataset: &str, train: &str| {
         let text = format!(
-            "name = \"demo\"\n[data]\ndataset = \"{dataset}\"\nresolution = 32\n[model]\narchitecture \
-            = \"autoencoder\"\nsize = \"tiny\"\n[train]\nsteps = 4\nglobal_batch = 4\nmicro_batch = \
-            2\n{train}\n"
+            "name = \"demo\"\n[data]\ndataset = \"{dataset}\"\nresolution = 32\n[model]\n\
+            architecture = \"autoencoder\"\nsize = \"tiny\"\n[train]\nsteps = 4\nglobal_batch = 4\n\
+            micro_batch = 2\n{train}\n"
         );
         std::fs::write(folder.join("job.toml"), text).unwrap();
     };

@@ -18,6 +18,7 @@ fn paths(text: &str) -> Vec<String> {
         .map(str::to_owned);
     let folders = [
         "proto/",
+        "shell/",
         "coordinator/",
         "worker/",
         "model/",
@@ -63,8 +64,12 @@ fn dependencies(folder: &str) -> Vec<String> {
         .collect()
 }
 
-/// Path from the root and text of every Rust file below a folder.
 fn sources(folder: &str) -> Vec<(String, String)> {
+    files(folder, "rs")
+}
+
+/// Path from the root and text of every file of a kind below a folder.
+fn files(folder: &str, kind: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
     let mut folders_left = vec![root().join(folder)];
     while let Some(at) = folders_left.pop() {
@@ -72,7 +77,7 @@ fn sources(folder: &str) -> Vec<(String, String)> {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 folders_left.push(path);
-            } else if path.extension().is_some_and(|it| it == "rs") {
+            } else if path.extension().is_some_and(|it| it == kind) {
                 let name = path.strip_prefix(root()).unwrap().display().to_string();
                 found.push((name, std::fs::read_to_string(&path).unwrap()));
             }
@@ -86,6 +91,7 @@ fn sources(folder: &str) -> Vec<(String, String)> {
 fn dependencies_point_one_way() {
     for folder in [
         "proto",
+        "shell",
         "coordinator/core",
         "coordinator",
         "worker/core",
@@ -163,4 +169,31 @@ fn the_top_level_is_as_expected() {
     let expected = "ARCHITECTURE.md Cargo.lock Cargo.toml LICENSE Makefile README.md coordinator \
     deploy model proto tests worker";
     assert_eq!(names.join(" "), expected);
+}
+
+/// Tables and URLs excepted.
+#[test]
+fn no_line_is_longer_than_100_columns() {
+    let mut texts = Vec::new();
+    for folder in ["proto", "coordinator", "worker", "model", "deploy", "tests"] {
+        for kind in ["rs", "py", "sh", "md", "toml", "proto"] {
+            texts.extend(files(folder, kind));
+        }
+    }
+    for file in ["Cargo.toml", "Makefile", "README.md", "ARCHITECTURE.md"] {
+        let text = std::fs::read_to_string(root().join(file)).unwrap();
+        texts.push((file.to_owned(), text));
+    }
+    let too_long = |line: &str| {
+        let inner = line.trim_start_matches([' ', '/', '!', '#', '*']);
+        line.chars().count() > 100 && !inner.starts_with('|') && !line.contains("://")
+    };
+    let mut long = Vec::new();
+    for (file, text) in &texts {
+        let lines = (1..).zip(text.lines());
+        let found = lines.filter(|(_, line)| too_long(line));
+        long.extend(found.map(|(number, _)| format!("{file}:{number}")));
+    }
+    assert!(texts.len() > 100, "the test found too few files");
+    assert_eq!(long, Vec::<String>::new(), "longer than 100 columns");
 }

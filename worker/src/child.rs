@@ -5,7 +5,9 @@
 //! A rank is its own process group, so that killing it also kills its children. It exits with the
 //! daemon: it requests a parent-death signal from the kernel, and exits when its socket closes.
 
-use crate::logs::{Line, Logs};
+use crate::lines::{LineReader, RawLine};
+use crate::logs::{LINE_BYTES_MAX, Line, Logs};
+use crate::start::socket_path;
 use anyhow::Context;
 use proto::id::{JobId, Rank};
 use proto::message::{Assignment, RankOrder, RankReport};
@@ -15,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncRead, AsyncWriteExt};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::process::{Child, Command};
@@ -34,6 +36,9 @@ pub(crate) struct RankSettings {
     /// The address at which ranks of other nodes reach this node.
     pub(crate) address: String,
 }
+
+/// Longest line of a rank on its socket: a report with a failure of every unit of a lease.
+const REPORT_LINE_BYTES: usize = 16 << 20;
 
 /// The current orders for a rank; newer ones replace older ones.
 #[derive(Debug, Clone)]
@@ -72,10 +77,7 @@ impl Children {
     /// Starts a process; a failure to start is reported as its exit.
     pub(crate) fn spawn(&mut self, key: RankKey, device: u32, assignment: Box<Assignment>) {
         self.started += 1;
-        let socket =
-            self.settings
-                .run_dir
-                .join(format!("{}-{}.sock", std::process::id(), self.started));
+        let socket = socket_path(&self.settings.run_dir, self.started);
         let (sender, receiver) = watch::channel(Orders {
             rank: key.rank,
             device,
@@ -266,7 +268,7 @@ impl RankProcess {
         orders: &mut watch::Receiver<Orders>,
     ) -> Result<ExitStatus, String> {
         let (reader, writer) = stream.into_split();
-        let mut lines = BufReader::new(reader).lines();
+        let mut lines = LineReader::new(reader, REPORT_LINE_BYTES);
         let mut open = true;
         // A separate task, so that a process that no longer reads can still be killed. The task
         // ends with this function.
@@ -275,7 +277,7 @@ impl RankProcess {
         writing.spawn(write_orders(writer, orders.clone()));
         loop {
             tokio::select! {
-                line = lines.next_line(), if open => match line {
+                line = lines.next(), if open => match line {
                     Ok(Some(line)) => self.on_line(child, &line).await,
                     // The process is about to exit.
                     Ok(None) | Err(_) => open = false,
@@ -298,8 +300,8 @@ impl RankProcess {
             .map_err(|error| format!("cannot wait for the process: {error}"))
     }
 
-    async fn on_line(&self, child: &Child, line: &str) {
-        let report: Option<RankReport> = serde_json::from_str(line).ok();
+    async fn on_line(&self, child: &Child, line: &RawLine) {
+        let report: Option<RankReport> = serde_json::from_slice(&line.bytes).ok();
         match report.filter(|report| report.job == self.key.job) {
             Some(report) => {
                 let process = self.key.clone();
@@ -315,7 +317,9 @@ impl RankProcess {
             }
             None => {
                 let RankKey { job, rank, .. } = &self.key;
-                tracing::error!(%job, %rank, line, "invalid report from rank; killing it");
+                let bytes = line.bytes.len() + line.dropped;
+                let line = line.text(LINE_BYTES_MAX);
+                tracing::error!(%job, %rank, bytes, line, "invalid report from rank; killing it");
                 kill(child);
             }
         }
@@ -343,9 +347,9 @@ impl Output {
         stream: impl AsyncRead + Unpin,
         last: Option<Arc<Mutex<Option<String>>>>,
     ) {
-        let mut lines = BufReader::new(stream).split(b'\n');
-        while let Ok(Some(line)) = lines.next_segment().await {
-            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+        let mut lines = LineReader::new(stream, LINE_BYTES_MAX);
+        while let Ok(Some(line)) = lines.next().await {
+            let text = line.text(LINE_BYTES_MAX);
             if text.is_empty() {
                 continue;
             }
@@ -454,11 +458,9 @@ pub(crate) fn run_rank_program(
         .args(options)
         .status()
         .with_context(|| format!("cannot start {}", program.display()))?;
-    Ok(if status.success() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    // For instance 1 if a check failed, or 141 if the reader has left.
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
 #[cfg(test)]

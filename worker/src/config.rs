@@ -1,6 +1,7 @@
 //! The daemon's settings. [`proto::settings`] merges the layers; this file validates them. Read
 //! once in `main` and passed down; never read anywhere else.
 
+use proto::limits::{DEVICES, is_worker_name};
 use proto::settings::{self, Log, RawLog, Settings, SettingsError};
 use proto::spec::DeviceKind;
 use serde::Deserialize;
@@ -59,8 +60,7 @@ fn check(settings: &Settings<Raw>) -> Result<Config, SettingsError> {
     } else {
         raw.name.clone()
     };
-    let is_allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    if name.len() > 64 || !name.chars().all(is_allowed) {
+    if !is_worker_name(&name) {
         let expected = "it must be at most 64 letters, digits, dashes, underscores and dots";
         return wrong("name", &name, expected);
     }
@@ -77,9 +77,10 @@ fn check(settings: &Settings<Raw>) -> Result<Config, SettingsError> {
     };
     let Some(devices) = u32::try_from(raw.devices)
         .ok()
-        .filter(|it| (1..=64).contains(it))
+        .filter(|it| (1..=DEVICES).contains(it))
     else {
-        return Err(settings.wrong("devices", raw.devices, "it must be 1 to 64"));
+        let expected = format!("it must be 1 to {DEVICES}");
+        return Err(settings.wrong("devices", raw.devices, &expected));
     };
     let Ok(metrics_listen) = raw.metrics_listen.parse() else {
         let expected = "it must be an address and port such as 127.0.0.1:7072";

@@ -7,12 +7,13 @@ use crate::link::Link;
 use crate::logs::Logs;
 use crate::metrics::{self, Metrics};
 use crate::peers::Peers;
+use crate::start;
 use anyhow::Context;
 use proto::id::WorkerId;
+use proto::message::Successor;
 use sd_notify::NotifyState;
-use std::io::Write;
+use shell::signals::{StopRequest, StopSignals};
 use std::time::{Duration, Instant};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use worker_core::event::{Effect, Event, Input, RankKey};
 use worker_core::{Config as MachineConfig, Worker};
@@ -20,8 +21,38 @@ use worker_core::{Config as MachineConfig, Worker};
 /// Capacity of the input queue; senders wait while it is full.
 const INPUTS_MAX: usize = 1024;
 
-/// Runs until SIGTERM or SIGINT, then stops every rank and returns.
+/// Another daemon of the same name, which started later, has taken this one's place.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "another daemon named {name} (boot {}{}) started after this one (boot {boot}) and took its \
+    place; this one leaves, and its ranks with it. Two nodes must not have one name: set `name`, \
+    which is the host name by default",
+    by.worker.boot, by.address.as_ref().map_or_else(String::new, |it| format!(", at {it}"))
+)]
+pub(crate) struct Displaced {
+    name: String,
+    boot: u64,
+    by: Successor,
+}
+
+/// Runs until SIGTERM, SIGINT or SIGHUP, then stops every rank and returns. Obeys these signals
+/// also while it starts.
 pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
+    let mut signals = StopSignals::catch().context("cannot catch signals")?;
+    let (sender, inputs) = mpsc::channel(INPUTS_MAX);
+    let started = tokio::select! {
+        started = start(config, sender) => started?,
+        StopRequest { signal, .. } = signals.next() => {
+            notify_systemd(&[NotifyState::Stopping]);
+            tracing::info!(%signal, "worker is stopping before it was ready");
+            return Ok(());
+        }
+    };
+    started.serve(inputs, signals).await
+}
+
+/// Prepares everything, then announces the daemon.
+async fn start(config: Config, sender: mpsc::Sender<Input>) -> anyhow::Result<Daemon> {
     let boot = epoch_ms();
     let program = rank_program()?;
     anyhow::ensure!(
@@ -29,13 +60,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         "{} is missing; it is built with this program and must be in the same folder",
         program.display()
     );
-    for (key, folder) in [
-        ("run_dir", &config.run_dir),
-        ("cache_dir", &config.cache_dir),
-    ] {
-        std::fs::create_dir_all(folder)
-            .with_context(|| format!("cannot create `{key}` {}", folder.display()))?;
-    }
+    start::folders(&config.run_dir, &config.cache_dir).await?;
     let id = WorkerId {
         name: config.name.clone(),
         boot,
@@ -49,7 +74,6 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
                 "cannot serve metrics on {listen} (`metrics_listen`); is another daemon running?"
             )
         })?;
-    let (sender, inputs) = mpsc::channel(INPUTS_MAX);
     let logs = Logs::default();
     let link = Link::start(&config.coordinator, sender.clone(), logs.clone())
         .with_context(|| format!("`coordinator` {} is not usable", config.coordinator))?;
@@ -60,12 +84,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         sender.clone(),
     );
     let (peers, peer_address) = peers.await?;
-    // Installed before the daemon announces itself, because a signal may follow immediately.
-    let signals = Signals {
-        terminate: signal(SignalKind::terminate())?,
-        interrupt: signal(SignalKind::interrupt())?,
-    };
-    announce(&id, &address.to_string())?;
+    announce(&id, &address.to_string());
     let settings = RankSettings {
         program,
         run_dir: config.run_dir.clone(),
@@ -78,42 +97,32 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         devices: config.devices,
         peer_address: Some(peer_address),
     };
-    let daemon = Daemon {
+    Ok(Daemon {
         worker: Worker::new(machine, 0),
         start: Instant::now(),
         children: Children::new(settings, sender, logs),
         link,
         peers,
         metrics,
-    };
-    daemon.serve(inputs, signals).await
+        displaced: None,
+    })
 }
 
-/// Prints the first line on standard output, for scripts, and notifies systemd of readiness.
-fn announce(id: &WorkerId, metrics: &str) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    writeln!(
-        out,
+/// Prints the line on standard output that scripts wait for, and notifies systemd of readiness.
+fn announce(id: &WorkerId, metrics: &str) {
+    shell::log::announce(format_args!(
         "worker ready name={} boot={} metrics=http://{metrics}",
         id.name, id.boot
-    )?;
-    out.flush()?;
+    ));
     notify_systemd(&[
         NotifyState::Ready,
         NotifyState::Status("waiting for the coordinator"),
     ]);
-    Ok(())
 }
 
 /// Errors are ignored, because there may be no systemd.
 fn notify_systemd(states: &[NotifyState<'_>]) {
     let _ = sd_notify::notify(states);
-}
-
-/// The signals that request a shutdown.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
 }
 
 struct Daemon {
@@ -123,25 +132,32 @@ struct Daemon {
     link: Link,
     peers: Peers,
     metrics: Metrics,
+    /// Who took this daemon's place.
+    displaced: Option<Displaced>,
 }
 
 impl Daemon {
     async fn serve(
         mut self,
         mut inputs: mpsc::Receiver<Input>,
-        mut signals: Signals,
+        mut signals: StopSignals,
     ) -> anyhow::Result<()> {
         let mut status = String::new();
         loop {
             let input = tokio::select! {
                 input = inputs.recv() => input.context("all senders of inputs are closed")?,
                 () = sleep_until(self.deadline()) => Input::Deadline,
-                _ = signals.terminate.recv() => Input::Shutdown,
-                _ = signals.interrupt.recv() => Input::Shutdown,
+                request = signals.next() => {
+                    log_stop(request);
+                    Input::Shutdown
+                }
             };
             if self.handle(input) {
-                tracing::info!("all ranks have exited; shutting down");
                 notify_systemd(&[NotifyState::Stopping]);
+                if let Some(displaced) = self.displaced {
+                    return Err(displaced.into());
+                }
+                tracing::info!("all ranks have exited; shutting down");
                 return Ok(());
             }
             self.metrics.update(&self.worker.view());
@@ -189,6 +205,13 @@ impl Daemon {
                 .peers
                 .set(peers, Duration::from_millis(detect_within_ms)),
             Effect::Report(report) => self.link.report(report),
+            Effect::Emit(Event::Displaced { worker, by }) => {
+                self.displaced = Some(Displaced {
+                    name: worker.name,
+                    boot: worker.boot,
+                    by,
+                });
+            }
             Effect::Emit(event) => self.log(&event),
             Effect::Exit => return true,
         }
@@ -245,6 +268,8 @@ impl Daemon {
             Event::Ignored { worker, what } => {
                 tracing::warn!(%worker, what, "message ignored");
             }
+            // It becomes the error with which the daemon ends.
+            Event::Displaced { .. } => {}
         }
     }
 
@@ -267,6 +292,14 @@ impl Daemon {
             .filter(|rank| rank.device.is_some())
             .count();
         format!("{link}, {ranks} ranks running")
+    }
+}
+
+fn log_stop(StopRequest { signal, again }: StopRequest) {
+    if again {
+        tracing::warn!(%signal, "asked to stop again; stopping all ranks at once");
+    } else {
+        tracing::info!(%signal, "stopping; jobs finish their step and hand over");
     }
 }
 

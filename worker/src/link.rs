@@ -3,12 +3,14 @@
 //! task, started by [`crate::daemon`].
 
 use crate::logs::{Line, Logs};
+use prost::Message;
+use proto::limits::{REPORT_BYTES, STATE_BYTES, cut};
 use proto::message::{DesiredState, WorkerReport};
 use proto::pb;
 use proto::pb::fleet_client::FleetClient;
 use proto::text::chain;
 use proto::version::{self, Stamp};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
 use tonic::service::interceptor::InterceptedService;
@@ -18,6 +20,8 @@ use worker_core::event::Input;
 /// Used until the coordinator has sent `detect_within`: its shipped default.
 const INITIAL_DETECT_WITHIN: Duration = Duration::from_secs(3);
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
+/// The same reason why there is no coordinator is said again after this time.
+const REPEAT_AFTER: Duration = Duration::from_secs(60);
 
 /// The daemon's handle of the task. A report replaces one that was not sent yet, because each
 /// report is complete.
@@ -55,7 +59,7 @@ async fn stay_connected(
 ) {
     let mut detect_within = INITIAL_DETECT_WITHIN;
     let mut backoff = BACKOFF_MIN;
-    let mut warned = false;
+    let mut said = Said::default();
     let coordinator = endpoint.uri().to_string();
     while !inputs.is_closed() {
         let endpoint = endpoint
@@ -63,15 +67,18 @@ async fn stay_connected(
             .connect_timeout(detect_within)
             .http2_keep_alive_interval(detect_within / 3)
             .keep_alive_timeout(detect_within);
-        match endpoint.connect().await {
-            Ok(channel) => {
+        // Its own timeout does not include the resolution of the name.
+        let connecting = tokio::time::timeout(detect_within, endpoint.connect());
+        match connecting.await {
+            Ok(Ok(channel)) => {
                 let stamp: Stamp = version::stamp;
-                let client = FleetClient::with_interceptor(channel, stamp);
+                let client = FleetClient::with_interceptor(channel, stamp)
+                    .max_decoding_message_size(STATE_BYTES);
                 let (received, reason) = run_stream(client, reports.clone(), &inputs, &logs).await;
                 if let Some(received) = received {
-                    (detect_within, backoff, warned) = (received, BACKOFF_MIN, false);
+                    (detect_within, backoff, said) = (received, BACKOFF_MIN, Said::default());
                 }
-                if !warned {
+                if said.is_due(&reason, Instant::now()) {
                     tracing::warn!(
                         coordinator,
                         reason,
@@ -79,19 +86,44 @@ async fn stay_connected(
                     );
                 }
             }
-            Err(error) if !warned => {
-                let reason = chain(&error);
-                tracing::warn!(
-                    coordinator,
-                    reason,
-                    "cannot reach the coordinator; retrying"
-                );
+            Ok(Err(error)) => said.cannot_reach(&coordinator, &chain(&error)),
+            Err(_) => {
+                let reason = format!("no connection within {} s", detect_within.as_secs_f64());
+                said.cannot_reach(&coordinator, &reason);
             }
-            Err(_) => {}
         }
-        warned = true;
         tokio::time::sleep(backoff).await;
         backoff = (backoff * 2).min((detect_within / 3).max(BACKOFF_MIN));
+    }
+}
+
+/// What was said about a coordinator that is away. It is said again when the reason changes, and
+/// once a minute.
+#[derive(Debug, Default)]
+struct Said {
+    last: Option<(String, Instant)>,
+}
+
+impl Said {
+    fn is_due(&mut self, reason: &str, now: Instant) -> bool {
+        let is_known = self
+            .last
+            .as_ref()
+            .is_some_and(|(known, at)| known == reason && now.duration_since(*at) < REPEAT_AFTER);
+        if !is_known {
+            self.last = Some((reason.to_owned(), now));
+        }
+        !is_known
+    }
+
+    fn cannot_reach(&mut self, coordinator: &str, reason: &str) {
+        if self.is_due(reason, Instant::now()) {
+            tracing::warn!(
+                coordinator,
+                reason,
+                "waiting for the coordinator, which cannot be reached"
+            );
+        }
     }
 }
 
@@ -161,11 +193,46 @@ fn outgoing(
                 .as_ref()
                 .map(pb::WorkerReport::from);
             if let Some(mut report) = report {
-                report.logs = logs.take().into_iter().map(line_to_wire).collect();
+                shorten(&mut report);
+                let room = REPORT_BYTES.saturating_sub(report.encoded_len());
+                report.logs = logs.take(room).into_iter().map(line_to_wire).collect();
                 return Some((report, (reports, logs)));
             }
         }
     })
+}
+
+/// Bytes of a unit's error in a report that is too long.
+const UNIT_ERROR_BYTES: usize = 200;
+
+/// Makes a report fit into one message. The newest steps wait: the machine repeats every step until
+/// the coordinator has acknowledged it.
+fn shorten(report: &mut pb::WorkerReport) {
+    if report.encoded_len() <= REPORT_BYTES {
+        return;
+    }
+    for failure in report.ranks.iter_mut().flat_map(|rank| &mut rank.units) {
+        for failed in &mut failure.failed {
+            failed.error = cut(&failed.error, UNIT_ERROR_BYTES);
+        }
+    }
+    let mut steps = 0;
+    while REPORT_BYTES < report.encoded_len() {
+        let longest = report.ranks.iter_mut().max_by_key(|rank| rank.steps.len());
+        let Some(rank) = longest.filter(|rank| !rank.steps.is_empty()) else {
+            break;
+        };
+        let keep = rank.steps.len() / 2;
+        steps += rank.steps.len() - keep;
+        rank.steps.truncate(keep);
+    }
+    let bytes = report.encoded_len();
+    tracing::warn!(
+        steps,
+        bytes,
+        limit = REPORT_BYTES,
+        "the report was too long; its newest steps wait for the next one"
+    );
 }
 
 fn line_to_wire(line: Line) -> pb::LogLine {
@@ -268,6 +335,8 @@ mod tests {
             assignments: vec![],
             detect_within_ms: 3_000,
             peers: vec![],
+            refused: vec![],
+            successor: None,
         };
         states
             .send(Ok(pb::DesiredState::from(&state)))
@@ -283,6 +352,53 @@ mod tests {
         link.report(report(2));
         let (second, ..) = opened.recv().await.unwrap();
         assert_eq!((second.devices, second.logs.len()), (2, 0));
+    }
+
+    #[test]
+    fn a_report_that_is_too_long_keeps_the_oldest_steps() {
+        let step = |step| pb::StepReport {
+            step,
+            seconds: Some(pb::PhaseSeconds::default()),
+            terms: vec![
+                pb::LossTerm {
+                    name: "t".repeat(64),
+                    value: 1.0,
+                };
+                32
+            ],
+            ..Default::default()
+        };
+        let rank = pb::RankReport {
+            steps: (1..=512).map(step).collect(),
+            ..Default::default()
+        };
+        let mut long = pb::WorkerReport {
+            ranks: vec![rank; 8],
+            ..Default::default()
+        };
+        assert!(REPORT_BYTES < long.encoded_len());
+        shorten(&mut long);
+        assert!(long.encoded_len() <= REPORT_BYTES);
+        for rank in &long.ranks {
+            let steps: Vec<u64> = rank.steps.iter().map(|step| step.step).collect();
+            let oldest: Vec<u64> = (1..=steps.len() as u64).collect();
+            assert!(!steps.is_empty() && steps == oldest, "{steps:?}");
+        }
+    }
+
+    #[test]
+    fn a_reason_is_said_once_a_minute_and_a_new_one_at_once() {
+        let (mut said, start) = (Said::default(), Instant::now());
+        let after = |seconds| start + Duration::from_secs(seconds);
+        for (reason, seconds, expected) in [
+            ("refused", 0, true),
+            ("refused", 59, false),
+            ("refused", 60, true),
+            ("no route", 61, true),
+            ("no route", 62, false),
+        ] {
+            assert_eq!(said.is_due(reason, after(seconds)), expected, "{seconds}");
+        }
     }
 
     #[test]

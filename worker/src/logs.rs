@@ -2,6 +2,7 @@
 //! drops the oldest lines, because logs must never block a job. Written by [`crate::child`],
 //! drained by [`crate::link`].
 
+use proto::limits::cut;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use worker_core::event::RankKey;
@@ -10,8 +11,10 @@ use worker_core::event::RankKey;
 const LINES_MAX: usize = 4096;
 /// Maximum number of lines in one report, so that reports stay small.
 const LINES_PER_REPORT: usize = 512;
-/// Maximum length of a line in bytes; longer lines are truncated.
-const LINE_BYTES_MAX: usize = 4096;
+/// Maximum length of a line in bytes; longer lines are cut.
+pub(crate) const LINE_BYTES_MAX: usize = 4096;
+/// What a line takes in a report beside its text, at most: the id of its job and numbers.
+const LINE_BYTES_MORE: usize = 128;
 
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Line {
@@ -28,11 +31,7 @@ pub(crate) struct Logs {
 
 impl Logs {
     pub(crate) fn push(&self, mut line: Line) {
-        let mut end = LINE_BYTES_MAX.min(line.text.len());
-        while !line.text.is_char_boundary(end) {
-            end -= 1;
-        }
-        line.text.truncate(end);
+        line.text = cut(&line.text, LINE_BYTES_MAX);
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         if lines.len() == LINES_MAX {
             lines.pop_front();
@@ -40,10 +39,16 @@ impl Logs {
         lines.push_back(line);
     }
 
-    /// Takes the oldest lines out of the buffer, at most [`LINES_PER_REPORT`].
-    pub(crate) fn take(&self) -> Vec<Line> {
+    /// Takes the oldest lines out of the buffer, at most [`LINES_PER_REPORT`], and no more than
+    /// take this many bytes of a report.
+    pub(crate) fn take(&self, room: usize) -> Vec<Line> {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = lines.len().min(LINES_PER_REPORT);
+        let mut bytes = 0;
+        let fits = lines.iter().take(LINES_PER_REPORT).take_while(|line| {
+            bytes += line.text.len() + LINE_BYTES_MORE;
+            bytes <= room
+        });
+        let count = fits.count();
         lines.drain(..count).collect()
     }
 }
@@ -72,12 +77,15 @@ mod tests {
         for number in 0..LINES_MAX + 3 {
             logs.push(line(number, "x"));
         }
-        let first = logs.take();
+        assert!(logs.take(LINE_BYTES_MORE).is_empty(), "there is no room");
+        let first = logs.take(usize::MAX);
         assert_eq!(first.len(), LINES_PER_REPORT);
         assert_eq!(first[0].at_ms, 3);
         let logs = Logs::default();
         logs.push(line(0, &format!("x{}", "ü".repeat(LINE_BYTES_MAX))));
-        assert_eq!(logs.take()[0].text.len(), LINE_BYTES_MAX - 1);
-        assert!(logs.take().is_empty());
+        let text = &logs.take(usize::MAX)[0].text;
+        assert!(text.len() <= LINE_BYTES_MAX, "{} bytes", text.len());
+        assert!(text.ends_with("(cut: it has 8193 bytes)"), "{text}");
+        assert!(logs.take(usize::MAX).is_empty());
     }
 }

@@ -1,21 +1,34 @@
 //! `worker`: the program of a node. Reads settings and runs the requested command. This process is
 //! not linked with libtorch.
 
+// They panic when nobody reads; `outln!` and `errln!` of `shell` do not.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 mod child;
 mod config;
 mod daemon;
 mod doctor;
+mod lines;
 mod link;
 mod logs;
 mod metrics;
 mod peers;
+mod start;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
-use config::Config;
-use proto::settings::LogFormat;
+use daemon::Displaced;
+use shell::errln;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
+
+/// The exit code of a daemon that another one of its name has displaced. The systemd unit does not
+/// restart it then: the two would displace each other for ever.
+const DISPLACED: u8 = 78;
+/// How long the end of the process waits for calls that block, for instance on a file server.
+const BLOCKED_MAX: Duration = Duration::from_secs(1);
 
 /// A node of the RetriNet training fleet.
 #[derive(Debug, Parser)]
@@ -27,7 +40,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Attach to the coordinator and run ranks until SIGTERM.
+    /// Attach to the coordinator and run ranks until SIGTERM, SIGINT or SIGHUP. Exit code 78 if
+    /// another daemon of this name took its place.
     Daemon {
         /// Settings that replace the shipped defaults (see worker/default.toml).
         #[arg(long, value_name = "FILE")]
@@ -73,27 +87,34 @@ enum Output {
 }
 
 fn main() -> ExitCode {
-    match run(Arguments::parse()) {
+    let code = match run(Arguments::parse()) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            errln!("error: {error:#}");
+            if error.is::<Displaced>() {
+                ExitCode::from(DISPLACED)
+            } else {
+                ExitCode::FAILURE
+            }
         }
-    }
+    };
+    shell::log::flush();
+    code
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match arguments.command {
         Command::Daemon { config } => {
             let config = config::load(config.as_deref(), variables())?;
-            start_logging(&config);
+            shell::log::start(&config.log).context("cannot start the log")?;
             // A single-threaded runtime on the main thread: the parent-death signal of a rank is
             // tied to the thread that started it.
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?;
-            runtime.block_on(daemon::run(config))?;
-            Ok(ExitCode::SUCCESS)
+            let result = runtime.block_on(daemon::run(config));
+            runtime.shutdown_timeout(BLOCKED_MAX);
+            result.map(|()| ExitCode::SUCCESS)
         }
         Command::Doctor {
             config,
@@ -120,17 +141,4 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
 fn variables() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os()
         .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
-}
-
-fn start_logging(config: &Config) {
-    let filter = tracing_subscriber::EnvFilter::new(&config.log.filter);
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    match config.log.format {
-        LogFormat::Text => builder
-            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-            .init(),
-        LogFormat::Json => builder.json().init(),
-    }
 }

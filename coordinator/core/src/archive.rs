@@ -9,7 +9,7 @@ use crate::machine::{Coordinator, parse_record};
 use crate::outbox::Outbox;
 use crate::record::{JobPhase, JobRecord, Millis, Record};
 use proto::id::JobId;
-use proto::job::overrides::{Override, check_progress};
+use proto::job::overrides::{Override, check_limits, check_progress};
 use proto::ledger::Line;
 use proto::reason::Waiting;
 use std::collections::BTreeSet;
@@ -176,14 +176,16 @@ impl Coordinator {
         };
         record.overrides.extend(new.iter().cloned());
         let spec = parse_record(&record)?;
+        check_limits(&spec, &record.overrides)?;
+        self.check_waiting(&spec.resources.team)?;
         let committed = record.checkpoints.last().map_or(0, |last| last.step.0);
         check_progress(&spec, committed)?;
         let trained_s = record.trained_ms / 1000;
         let mut job = Job::new(record, spec, self.deadlines, now);
         if job.gang().is_some_and(Gang::is_time_up) {
             return Err(format!(
-                "train.time_limit: job {id} has trained for {trained_s} s, which is all of its time \
-                 limit; set a larger one: --set train.time_limit=…"
+                "train.time_limit: job {id} has trained for {trained_s} s, which is all of its \
+                 time limit; set a larger one: --set train.time_limit=…"
             ));
         }
         for Override { key, value } in new {

@@ -22,6 +22,9 @@ const STANDBY_BACKOFF: u64 = 12;
 /// A partitioned generation is stuck if all its ranks have only waited for this many
 /// `detect_within`.
 const STUCK: u64 = 1;
+/// A worker that never held anything is forgotten this many `detect_within` after its last report:
+/// an hour with the default.
+const FORGET: u64 = 1200;
 /// A record must be durable within this many `detect_within`. Otherwise the coordinator exits,
 /// because a restart is better than an unresponsive coordinator.
 const SAVE: u64 = 6;
@@ -57,6 +60,13 @@ impl Deadlines {
     /// When the lease of a worker that reports at `now` expires.
     pub(crate) fn lease(self, now: Millis) -> Millis {
         self.after(now, 1)
+    }
+
+    /// A worker of an older boot, which first reported at `since` although a newer one has its name,
+    /// is running beside that one if it still reports after this time. A report that a daemon sent
+    /// before it died arrives earlier.
+    pub(crate) fn displaced(self, since: Millis) -> Millis {
+        self.after(since, 1)
     }
 
     /// When a member of a running generation must have reconnected to a restarted coordinator.
@@ -111,6 +121,11 @@ impl Deadlines {
         self.detect_within_ms.saturating_mul(STUCK)
     }
 
+    /// When a worker that never held anything and went at `now` is forgotten.
+    pub(crate) fn forget(self, now: Millis) -> Millis {
+        self.after(now, FORGET)
+    }
+
     /// How long the shell waits for a record to be durable, in milliseconds.
     #[must_use]
     pub fn save_ms(self) -> u64 {
@@ -139,6 +154,7 @@ mod tests {
                 now.saturating_add(deadlines.save_ms()),
                 deadlines.report_timeout(now),
                 deadlines.graceful_stop(now),
+                deadlines.forget(now),
             ];
             assert!(rising.is_sorted(), "{detect_within_ms}: {rising:?}");
         }

@@ -10,7 +10,7 @@ pub use crate::record::{
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
 use proto::id::{Generation, JobId, Step, WorkerId};
 use proto::job::overrides::Override;
-use proto::message::{DesiredState, StepReport, WorkerReport};
+use proto::message::{DesiredState, StepReport, Successor, WorkerReport};
 use proto::reason::{
     Cause, Ending, GenerationEnd, StandbyLoss, StopCause, Stopped, UnitError, UnreachablePair,
     Violation, Waiting,
@@ -21,16 +21,24 @@ use proto::spec::JobSpec;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RequestId(pub u64);
 
+/// What is pinned of a job's data set at submission.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DatasetPin {
+    /// Empty if the job uses the data set of another job.
+    pub version: String,
+    /// Training samples whose prompt is longer than what the text encoder reads. None if it reads
+    /// no prompts.
+    pub cut_prompts: Option<u64>,
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input {
     /// A validated job. `job_toml` is its canonical text, which parses to `spec`.
-    /// `dataset_version` is the version of its data set, or empty if the job uses that of another
-    /// job.
     Submit {
         request: RequestId,
         spec: Box<JobSpec>,
         job_toml: String,
-        dataset_version: String,
+        dataset: DatasetPin,
         /// Records of the archived jobs that it names.
         archived: Vec<JobRecord>,
     },
@@ -152,6 +160,10 @@ pub enum Event {
         worker: WorkerId,
         reason: Ending,
     },
+    /// These workers never held anything and have been gone for long.
+    WorkersForgotten {
+        workers: Vec<WorkerId>,
+    },
     JobQueued {
         job: JobId,
         reason: Waiting,
@@ -229,6 +241,12 @@ pub enum Event {
     /// Two live workers cannot reach each other.
     Unreachable {
         pair: UnreachablePair,
+    },
+    /// `worker` still reports although `by`, of the same name, has replaced it: two nodes have one
+    /// name. It is told to leave.
+    WorkerDisplaced {
+        worker: WorkerId,
+        by: Successor,
     },
     /// An impossible report from `worker`, which was ignored.
     Ignored {

@@ -6,12 +6,10 @@ use crate::deadline::Deadlines;
 use crate::partitions::Partitions;
 use crate::record::Millis;
 use proto::id::WorkerId;
-use proto::message::{Peer, Unreached, WorkerReport};
+use proto::limits::{DEVICES, LIST};
+use proto::message::{Peer, Successor, Unreached, WorkerReport};
 use proto::spec::DeviceKind;
 use std::collections::BTreeMap;
-
-/// More devices than any node has. Prevents overflow when claimed devices are summed.
-const DEVICES_MAX: u32 = 1024;
 
 #[derive(Debug, Default)]
 pub(crate) struct Fleet {
@@ -32,6 +30,34 @@ pub(crate) struct Worker {
     peer_address: Option<String>,
     /// The workers that it cannot reach.
     unreached: Vec<Unreached>,
+    /// A worker of this name was once assigned something. Others are forgotten when they are gone
+    /// for long, because anybody can invent a name.
+    held: bool,
+    /// When it went; meaningful only while it is down.
+    down_since: Millis,
+    /// The newest older boot that reported although this worker has replaced it.
+    predecessor: Option<Predecessor>,
+}
+
+/// An older boot that reports beside the newer one of its name. Two nodes may have one name.
+#[derive(Debug, Clone)]
+struct Predecessor {
+    id: WorkerId,
+    address: Option<String>,
+    /// When it first reported although it was replaced.
+    since: Millis,
+    last_report_wall: Millis,
+    /// It was told to leave: both run.
+    is_displaced: bool,
+}
+
+/// An older boot of a worker that was told to leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Displaced<'a> {
+    pub worker: &'a WorkerId,
+    pub address: Option<&'a str>,
+    /// The coordinator's clock at its last report.
+    pub last_report_ms: Millis,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,8 +82,20 @@ pub(crate) enum Arrival {
     Up,
     /// It came up and replaces the older boot of the same name.
     Replaced { old: WorkerId },
-    /// A late report of an older boot than the one that is up.
-    Stale { newer: WorkerId },
+    /// A report of an older boot than the one that is up: a late one, or of a daemon that runs
+    /// beside the newer one and must leave.
+    Stale {
+        newer: WorkerId,
+        leave: Option<Leave>,
+    },
+}
+
+/// A displaced worker must leave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Leave {
+    pub(crate) successor: Successor,
+    /// It was not told before.
+    pub(crate) is_new: bool,
 }
 
 impl Fleet {
@@ -81,6 +119,9 @@ impl Fleet {
                 last_report_wall: None,
                 peer_address: None,
                 unreached: Vec::new(),
+                held: true,
+                down_since: 0,
+                predecessor: None,
             });
         entry.devices = entry.devices.saturating_add(devices);
     }
@@ -95,7 +136,7 @@ impl Fleet {
         let fresh = Worker {
             id: report.worker.clone(),
             device: report.device,
-            devices: report.devices.min(DEVICES_MAX),
+            devices: report.devices.min(DEVICES),
             presence: Presence::Up {
                 until: deadlines.lease(now),
             },
@@ -103,6 +144,9 @@ impl Fleet {
             last_report_wall: Some(wall),
             peer_address: report.peer_address.clone(),
             unreached: report.unreached.clone(),
+            held: false,
+            down_since: 0,
+            predecessor: None,
         };
         let Some(known) = self.workers.get_mut(&report.worker.name) else {
             self.workers.insert(report.worker.name.clone(), fresh);
@@ -113,9 +157,14 @@ impl Fleet {
         if report.worker.boot < known.id.boot && known.presence != Presence::Down {
             return Arrival::Stale {
                 newer: known.id.clone(),
+                leave: known.on_predecessor(report, deadlines, now, wall),
             };
         }
-        let old = std::mem::replace(known, fresh);
+        let mut old = std::mem::replace(known, fresh);
+        known.held = old.held;
+        if old.id == known.id {
+            known.predecessor = old.predecessor.take();
+        }
         match old.presence {
             Presence::Up { .. } if old.id == known.id => Arrival::Known,
             Presence::Up { .. } | Presence::Expected { .. } if old.id != known.id => {
@@ -140,10 +189,45 @@ impl Fleet {
             if worker.until().is_some_and(|until| until <= now) {
                 worker.presence = Presence::Down;
                 worker.connected = false;
+                worker.down_since = now;
                 expired.push(worker.id.clone());
             }
         }
         expired
+    }
+
+    /// This worker was assigned something.
+    pub(crate) fn set_held(&mut self, id: &WorkerId) {
+        if let Some(worker) = self.workers.get_mut(&id.name) {
+            worker.held = true;
+        }
+    }
+
+    /// Forgets the workers that never held anything and have been gone for long, and the oldest of
+    /// them at once if there are more than [`LIST`]. Returns the forgotten ones. It has no deadline
+    /// of its own: the next input is soon enough.
+    pub(crate) fn forget(&mut self, deadlines: Deadlines, now: Millis) -> Vec<WorkerId> {
+        let invented = |worker: &&Worker| !worker.held && !worker.is_present();
+        let invented = || self.workers.values().filter(invented);
+        let oldest = invented().map(|worker| worker.down_since).min();
+        let is_late = oldest.is_some_and(|since| deadlines.forget(since) <= now);
+        if !is_late && invented().count() <= LIST {
+            return Vec::new();
+        }
+        let mut gone: Vec<(Millis, WorkerId)> = invented()
+            .map(|worker| (worker.down_since, worker.id.clone()))
+            .collect();
+        gone.sort();
+        let surplus = gone.len().saturating_sub(LIST);
+        let late = |(index, (since, _)): &(usize, (Millis, WorkerId))| {
+            *index < surplus || deadlines.forget(*since) <= now
+        };
+        let gone = gone.into_iter().enumerate().take_while(late);
+        let gone: Vec<WorkerId> = gone.map(|(_, (_, id))| id).collect();
+        for id in &gone {
+            self.workers.remove(&id.name);
+        }
+        gone
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Millis> {
@@ -195,6 +279,54 @@ impl Fleet {
 }
 
 impl Worker {
+    /// An older boot reported although this one replaced it. Both run if the older one still
+    /// reports some time later, and this one has reported since; then the older one must leave.
+    fn on_predecessor(
+        &mut self,
+        report: &WorkerReport,
+        deadlines: Deadlines,
+        now: Millis,
+        wall: Millis,
+    ) -> Option<Leave> {
+        let lease_until = self.until();
+        let known = self.predecessor.take();
+        let mut predecessor = known
+            .filter(|known| known.id == report.worker)
+            .unwrap_or_else(|| Predecessor {
+                id: report.worker.clone(),
+                address: None,
+                since: now,
+                last_report_wall: wall,
+                is_displaced: false,
+            });
+        predecessor.address.clone_from(&report.peer_address);
+        predecessor.last_report_wall = wall;
+        let since = predecessor.since;
+        let newer_reported = lease_until.is_some_and(|until| deadlines.lease(since) < until);
+        let runs = deadlines.displaced(since) <= now && newer_reported && self.is_reachable();
+        let is_new = runs && !predecessor.is_displaced;
+        predecessor.is_displaced |= runs;
+        let is_displaced = predecessor.is_displaced;
+        self.predecessor = Some(predecessor);
+        is_displaced.then(|| Leave {
+            successor: Successor {
+                worker: self.id.clone(),
+                address: self.peer_address.clone(),
+            },
+            is_new,
+        })
+    }
+
+    /// The older boot that was told to leave.
+    pub(crate) fn displaced(&self) -> Option<Displaced<'_>> {
+        let it = self.predecessor.as_ref().filter(|it| it.is_displaced)?;
+        Some(Displaced {
+            worker: &it.id,
+            address: it.address.as_deref(),
+            last_report_ms: it.last_report_wall,
+        })
+    }
+
     /// Up, or expected to reconnect.
     pub(crate) fn is_present(&self) -> bool {
         self.presence != Presence::Down

@@ -27,11 +27,11 @@ impl Coordinator {
                 request,
                 spec,
                 job_toml,
-                dataset_version,
+                dataset,
                 archived,
             } => {
                 self.recall(archived, outbox.now);
-                self.on_submit(request, *spec, job_toml, dataset_version, &mut outbox);
+                self.on_submit(request, *spec, job_toml, dataset, &mut outbox);
             }
             Input::Retry {
                 request,
@@ -137,6 +137,12 @@ impl Coordinator {
             });
             self.lose_worker(&worker, &ending, outbox);
         }
+        let workers = self.fleet.forget(self.deadlines, outbox.now);
+        if !workers.is_empty() {
+            self.reported_violations
+                .retain(|(reporter, _)| !workers.contains(reporter));
+            outbox.emit(Event::WorkersForgotten { workers });
+        }
     }
 
     fn detect_partitions(&mut self, outbox: &mut Outbox) {
@@ -170,7 +176,7 @@ impl Coordinator {
     }
 
     /// Turns the outbox into effects.
-    fn conclude(&self, mut outbox: Outbox) -> Vec<Effect> {
+    fn conclude(&mut self, mut outbox: Outbox) -> Vec<Effect> {
         for (request, id) in std::mem::take(&mut outbox.phase_replies) {
             if let Some(job) = self.jobs.get(&id) {
                 let phase = job.shown().to_string();
@@ -193,7 +199,19 @@ impl Coordinator {
             .send
             .iter()
             .filter_map(|name| self.fleet.reachable(name));
-        let states = workers.map(|worker| self.desired(&worker.id)).collect();
+        let mut states: Vec<DesiredState> =
+            workers.map(|worker| self.desired(&worker.id)).collect();
+        for state in states.iter().filter(|it| !it.assignments.is_empty()) {
+            self.fleet.set_held(&state.worker);
+        }
+        states.extend(outbox.leave.take().map(|(worker, successor)| DesiredState {
+            worker,
+            assignments: Vec::new(),
+            detect_within_ms: self.config.detect_within_ms,
+            peers: Vec::new(),
+            refused: Vec::new(),
+            successor: Some(successor),
+        }));
         outbox.into_effects(records, states)
     }
 
@@ -204,6 +222,8 @@ impl Coordinator {
             assignments: self.jobs.values().filter_map(assignment).collect(),
             detect_within_ms: self.config.detect_within_ms,
             peers: self.peers(worker),
+            refused: Vec::new(),
+            successor: None,
         }
     }
 

@@ -21,6 +21,7 @@ pub(crate) struct Head {
     pub(crate) job_toml: String,
     pub(crate) overrides: Vec<Override>,
     pub(crate) dataset_version: String,
+    pub(crate) cut_prompts: Option<u64>,
     /// The trained job that it reads, once the checkpoint is known.
     pub(crate) source: Option<SourceJob>,
     pub(crate) submitted_ms: Millis,
@@ -70,6 +71,7 @@ impl Head {
             job_toml: record.job_toml.clone(),
             overrides: record.overrides.clone(),
             dataset_version: record.dataset_version.clone(),
+            cut_prompts: record.cut_prompts,
             source: record.source.clone(),
             blocked_by: None,
             submitted_ms: record.submitted_ms,

@@ -42,8 +42,9 @@ mod view;
 mod view_model;
 mod why;
 
-pub use config::Config;
+pub use config::{Config, WaitingQuotas};
 pub use deadline::Deadlines;
+pub use fleet::Displaced;
 pub use machine::Coordinator;
 pub use view::EndedJob;
 pub use view_model::{JobView, RankView, SetAside, UnitsView, View, WaitsFor, Why, WorkerView};

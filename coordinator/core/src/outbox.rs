@@ -5,8 +5,8 @@
 use crate::event::{Effect, Event, Reply, RequestId};
 use crate::record::{Member, Millis, Record};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
-use proto::id::JobId;
-use proto::message::DesiredState;
+use proto::id::{JobId, WorkerId};
+use proto::message::{DesiredState, Successor};
 use std::collections::BTreeSet;
 
 #[derive(Debug)]
@@ -27,6 +27,8 @@ pub(crate) struct Outbox {
     pub(crate) removed: Vec<Record>,
     /// Names of workers to send the desired state to: it may have changed, or they sent a report.
     pub(crate) send: BTreeSet<String>,
+    /// The worker that reported must leave, because another one took its place.
+    pub(crate) leave: Option<(WorkerId, Successor)>,
     manifests: Vec<CheckpointManifest>,
     replies: Vec<Effect>,
     /// Requests to answer with the job's phase after the input was handled.
@@ -47,6 +49,7 @@ impl Outbox {
             ledger_entries: Vec::new(),
             removed: Vec::new(),
             send: BTreeSet::new(),
+            leave: None,
             manifests: Vec::new(),
             replies: Vec::new(),
             phase_replies: Vec::new(),

@@ -2,12 +2,13 @@
 
 use crate::event::Event;
 use crate::explain::failure;
-use crate::fleet::Arrival;
+use crate::fleet::{Arrival, Leave};
 use crate::gang::{Class, classify};
 use crate::job::Job;
 use crate::machine::Coordinator;
 use crate::outbox::Outbox;
 use proto::id::{JobId, WorkerId};
+use proto::limits::LIST;
 use proto::message::{RankReport, WorkerReport};
 use proto::reason::{Ending, Violation};
 use std::collections::BTreeMap;
@@ -39,8 +40,17 @@ impl Coordinator {
                 });
                 self.lose_worker(&old, &ending, outbox);
             }
-            Arrival::Stale { newer } => {
+            Arrival::Stale { newer, leave } => {
                 self.ignore(worker, Violation::OldBoot { newer }, outbox);
+                if let Some(Leave { successor, is_new }) = leave {
+                    if is_new {
+                        outbox.emit(Event::WorkerDisplaced {
+                            worker: worker.clone(),
+                            by: successor.clone(),
+                        });
+                    }
+                    outbox.leave = Some((worker.clone(), successor));
+                }
                 return;
             }
         }
@@ -118,6 +128,10 @@ impl Coordinator {
     }
 
     fn ignore(&mut self, worker: &WorkerId, violation: Violation, outbox: &mut Outbox) {
+        // Bounded: when it is full, what was reported may be reported once more.
+        if LIST <= self.reported_violations.len() {
+            self.reported_violations.clear();
+        }
         if self
             .reported_violations
             .insert((worker.clone(), violation.kind()))

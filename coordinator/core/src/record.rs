@@ -100,6 +100,10 @@ pub struct JobRecord {
     pub trained_ms: u64,
     /// Version of its data set, or that of the trained job that it reads. Pinned at submission.
     pub dataset_version: String,
+    /// Training samples whose prompt is cut, as counted at submission. None: not counted, or the job
+    /// reads no prompts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cut_prompts: Option<u64>,
     /// The trained job that it reads, pinned to a checkpoint. None if it reads no job, or the
     /// checkpoint is not known yet.
     pub source: Option<SourceJob>,
@@ -169,6 +173,7 @@ impl JobRecord {
             overrides: Vec::new(),
             trained_ms: 0,
             dataset_version: String::new(),
+            cut_prompts: None,
             source: None,
             submitted_ms: 0,
             paused: false,

@@ -1,7 +1,7 @@
 //! User requests: submit and cancel. Each gets one reply, after its changes are saved.
 
 use crate::depend::SourceLookup;
-use crate::event::{Reply, RequestId};
+use crate::event::{DatasetPin, Reply, RequestId};
 use crate::job::Job;
 use crate::machine::Coordinator;
 use crate::outbox::Outbox;
@@ -15,7 +15,7 @@ use proto::spec::{ArchitectureSpec, JobSpec};
 
 /// The inputs of a job that are pinned at submission.
 struct Pinned {
-    dataset_version: String,
+    dataset: DatasetPin,
     source: Option<SourceJob>,
 }
 
@@ -25,11 +25,11 @@ impl Coordinator {
         request: RequestId,
         spec: JobSpec,
         job_toml: String,
-        dataset_version: String,
+        dataset: DatasetPin,
         outbox: &mut Outbox,
     ) {
         let pinned = Pinned {
-            dataset_version,
+            dataset,
             source: None,
         };
         let reply = match self.admit(&spec, pinned) {
@@ -53,9 +53,10 @@ impl Coordinator {
                 resources.workers_min, resources.workers_max, resources.devices_per_worker
             ));
         }
+        self.check_waiting(&resources.team)?;
         self.check_dependencies(&self.next_id(spec), spec)?;
         if let Some(sample) = spec.work.sampling() {
-            pinned.dataset_version = self.sampled_job(sample)?.head().dataset_version.clone();
+            pinned.dataset.version = self.sampled_job(sample)?.head().dataset_version.clone();
             // Its dependencies may still write newer weights, or the requested step.
             let waits = !spec.after.is_empty();
             pinned.source = match self.find_source(spec) {
@@ -69,6 +70,31 @@ impl Coordinator {
             };
         }
         Ok(pinned)
+    }
+
+    /// Refuses one more waiting job of the team.
+    pub(crate) fn check_waiting(&self, team: &str) -> Result<(), String> {
+        let quotas = &self.config.waiting;
+        let (mut own, mut all) = (0, 0);
+        for job in self.jobs.values().filter(|job| job.is_queued()) {
+            all += 1;
+            own += u32::from(job.head().spec.resources.team == team);
+        }
+        let quota = quotas.teams.get(team).copied().unwrap_or(quotas.other);
+        if quota <= own {
+            return Err(format!(
+                "team {team} has {own} waiting jobs, and its quota is {quota}; wait until some \
+                 run, cancel some, or raise `waiting` of the team in the coordinator's `quotas`"
+            ));
+        }
+        if quotas.all <= all {
+            return Err(format!(
+                "{all} jobs wait, and the quota of all teams together is {}; wait until some run, \
+                 or cancel some",
+                quotas.all
+            ));
+        }
+        Ok(())
     }
 
     /// Returns the trained job that `sample` reads, if the request fits it.
@@ -121,11 +147,12 @@ impl Coordinator {
         let record = JobRecord {
             version: RECORD_VERSION,
             id: id.clone(),
-            ledger: Tip::begin(&id, &pinned.dataset_version, &job_toml),
+            ledger: Tip::begin(&id, &pinned.dataset.version, &job_toml),
             job_toml,
             overrides: Vec::new(),
             trained_ms: 0,
-            dataset_version: pinned.dataset_version,
+            dataset_version: pinned.dataset.version,
+            cut_prompts: pinned.dataset.cut_prompts,
             source: pinned.source,
             submitted_ms: outbox.wall,
             standbys: Vec::new(),

@@ -94,7 +94,7 @@ impl Coordinator {
         let queued = job.is_queued();
         match decision {
             Decision::Run(workers) if queued => self.start(id, workers, used, outbox),
-            Decision::Run(_) if job.head.paused => {}
+            Decision::Run(_) if job.head.paused || job.is_time_up() => {}
             Decision::Run(workers) => self.adjust(id, workers, used, outbox),
             Decision::Wait(shortage) if queued => {
                 let reason = Waiting::Shortage {

@@ -29,6 +29,8 @@ struct StoredJob {
     trained_ms: u64,
     dataset_version: String,
     #[serde(default)]
+    cut_prompts: Option<u64>,
+    #[serde(default)]
     source: Option<SourceJob>,
     submitted_ms: Millis,
     paused: bool,
@@ -130,6 +132,7 @@ impl TryFrom<StoredJob> for JobRecord {
             overrides: stored.overrides,
             trained_ms: stored.trained_ms,
             dataset_version: stored.dataset_version,
+            cut_prompts: stored.cut_prompts,
             source: stored.source,
             submitted_ms: stored.submitted_ms,
             paused: stored.paused,

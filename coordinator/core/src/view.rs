@@ -9,7 +9,7 @@ use crate::machine::{Coordinator, parse_record};
 use crate::partitions::Partitions;
 use crate::record::JobRecord;
 use crate::view_model::{JobView, View, Why, WorkerView};
-use proto::id::WorkerId;
+use proto::id::{JobId, WorkerId};
 use std::collections::{BTreeMap, BTreeSet};
 
 impl Coordinator {
@@ -36,6 +36,32 @@ impl Coordinator {
         let jobs = unreadable.chain(jobs).collect();
         View { jobs, workers }
     }
+
+    /// One job of the view, without making the others'.
+    #[must_use]
+    pub fn job_view(&self, id: &JobId) -> Option<JobView<'_>> {
+        match self.jobs.get(id) {
+            Some(job) => Some(job.view(self.clock.now())),
+            None => self.unreadable.get(id).map(JobView::unreadable),
+        }
+    }
+
+    /// The ended jobs in memory that are not archived: of this team, and of all.
+    #[must_use]
+    pub fn ended_jobs(&self, team: &str) -> (u64, u64) {
+        let ended = self
+            .jobs
+            .iter()
+            .filter(|(id, job)| job.is_over() && !self.recalled.contains(*id));
+        let own = |job: &Job| u64::from(job.head().spec.resources.team == team);
+        ended.fold((0, 0), |(some, all), (_, job)| (some + own(job), all + 1))
+    }
+
+    /// Whether the job is in memory.
+    #[must_use]
+    pub fn has_job(&self, id: &JobId) -> bool {
+        self.jobs.contains_key(id) || self.unreadable.contains_key(id)
+    }
 }
 
 fn view_worker<'a>(
@@ -52,6 +78,7 @@ fn view_worker<'a>(
         drained: drained.contains(&worker.id.name),
         unreachable: Vec::new(),
         last_heard_ms: worker.last_report_wall,
+        displaced: worker.displaced(),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Views of jobs and workers, as plain values.
 
+use crate::fleet::Displaced;
 use crate::record::{JobRecord, Millis};
 use proto::id::{Rank, Step, WorkerId};
 use proto::message::{Activity, RankPhase, StepReport};
@@ -99,6 +100,8 @@ pub struct WorkerView<'a> {
     /// The coordinator's clock at its last report. None if it has not reported since the
     /// coordinator started.
     pub last_heard_ms: Option<Millis>,
+    /// An older daemon of the same name that was told to leave.
+    pub displaced: Option<Displaced<'a>>,
 }
 
 /// Why a job is in its current state.

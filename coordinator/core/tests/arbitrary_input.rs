@@ -6,7 +6,7 @@
 #[allow(dead_code, reason = "shared with others, which together use all of it")]
 mod harness;
 
-use coordinator_core::event::{Input, JobPhase};
+use coordinator_core::event::{DatasetPin, Input, JobPhase};
 use harness::{Harness, failed, rank, sample_of, sampling, spec, with_shard, with_step};
 use proptest::prelude::*;
 use proto::id::JobId;
@@ -159,7 +159,7 @@ proptest! {
                     drop(harness.ask(|request| Input::Submit {
                         request,
                         job_toml: proto::job::to_toml(&images),
-                        dataset_version: String::new(),
+                        dataset: DatasetPin::default(),
                         spec: Box::new(images),
                         archived: vec![],
                     }));

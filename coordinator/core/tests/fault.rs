@@ -5,13 +5,13 @@
 #[allow(dead_code, reason = "shared with others, which together use all of it")]
 mod harness;
 
-use coordinator_core::event::{JobPhase, RESTARTS_WITHOUT_PROGRESS_MAX};
+use coordinator_core::event::{Effect, Event, JobPhase, RESTARTS_WITHOUT_PROGRESS_MAX};
 use harness::{
     DETECT_WITHIN_MS, Harness, assigned, failed, failed_for_good, id, ignored, manifests, names,
     rank, rank_failed, resumes, short_of, shortage, with_step,
 };
-use proto::id::{Generation, JobId, Rank, Step};
-use proto::message::RankPhase;
+use proto::id::{Generation, JobId, Rank, Step, WorkerId};
+use proto::message::{DesiredState, RankPhase, Successor};
 use proto::reason::{
     Blocked, Cause, Consequence, Ending, Fault, LastGood, RankFailure, Shortage, Violation,
 };
@@ -107,6 +107,85 @@ fn a_restarted_worker_is_another_worker() {
         [Violation::OldBoot { newer }]
     );
     assert_eq!(harness.generation(&job), 2);
+}
+
+/// The older daemon that the worker of this name is shown to have displaced, and its address.
+fn displaced_by(harness: &Harness, name: &str) -> Option<(WorkerId, Option<String>)> {
+    let view = harness.machine.view();
+    let worker = view.workers.iter().find(|it| it.id.name == name)?;
+    let displaced = worker.displaced?;
+    Some((
+        displaced.worker.clone(),
+        displaced.address.map(str::to_owned),
+    ))
+}
+
+/// The state that is sent to this worker.
+fn told_to_leave<'a>(effects: &'a [Effect], worker: &str) -> Option<&'a DesiredState> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::Send { worker: to, state } if *to == id(worker) => Some(state),
+        _ => None,
+    })
+}
+
+#[test]
+fn of_two_daemons_of_one_name_the_older_is_told_to_leave_and_shown() {
+    let (mut harness, _) = Harness::training();
+    let third = DETECT_WITHIN_MS / 3 + 1;
+    harness.receive("w2#2", vec![]);
+    // A late report of a daemon that died looks like this; nobody is told yet.
+    assert_eq!(
+        told_to_leave(&harness.receive("w2#1", vec![]), "w2#1"),
+        None
+    );
+    for _ in 0..3 {
+        assert_eq!(
+            told_to_leave(&harness.receive("w2#1", vec![]), "w2#1"),
+            None
+        );
+        harness.now += third;
+        harness.receive("w1", vec![]);
+        harness.receive("w2#2", vec![]);
+    }
+    assert_eq!(displaced_by(&harness, "w2"), None);
+    for repeated in [false, true] {
+        let effects = harness.receive("w2#1", vec![]);
+        let state = told_to_leave(&effects, "w2#1").expect("it runs beside the newer one");
+        let successor = Successor {
+            worker: id("w2#2"),
+            address: Some("w2#2:7073".to_owned()),
+        };
+        assert_eq!(state.successor.as_ref(), Some(&successor));
+        assert_eq!(state.assignments, []);
+        let is_said = effects
+            .iter()
+            .any(|it| matches!(it, Effect::Emit(Event::WorkerDisplaced { .. })));
+        assert_eq!(is_said, !repeated, "said once, told until it leaves");
+    }
+    let shown = (id("w2#1"), Some("w2#1:7073".to_owned()));
+    assert_eq!(displaced_by(&harness, "w2"), Some(shown));
+    // If the older one is started again it is the newer one, and nothing is held against it.
+    harness.receive("w2#3", vec![]);
+    assert_eq!(displaced_by(&harness, "w2"), None);
+}
+
+#[test]
+fn a_daemon_whose_clock_was_set_back_is_not_told_to_leave_for_a_dead_one() {
+    let (mut harness, _) = Harness::training();
+    for _ in 0..4 {
+        harness.receive("w1", vec![]);
+        let effects = harness.receive("w2#0", vec![]);
+        assert_eq!(
+            told_to_leave(&effects, "w2#0").and_then(|it| it.successor.as_ref()),
+            None,
+            "w2#1 has not reported since"
+        );
+        harness.now += DETECT_WITHIN_MS / 3 + 1;
+    }
+    assert!(
+        harness.worker("w2").up,
+        "it is accepted once the lease of the dead one has expired"
+    );
 }
 
 #[test]

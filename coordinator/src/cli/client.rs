@@ -2,6 +2,7 @@
 
 use super::Global;
 use anyhow::{Result, anyhow};
+use proto::limits::REPLY_BYTES;
 use proto::pb;
 use proto::pb::control_client::ControlClient;
 use proto::version::{self, Stamp};
@@ -12,7 +13,8 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
-const MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// Bytes of the headers of a reply: the text of an error, with some characters as three.
+const HEADER_BYTES_MAX: u32 = 64 << 10;
 
 pub(crate) type Client = ControlClient<InterceptedService<Channel, Stamp>>;
 
@@ -27,22 +29,23 @@ pub(crate) async fn connect(global: &Global) -> Result<Client> {
         .map_err(|_| anyhow!("{url:?} is no coordinator URL; use http://HOST:PORT"))?
         .connect_timeout(CONNECT_WITHIN)
         .http2_keep_alive_interval(CONNECT_WITHIN)
-        .keep_alive_while_idle(true);
+        .keep_alive_while_idle(true)
+        .http2_max_header_list_size(HEADER_BYTES_MAX);
     let channel = endpoint.connect().await.map_err(|error| {
         let reason = root_cause(&error);
         anyhow!("cannot reach a coordinator at {url}: {reason}; start one with `coordinator serve`")
     })?;
     let stamp: Stamp = version::stamp;
-    Ok(
-        ControlClient::with_interceptor(channel, stamp)
-            .max_decoding_message_size(MESSAGE_BYTES_MAX),
-    )
+    Ok(ControlClient::with_interceptor(channel, stamp).max_decoding_message_size(REPLY_BYTES))
 }
 
 /// The error message for a failed request.
 pub(crate) fn request_error(global: &Global, status: &Status) -> anyhow::Error {
     match status.code() {
-        Code::NotFound | Code::InvalidArgument | Code::FailedPrecondition => {
+        Code::NotFound
+        | Code::InvalidArgument
+        | Code::FailedPrecondition
+        | Code::ResourceExhausted => {
             anyhow!("{}", status.message())
         }
         Code::Unimplemented => anyhow!(

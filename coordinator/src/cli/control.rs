@@ -3,8 +3,9 @@
 //! `--no-wait` is given.
 
 use super::client::{self, Client, connect, request_error};
+use super::interrupt::Interrupt;
 use super::{Global, Outcome, Output, print_json};
-use crate::text::outln;
+use crate::text::{errln, outln};
 use anyhow::{Result, anyhow};
 use clap::Args;
 use proto::pb;
@@ -42,7 +43,12 @@ pub(crate) async fn pause(global: &Global, args: &PauseArgs) -> Result<Outcome> 
     let mut client = connect(global).await?;
     let mut phase = set_paused(global, &mut client, &args.job, true).await?;
     if !args.no_wait && phase != Phase::Paused {
+        let job = args.job.clone();
+        let waiting = Interrupt::catch(move || {
+            errln!("{job} is still being paused; `coordinator resume {job}` undoes it");
+        })?;
         phase = until_paused(global, &mut client, &args.job).await?;
+        waiting.release();
     }
     print(global, &args.job, &phase);
     let paused = phase == Phase::Paused || args.no_wait;
@@ -88,7 +94,13 @@ pub(crate) async fn drain(global: &Global, args: &DrainArgs) -> Result<Outcome> 
     let empty = if args.no_wait {
         false
     } else {
-        until_empty(global, &mut client, &args.worker).await?
+        let worker = args.worker.clone();
+        let waiting = Interrupt::catch(move || {
+            errln!("{worker} is still being drained; `coordinator undrain {worker}` undoes it");
+        })?;
+        let empty = until_empty(global, &mut client, &args.worker).await?;
+        waiting.release();
+        empty
     };
     match global.output {
         Output::Json => {

@@ -3,36 +3,23 @@
 
 use super::preview::{PreviewArgs, preview};
 use super::{Global, Outcome, Output, print_json, table};
-use crate::text::{bytes, outln};
+use crate::text::{bytes, errln, outln};
 use anyhow::{Context, Result, anyhow};
 use clap::Subcommand;
 use figures::synthetic::{Backgrounds, Similar, SynthesizeOptions, identities};
 use indicatif::{ProgressBar, ProgressDrawTarget};
 use model_data::dataset::Dataset;
-use model_data::import::{ImportError, ImportReport, SAMPLES_FILE};
-use model_data::writer::{DatasetWriter, WriteOptions};
-use proto::dataset::DatasetManifest;
+use model_data::import::{ImportError, ImportOptions, ImportReport, SAMPLES_FILE};
+use model_data::writer::{DatasetWriter, WriteOptions, Written};
 use serde_json::json;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum DatasetCommand {
     /// Generate a data set of synthetic figures; equal options give equal bytes
     Synthesize(SynthesizeArgs),
     /// Create a data set from a folder of images, masks and samples.jsonl with the paper's fields
-    Import {
-        #[arg(value_name = "DIR")]
-        folder: PathBuf,
-        /// Folder of the data set: file:///…, s3://bucket/… or a path
-        #[arg(long, value_name = "URL")]
-        out: String,
-        /// Fail, and create no data set, if a row is rejected or a similar entry is dropped
-        #[arg(long)]
-        strict: bool,
-        /// Description of where the images come from [default: the folder's name]
-        #[arg(long)]
-        source: Option<String>,
-    },
+    Import(ImportArgs),
     /// Render a job's training samples: targets, masks, references with their concepts, prompts
     Preview(PreviewArgs),
     /// Count samples, similar images, characters and clothing tags
@@ -75,9 +62,33 @@ pub(crate) struct SynthesizeArgs {
     /// What is behind the figures: all kinds, or only pale colours, half of them white
     #[arg(long, value_enum, default_value = "all")]
     backgrounds: BackgroundsArg,
+    #[command(flatten)]
+    out: OutArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ImportArgs {
+    #[arg(value_name = "DIR")]
+    folder: PathBuf,
+    #[command(flatten)]
+    out: OutArgs,
+    /// Fail, and create no data set, if a row is rejected, a similar entry dropped or an identity
+    /// split
+    #[arg(long)]
+    strict: bool,
+    /// Description of where the images come from [default: the folder's name]
+    #[arg(long)]
+    source: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+struct OutArgs {
     /// Folder of the data set: file:///…, s3://bucket/… or a path
     #[arg(long, value_name = "URL")]
     out: String,
+    /// Replace the data set that is there. Its files are kept, for jobs that were submitted with it
+    #[arg(long)]
+    replace: bool,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -111,17 +122,7 @@ fn parse_similar(text: &str) -> Result<Similar, String> {
 pub(crate) async fn dataset(global: &Global, command: &DatasetCommand) -> Result<Outcome> {
     match command {
         DatasetCommand::Synthesize(args) => synthesize(global, args).await,
-        DatasetCommand::Import {
-            folder,
-            out,
-            strict,
-            source,
-        } => {
-            let source = source
-                .clone()
-                .unwrap_or_else(|| format!("imported from {}", folder.display()));
-            import(global, folder, &url_of(out)?, &source, *strict).await
-        }
+        DatasetCommand::Import(args) => import(global, args).await,
         DatasetCommand::Preview(args) => {
             let url = args.dataset.as_deref().map(url_of).transpose()?;
             preview(global, args, url).await
@@ -145,7 +146,7 @@ fn url_of(text: &str) -> Result<String> {
 
 async fn synthesize(global: &Global, args: &SynthesizeArgs) -> Result<Outcome> {
     check(args)?;
-    let url = url_of(&args.out)?;
+    let url = url_of(&args.out.out)?;
     let options = SynthesizeOptions {
         characters: args.characters,
         outfits: args.outfits,
@@ -158,16 +159,25 @@ async fn synthesize(global: &Global, args: &SynthesizeArgs) -> Result<Outcome> {
             BackgroundsArg::Plain => Backgrounds::Plain,
         },
     };
-    let mut writer = DatasetWriter::open(&url, WriteOptions::new(options.source()))?;
+    let write_options = WriteOptions {
+        replace: args.out.replace,
+        ..WriteOptions::new(options.source())
+    };
+    let mut writer = DatasetWriter::open(&url, write_options).await?;
     let total = u64::from(args.characters) * u64::from(args.outfits);
-    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+    let target = if shell::terminal::can_redraw() {
+        ProgressDrawTarget::stderr()
+    } else {
+        ProgressDrawTarget::hidden()
+    };
+    let bar = ProgressBar::with_draw_target(Some(total), target);
     for identity in identities(&options) {
         writer.add(identity).await?;
         bar.inc(1);
     }
-    let manifest = writer.finish().await?;
+    let written = writer.finish().await?;
     bar.finish_and_clear();
-    print_written(global, &url, &manifest);
+    print_written(global, &url, &written);
     Ok(Outcome::True)
 }
 
@@ -216,14 +226,15 @@ fn check(args: &SynthesizeArgs) -> Result<()> {
     )
 }
 
-async fn import(
-    global: &Global,
-    folder: &Path,
-    url: &str,
-    source: &str,
-    strict: bool,
-) -> Result<Outcome> {
-    let (manifest, report) = match model_data::import::import(folder, url, source, strict).await {
+async fn import(global: &Global, args: &ImportArgs) -> Result<Outcome> {
+    let (folder, url) = (&args.folder, &url_of(&args.out.out)?);
+    let source = args.source.clone();
+    let options = ImportOptions {
+        source: source.unwrap_or_else(|| format!("imported from {}", folder.display())),
+        strict: args.strict,
+        replace: args.out.replace,
+    };
+    let (written, report) = match model_data::import::import(folder, url, &options).await {
         Ok(done) => done,
         Err(error) => {
             // Print every reason, not only the first, so that all can be fixed at once.
@@ -235,18 +246,23 @@ async fn import(
     };
     print_rejects(&report);
     match global.output {
-        Output::Json => {
-            print_json(&json!({ "url": url, "samples": manifest.samples, "report": report }))
-        }
+        Output::Json => print_json(&json!({
+            "url": url,
+            "samples": written.manifest.samples,
+            "replaced": written.replaced,
+            "report": report,
+        })),
         Output::Table => {
-            print_written(global, url, &manifest);
+            print_written(global, url, &written);
             outln!(
-                "{} rows read, {} accepted, {} rejected, {} similar entries dropped, {} face \
-                boxes guessed, {} without a similar image (pairing b cannot use these)",
+                "{} rows read, {} accepted, {} rejected, {} similar entries dropped, {} identities \
+                split, {} face boxes guessed, {} without a similar image (pairing b cannot use \
+                these)",
                 report.rows,
                 report.accepted,
                 report.rejected.len(),
                 report.dropped.len(),
+                report.split.len(),
                 report.guessed_boxes,
                 report.alone
             );
@@ -259,9 +275,10 @@ fn print_rejects(report: &ImportReport) {
     for (what, list) in [
         ("rejected", &report.rejected),
         ("similar entry dropped", &report.dropped),
+        ("identity split", &report.split),
     ] {
         for (line, reason) in list {
-            eprintln!("{SAMPLES_FILE}:{line}: {what}: {reason}");
+            errln!("{SAMPLES_FILE}:{line}: {what}: {reason}");
         }
     }
 }
@@ -360,7 +377,8 @@ async fn verify(global: &Global, dataset: &Dataset) -> Result<Outcome> {
     Ok(if good { Outcome::True } else { Outcome::False })
 }
 
-fn print_written(global: &Global, url: &str, manifest: &DatasetManifest) {
+fn print_written(global: &Global, url: &str, written: &Written) {
+    let Written { manifest, replaced } = written;
     let size: u64 = manifest.files.iter().map(|it| it.size_bytes).sum();
     match global.output {
         Output::Json => print_json(&json!({
@@ -368,13 +386,23 @@ fn print_written(global: &Global, url: &str, manifest: &DatasetManifest) {
             "samples": manifest.samples,
             "characters": manifest.characters,
             "bytes": size,
+            "replaced": replaced,
         })),
-        Output::Table => outln!(
-            "{url}: {} samples of {} characters, {}",
-            manifest.samples,
-            manifest.characters,
-            bytes(size)
-        ),
+        Output::Table => {
+            outln!(
+                "{url}: {} samples of {} characters, {}",
+                manifest.samples,
+                manifest.characters,
+                bytes(size)
+            );
+            if let Some(version) = replaced {
+                outln!(
+                    "replaced version {}: its files stay, and jobs that were submitted with it go \
+                     on with them",
+                    &version[..12]
+                );
+            }
+        }
     }
 }
 
@@ -397,7 +425,10 @@ mod tests {
             size: 32,
             seed: 0,
             similar: parse_similar(similar).unwrap(),
-            out: String::new(),
+            out: OutArgs {
+                out: String::new(),
+                replace: false,
+            },
         };
         assert!(check(&args(3, "0,1,2,0")).is_ok());
         assert_eq!(

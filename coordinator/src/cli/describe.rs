@@ -123,6 +123,10 @@ fn print(view: &pb::JobView, summary: Option<&Summary>) {
         line("set since", &format!("{}={}", it.key, it.value));
     }
     line("data set", &format!("version {}", view.dataset_version));
+    if let Some(cut) = view.cut_prompts.filter(|cut| *cut > 0) {
+        let what = "training samples are longer than what the model reads, and cut";
+        line("prompts", &format!("of {cut} {what}"));
+    }
     if let Some(units) = &view.units {
         print_units(units);
     }

@@ -26,10 +26,11 @@ pub(crate) fn job(view: &pb::JobView) -> Value {
         "ended_ms": (view.ended_ms != 0).then_some(view.ended_ms),
         "store_url": view.store_url,
         "dataset_version": view.dataset_version,
+        "cut_prompts": view.cut_prompts,
         "work": view.work,
         "sample_of": view.source,
         "after": view.after,
-        "overrides": view.overrides.iter().map(|it| json!({ "key": it.key, "value": it.value })).collect::<Vec<_>>(),
+        "overrides": view.overrides.iter().map(set_since).collect::<Vec<_>>(),
         "team": view.team,
         "units": view.units.as_ref().map(units),
         "job_toml": view.job_toml,
@@ -77,6 +78,10 @@ pub(crate) fn step(step: &pb::StepReport) -> Value {
     value
 }
 
+fn set_since(it: &pb::Override) -> Value {
+    json!({ "key": it.key, "value": it.value })
+}
+
 fn checkpoint(checkpoint: &pb::CheckpointRef) -> Value {
     json!({ "step": checkpoint.step, "generation": checkpoint.generation })
 }
@@ -112,6 +117,11 @@ pub(crate) fn worker(worker: &pb::WorkerView) -> Value {
         "apart": worker.unreachable,
         "jobs": worker.jobs,
         "last_heard_ms": worker.last_heard_ms,
+        "displaced": worker.displaced.as_ref().map(|it| json!({
+            "boot": it.worker.as_ref().map(|it| it.boot),
+            "address": it.address,
+            "ago_ms": it.ago_ms,
+        })),
     })
 }
 

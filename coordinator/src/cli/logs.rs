@@ -2,12 +2,11 @@
 
 use super::client::{connect, request_error};
 use super::{Global, Outcome, Output, json};
-use crate::text::now_ms;
+use crate::text::{now_ms, outln};
 use crate::time::{Since, rfc3339};
 use anyhow::Result;
 use clap::Args;
 use proto::pb;
-use std::io::Write;
 
 #[derive(Debug, Args)]
 pub(crate) struct LogsArgs {
@@ -38,18 +37,13 @@ pub(crate) async fn logs(global: &Global, args: &LogsArgs) -> Result<Outcome> {
     };
     let failed = |status: tonic::Status| request_error(global, &status);
     let mut lines = client.logs(request).await.map_err(failed)?.into_inner();
-    let mut out = std::io::stdout().lock();
     while let Some(line) = lines.message().await.map_err(failed)? {
-        let written = match global.output {
-            Output::Json => writeln!(out, "{}", json::log_line(&line)),
+        match global.output {
+            Output::Json => outln!("{}", json::log_line(&line)),
             Output::Table => {
                 let (at, generation, rank) = (rfc3339(line.at_ms), line.generation, line.rank);
-                writeln!(out, "{at} g{generation} r{rank} {}", line.text)
+                outln!("{at} g{generation} r{rank} {}", line.text);
             }
-        };
-        if written.is_err() {
-            // The reader has closed the pipe, as in `coordinator logs J | head`.
-            break;
         }
     }
     Ok(Outcome::True)

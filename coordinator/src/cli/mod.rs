@@ -9,6 +9,7 @@ mod control;
 mod curve;
 mod dataset;
 mod describe;
+mod interrupt;
 mod job;
 mod json;
 mod ledger;

@@ -5,7 +5,7 @@ use super::client::{self, connect};
 use super::reference::{self, Upload};
 use super::submit::{self, Submission};
 use super::{Global, Outcome, Output, Target, print_json, watch};
-use crate::text::outln;
+use crate::text::{errln, outln};
 use anyhow::{Context, Result, anyhow};
 use clap::{Args, ValueEnum};
 use futures::TryStreamExt;
@@ -39,7 +39,8 @@ pub(crate) struct SampleArgs {
     /// own prompt
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
-    /// What images are guided away from: the unconditional text of classifier-free guidance. Needs a
+    /// What images are guided away from: the unconditional text of classifier-free guidance. Needs
+    /// a
     /// --guidance other than 1
     #[arg(
         long,
@@ -68,8 +69,8 @@ pub(crate) struct SampleArgs {
     #[arg(long, value_enum)]
     pairing: Option<PairingName>,
     /// Also write attention maps of these concepts over the references, by input block and time
-    /// step, for instance `face,clothes` (the paper's figure 6). The time steps go from that of the first
-    /// sampling step down to 0, and all maps of a sheet have one scale
+    /// step, for instance `face,clothes` (the paper's figure 6). The time steps go from that of the
+    /// first sampling step down to 0, and all maps of a sheet have one scale
     #[arg(
         long,
         value_name = "WORDS",
@@ -214,7 +215,7 @@ pub(crate) async fn sample(global: &Global, args: &SampleArgs) -> Result<Outcome
         let _ = args.target.select(&trained)?;
     }
     for line in reference::assumptions(&work.references) {
-        eprintln!("{line}");
+        errln!("{line}");
     }
     let files =
         reference::store_files(&work.references, Path::new(""), &trained, Upload::Yes).await?;

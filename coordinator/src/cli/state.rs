@@ -1,10 +1,11 @@
-//! `coordinator state backup` and `restore`: the coordinator's state (jobs, ledgers, curves, logs) as
-//! one file. Checkpoints and images are not part of it. Both open the store, not a coordinator:
+//! `coordinator state backup` and `restore`: the coordinator's state (jobs, ledgers, curves, logs)
+//! as one file. Checkpoints and images are not part of it. Both open the store, not a coordinator:
 //! backup only reads and may run beside one, restore needs an empty state.
 
 use super::{Global, Outcome, Output, print_json};
+use crate::opening;
 use crate::store::{StateError, StateStore, read_state};
-use crate::text::outln;
+use crate::text::{errln, outln};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Subcommand;
 use prost::Message;
@@ -117,7 +118,8 @@ fn read(file: &Path) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
 }
 
 async fn restore(store: &str, entries: Vec<(Vec<u8>, Vec<u8>)>) -> Result<(), StateError> {
-    let state = StateStore::open(store, SAVE_WITHIN).await?;
+    let open = StateStore::open(store, SAVE_WITHIN);
+    let state = opening::when_usable(store, &|text| errln!("{text}"), open).await?;
     let restored = state.restore(entries).await;
     let closed = state.close().await;
     restored.and(closed)

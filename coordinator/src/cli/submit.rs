@@ -5,7 +5,7 @@ use super::client::{self, Client, connect, request_error};
 use super::reference::{self, Upload};
 use super::{Global, Outcome, Output, print_json, watch};
 use crate::pin::{PinError, check_init, pin, pin_dataset};
-use crate::text::outln;
+use crate::text::{errln, outln};
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use proto::pb;
@@ -35,13 +35,13 @@ pub(crate) async fn submit(global: &Global, args: &SubmitArgs) -> Result<Outcome
     if args.offline {
         return check_offline(global, &job).await;
     }
-    let spec = check(&job).await?;
+    let (spec, notes) = check(&job).await?;
     let mut client = connect(global).await?;
     if let Work::Sample(work) = spec.work {
         // Its image files are in the user's folder; workers read them from the store.
         let trained = client::describe(global, &mut client, &work.job.0).await?;
         for line in reference::assumptions(&work.references) {
-            eprintln!("{line}");
+            errln!("{line}");
         }
         let upload = if args.dry_run {
             Upload::No
@@ -59,7 +59,13 @@ pub(crate) async fn submit(global: &Global, args: &SubmitArgs) -> Result<Outcome
         })),
         (Output::Json, _) => {}
         (Output::Table, true) => outln!("{} is valid: {}", args.file.display(), reply.summary),
-        (Output::Table, false) => outln!("{}", reply.job),
+        (Output::Table, false) => {
+            // Standard output is the job's id alone, for scripts.
+            for note in notes {
+                eprintln!("{note}");
+            }
+            outln!("{}", reply.job);
+        }
     }
     if args.watch {
         watch::watch(global, &reply.job).await
@@ -116,15 +122,18 @@ pub(crate) async fn send(
         .into_inner())
 }
 
-/// Checks the job on the user's machine, where its files are. Its training data must exist.
-async fn check(job: &Submission) -> Result<JobSpec> {
+/// Checks the job on the user's machine, where its files are. Its training data must exist. Returns
+/// what the user should know of them, too.
+async fn check(job: &Submission) -> Result<(JobSpec, Vec<String>)> {
     let spec = proto::job::parse(&job.file_name, &job.text, Some(&job.directory))?;
-    if let Work::Train(work) = &spec.work
-        && let Err(error) = pin(work).await
-    {
-        return Err(input_error(job, &error));
-    }
-    Ok(spec)
+    let notes = match &spec.work {
+        Work::Train(work) => match pin(work).await {
+            Ok(pinned) => pinned.notes(),
+            Err(error) => return Err(input_error(job, &error)),
+        },
+        Work::Sample(_) => Vec::new(),
+    };
+    Ok((spec, notes))
 }
 
 fn input_error(job: &Submission, error: &PinError) -> anyhow::Error {
@@ -140,20 +149,22 @@ fn input_error(job: &Submission, error: &PinError) -> anyhow::Error {
 /// reached from here are listed.
 async fn check_offline(global: &Global, job: &Submission) -> Result<Outcome> {
     let spec = proto::job::parse(&job.file_name, &job.text, Some(&job.directory))?;
-    let mut checked = Vec::new();
-    let mut unchecked = Vec::new();
+    let (mut checked, mut unchecked) = (Vec::new(), Vec::new());
+    let mut notes = Vec::new();
     match &spec.work {
         Work::Train(work) => {
-            let dataset = pin_dataset(work).await.map(|version| {
+            let dataset = pin_dataset(work).await.map(|pinned| {
                 checked.push(format!(
                     "data.dataset {} (version {})",
                     work.data.dataset,
-                    &version[..12]
+                    &pinned.version[..12]
                 ));
+                notes.extend(pinned.notes());
             });
-            let init = check_init(work).await.map(|()| {
+            let init = check_init(work).await.map(|of_init| {
                 let init = work.model.init.iter();
                 checked.extend(init.map(|url| format!("model.init {url}")));
+                notes.extend(of_init);
             });
             for error in [dataset.err(), init.err()].into_iter().flatten() {
                 if !error.is_unreachable() {
@@ -174,6 +185,7 @@ async fn check_offline(global: &Global, job: &Submission) -> Result<Outcome> {
             "job": null,
             "checked": checked,
             "not_checked": unchecked,
+            "notes": notes,
         })),
         Output::Table => {
             outln!("{} is valid", job.file_name);
@@ -182,6 +194,9 @@ async fn check_offline(global: &Global, job: &Submission) -> Result<Outcome> {
             }
             for input in unchecked {
                 outln!("NOT checked: {input}");
+            }
+            for note in notes {
+                outln!("note: {note}");
             }
         }
     }

@@ -1,16 +1,16 @@
 //! `coordinator watch`, also used by `submit --watch` and `sample`: follows a job until it ends,
-//! with a progress bar on a terminal and plain lines elsewhere. Reconnects after a restart of the
-//! coordinator.
+//! with a progress bar on a terminal that can redraw and plain lines elsewhere. Reconnects after a
+//! restart of the coordinator. A signal ends the watch, not the job, and the watch says so.
 
 use super::client::{Client, connect, is_retryable, request_error};
+use super::interrupt::Interrupt;
 use super::{Global, Outcome, Output, json, print_json};
-use crate::text::{duration, outln};
+use crate::text::{duration, errln, outln};
 use anyhow::{Result, anyhow};
 use indicatif::{ProgressBar, ProgressStyle};
 use proto::pb;
 use proto::phase::{Phase, is_over};
 use std::collections::VecDeque;
-use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 /// How long the coordinator may be unreachable before the watch gives up.
@@ -39,16 +39,32 @@ pub(crate) async fn watch(global: &Global, job: &str) -> Result<Outcome> {
 /// Shows progress on stderr until the job has ended; returns its last view.
 pub(crate) async fn follow(global: &Global, job: &str) -> Result<pb::JobView> {
     let mut display = Display::new(job);
+    let bar = display.bar.clone();
+    let id = job.to_owned();
+    let waiting = Interrupt::catch(move || {
+        if let Some(bar) = bar {
+            bar.abandon();
+        }
+        errln!(
+            "{id} goes on without this watch; `coordinator watch {id}` follows it again, \
+            `coordinator cancel {id}` stops it"
+        );
+    })?;
+    let view = follow_to_end(global, job, &mut display).await;
+    waiting.release();
+    view
+}
+
+async fn follow_to_end(global: &Global, job: &str, display: &mut Display) -> Result<pb::JobView> {
     // The first connection must succeed at once; later ones are retried while the coordinator
     // restarts.
     let mut client = connect(global).await?;
     let mut lost_since: Option<Instant> = None;
     loop {
-        let error =
-            match show_views(global, &mut client, job, &mut display, &mut lost_since).await? {
-                Ok(view) => return Ok(view),
-                Err(status) => status,
-            };
+        let error = match show_views(global, &mut client, job, display, &mut lost_since).await? {
+            Ok(view) => return Ok(view),
+            Err(status) => status,
+        };
         let since = *lost_since.get_or_insert_with(|| {
             display.print(&format!(
                 "connection to {} lost ({}), retrying",
@@ -219,7 +235,7 @@ impl Progress {
 #[derive(Debug)]
 struct Display {
     job: String,
-    /// None if stderr is not a terminal.
+    /// None if stderr is not a terminal that can redraw.
     bar: Option<ProgressBar>,
     progress: Progress,
     phase: String,
@@ -229,7 +245,7 @@ struct Display {
 
 impl Display {
     fn new(job: &str) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
+        let bar = shell::terminal::can_redraw().then(|| {
             let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {msg}");
             let style = style.expect("the template is a valid constant");
             let bar = ProgressBar::new(0)
@@ -278,7 +294,11 @@ impl Display {
     fn print(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(format!("{} {text}", self.job)),
-            None => eprintln!("{} {text}", self.job),
+            // Nobody reads the progress any more (`… 2>&1 | head -3`).
+            None if !shell::print::err(format_args!("{} {text}", self.job)) => {
+                std::process::exit(shell::print::READER_GONE)
+            }
+            None => {}
         }
     }
 

@@ -50,8 +50,40 @@ fn state(worker: &pb::WorkerView) -> String {
         (false, false) => "down",
         (false, true) => "down, drained",
     };
-    match worker.unreachable.is_empty() {
-        true => state.to_owned(),
-        false => format!("{state}, cannot reach {}", worker.unreachable.join(", ")),
+    let mut state = state.to_owned();
+    if !worker.unreachable.is_empty() {
+        state += &format!(", cannot reach {}", worker.unreachable.join(", "));
+    }
+    if let Some(older) = &worker.displaced {
+        let at = older.address.as_deref().unwrap_or("an unknown address");
+        let ago = duration(Duration::from_secs(older.ago_ms / 1000)).replace("0ms", "0s");
+        state += &format!(", displaced another daemon of its name at {at} {ago} ago");
+    }
+    state
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_names_what_is_wrong() {
+        let mut worker = pb::WorkerView {
+            up: true,
+            ..Default::default()
+        };
+        assert_eq!(state(&worker), "up");
+        worker.displaced = Some(pb::Displaced {
+            worker: None,
+            address: Some("10.0.0.1:7073".to_owned()),
+            ago_ms: 61_000,
+        });
+        assert_eq!(
+            state(&worker),
+            "up, displaced another daemon of its name at 10.0.0.1:7073 1m01s ago"
+        );
+        worker.unreachable = vec!["w2".to_owned()];
+        worker.displaced = None;
+        assert_eq!(state(&worker), "up, cannot reach w2");
     }
 }

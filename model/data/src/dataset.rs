@@ -13,7 +13,7 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
 use parquet::arrow::async_reader::ParquetRecordBatchStreamBuilder;
 use parquet::errors::ParquetError;
-use proto::dataset::{DATASET_FILE, DATASET_SCHEMA_VERSION, DatasetManifest};
+use proto::dataset::{DATASET_FILE, DATASET_SCHEMA_VERSION, DatasetManifest, kept_manifest};
 use tokio::sync::OnceCell;
 
 use crate::columns::{
@@ -104,8 +104,25 @@ impl Dataset {
     /// # Errors
     /// There is no data set at `url`, or its manifest is not valid for this version.
     pub async fn open(url: &str) -> Result<Self, DatasetError> {
+        Self::open_manifest(url, DATASET_FILE).await
+    }
+
+    /// An older version at the same URL, which was replaced (`--replace`) and whose files were kept.
+    /// None if there is none.
+    ///
+    /// # Errors
+    /// Its manifest is not valid for this version of the program, or storage fails.
+    pub async fn older(&self, version: &str) -> Result<Option<Self>, DatasetError> {
+        match Self::open_manifest(self.url(), &kept_manifest(version)).await {
+            Ok(dataset) => Ok(Some(dataset).filter(|it| it.version() == version)),
+            Err(DatasetError::Missing { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn open_manifest(url: &str, file: &str) -> Result<Self, DatasetError> {
         let (store, prefix) = open(url)?;
-        let path = prefix.clone().join(DATASET_FILE);
+        let path = prefix.clone().join(file);
         let bytes = match get(store.as_ref(), &path).await {
             Ok(bytes) => bytes,
             Err(object_store::Error::NotFound { .. }) => {
@@ -116,7 +133,7 @@ impl Dataset {
             Err(source) => {
                 return Err(DatasetError::Read {
                     url: url.to_owned(),
-                    path: DATASET_FILE.to_owned(),
+                    path: file.to_owned(),
                     source,
                 });
             }

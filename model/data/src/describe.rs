@@ -6,6 +6,7 @@ use proto::dataset::DatasetManifest;
 use serde::Serialize;
 
 use crate::dataset::{Dataset, DatasetError};
+use crate::prompt_length::{CLIP_TOKENS, CutPrompts, PromptCounter};
 use crate::sample::Metadata;
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -29,6 +30,8 @@ pub struct Description {
     /// The most frequent first; at most [`FREQUENT`] each.
     pub frequent_characters: Vec<(String, u64)>,
     pub frequent_cloths: Vec<(String, u64)>,
+    /// For CLIP.
+    pub cut_prompts: CutPrompts,
 }
 
 /// Twice the number of characters that the paper's figure 2 shows.
@@ -50,7 +53,9 @@ fn summarize(manifest: &DatasetManifest, version: &str, rows: &[Metadata]) -> De
     let mut similar = BTreeMap::new();
     let (mut characters, mut cloths) = (BTreeMap::new(), BTreeMap::new());
     let (mut identities, mut artists) = (BTreeSet::new(), BTreeSet::new());
+    let mut prompts = PromptCounter::new(CLIP_TOKENS);
     for row in rows {
+        prompts.add(&row.prompts);
         *similar.entry(row.similar.len() as u64).or_insert(0) += 1;
         *characters.entry(row.character.clone()).or_insert(0) += 1;
         row.cloths
@@ -85,6 +90,7 @@ fn summarize(manifest: &DatasetManifest, version: &str, rows: &[Metadata]) -> De
         similar,
         frequent_characters: most_frequent(characters),
         frequent_cloths: most_frequent(cloths),
+        cut_prompts: prompts.finish(),
     }
 }
 

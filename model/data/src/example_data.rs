@@ -1,7 +1,7 @@
 //! A `Data` section, an example configuration and small settings for this crate's own tests.
 
 use crate::prepare::ExampleConfig;
-use proto::spec::{Clothes, Data, Pairing, References, Task, Transform};
+use proto::spec::{Clothes, Data, Pairing, PromptOrder, References, Task, Transform};
 
 pub(crate) const SEED: u64 = 7;
 
@@ -11,6 +11,7 @@ pub(crate) fn data() -> Data {
         resolution: 64,
         prompt_drop: 0.5,
         looks_drop: 0.0,
+        prompt_order: PromptOrder::AsWritten,
         holdout: 0.1,
         seed: SEED,
     }

@@ -17,24 +17,42 @@
 //!
 //! A guessed face is the upper part of the mask, and is counted in the report. Images with
 //! transparency are composited over white. An invalid row is skipped and reported with its line and
-//! reason. A `similar` that names a missing or skipped row is dropped and reported. With `strict`,
-//! any such report makes the import fail before `dataset.json` is written.
+//! reason. A `similar` that names a missing or skipped row is dropped and reported. An identity that
+//! is too large for one row group is split into several, and reported. With `strict`, any such
+//! report makes the import fail before `dataset.json` is written.
+//!
+//! Images are decoded and encoded on all cores, and written in the order of the rows. Memory is
+//! bounded by [`DECODE_MIB`], [`PART_BYTES`] and the text of `samples.jsonl`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::BufRead;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::StreamExt;
 use image::{DynamicImage, GrayImage, Rgb};
-use proto::dataset::DatasetManifest;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
 
 use crate::image_file::{ImageError, encode_gray, encode_rgb, flatten, mask_region, open_image};
+use crate::prompt_length::{CLIP_TOKENS, CutPrompts, PromptCounter};
 use crate::sample::{Metadata, Sample, join_tags, split_tags};
 use crate::verify::check_box;
-use crate::writer::{DatasetWriter, WriteError, WriteOptions};
+use crate::writer::{DatasetWriter, WriteError, WriteOptions, Written};
 
 pub const SAMPLES_FILE: &str = "samples.jsonl";
+
+/// An identity with more bytes of images is split. A rank reads all of an identity at once, so this
+/// is far below what a row group could hold.
+pub const PART_BYTES: usize = 256 << 20;
+/// An identity with more rows is split, because each row lists all others as similar.
+pub const PART_ROWS: usize = 1024;
+/// Memory for images that are being decoded, in MiB.
+pub const DECODE_MIB: u32 = 2048;
+/// Memory that an image needs while it is imported, in bytes per pixel: twice RGBA, RGB, and masks,
+/// rounded up.
+const BYTES_PER_PIXEL: u64 = 16;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
@@ -47,9 +65,10 @@ pub enum ImportError {
         source: std::io::Error,
     },
     #[error(
-        "strict: {} of {} rows of {SAMPLES_FILE} were rejected and {} links dropped, \
-         no data set was made; the first: {}",
-        report.rejected.len(), report.rows, report.dropped.len(), report.first_fault())]
+        "strict: {} of {} rows of {SAMPLES_FILE} were rejected, {} links dropped and {} \
+         identities split; no data set was made; the first: {}",
+        report.rejected.len(), report.rows, report.dropped.len(), report.split.len(),
+        report.first_fault())]
     Strict { report: Box<ImportReport> },
     #[error("no row of {} is valid; the first reason: {}", path.display(), report.first_fault())]
     Nothing {
@@ -76,22 +95,27 @@ pub struct ImportReport {
     pub rejected: Vec<(u64, String)>,
     /// `similar` entries that were dropped from accepted rows: line and reason.
     pub dropped: Vec<(u64, String)>,
+    /// Identities that were split: line of the first row, and what was split.
+    pub split: Vec<(u64, String)>,
     /// Accepted rows without `bbox`, whose face was guessed.
     pub guessed_boxes: u64,
     /// Accepted rows without a similar image.
     pub alone: u64,
+    /// Accepted rows whose prompt is longer than what CLIP reads.
+    pub cut_prompts: CutPrompts,
 }
 
 impl ImportReport {
     fn first_fault(&self) -> String {
-        match self.rejected.iter().chain(&self.dropped).min() {
+        let faults = self.rejected.iter().chain(&self.dropped);
+        match faults.chain(&self.split).min() {
             Some((line, reason)) => format!("line {line}: {reason}"),
             None => "the file has no rows".to_owned(),
         }
     }
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Row {
     id: String,
@@ -110,44 +134,199 @@ struct Row {
     line: u64,
 }
 
-/// Imports `folder` into a new data set at `url`. `source` is its one-line description.
+/// How to import.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ImportOptions {
+    /// One-line description of the data set.
+    pub source: String,
+    /// Fail if a row is rejected, a link dropped or an identity split.
+    pub strict: bool,
+    /// Replace the data set at the URL, if there is one.
+    pub replace: bool,
+}
+
+/// Imports `folder` into a new data set at `url`.
 ///
 /// # Errors
-/// The folder or URL cannot be used, no row is valid, or `strict` is set and a row or link is not.
+/// The folder or URL cannot be used, there is a data set at the URL and `replace` is not set, no
+/// row is valid, or `strict` is set and a row or link is not.
 pub async fn import(
     folder: &Path,
     url: &str,
-    source: &str,
-    strict: bool,
-) -> Result<(DatasetManifest, ImportReport), ImportError> {
+    options: &ImportOptions,
+) -> Result<(Written, ImportReport), ImportError> {
+    let write_options = WriteOptions {
+        replace: options.replace,
+        ..WriteOptions::new(&options.source)
+    };
+    // First, because it takes no time to find out that the URL cannot be written to.
+    let mut writer = DatasetWriter::open(url, write_options).await?;
     let mut report = ImportReport::default();
     let rows = read_rows(folder, &mut report)?;
-    let mut writer = DatasetWriter::open(url, WriteOptions::new(source))?;
-    for group in group_rows(rows, &mut report) {
-        let samples = load_group(folder, group, &mut report);
-        if !samples.is_empty() {
-            report.accepted += samples.len() as u64;
-            let alone = samples
-                .iter()
-                .filter(|sample| sample.metadata.similar.is_empty());
-            report.alone += alone.count() as u64;
-            writer.add(samples).await?;
-        }
-    }
+    let groups = group_rows(rows, &mut report);
+    load_groups(folder, groups, &mut writer, &mut report).await?;
     report.rejected.sort();
     report.dropped.sort();
+    report.split.sort();
     if report.accepted == 0 {
         return Err(ImportError::Nothing {
             path: folder.join(SAMPLES_FILE),
             report: Box::new(report),
         });
     }
-    if strict && !(report.rejected.is_empty() && report.dropped.is_empty()) {
+    let faults = [&report.rejected, &report.dropped, &report.split];
+    if options.strict && faults.iter().any(|list| !list.is_empty()) {
         return Err(ImportError::Strict {
             report: Box::new(report),
         });
     }
     Ok((writer.finish().await?, report))
+}
+
+/// Loads the images of all groups in parallel, and writes the groups in order.
+async fn load_groups(
+    folder: &Path,
+    groups: Vec<Vec<Row>>,
+    writer: &mut DatasetWriter,
+    report: &mut ImportReport,
+) -> Result<(), ImportError> {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let memory = Arc::new(Semaphore::new(DECODE_MIB as usize));
+    let folder: Arc<Path> = folder.into();
+    let rows = groups.into_iter().enumerate();
+    let rows = rows.flat_map(|(group, rows)| rows.into_iter().map(move |row| (group, row)));
+    // More than there are cores, so that no core waits while a group is written.
+    let mut loads = futures::stream::iter(rows)
+        .map(|(group, row)| {
+            let (folder, memory) = (Arc::clone(&folder), Arc::clone(&memory));
+            async move { (group, load_row(folder, row, &memory).await) }
+        })
+        .buffered(cores * 2);
+    let mut part = Part::default();
+    let mut prompts = PromptCounter::new(CLIP_TOKENS);
+    while let Some((group, (row, loaded))) = loads.next().await {
+        if group != part.group {
+            part.write(writer, report).await?;
+            part.report_split(report);
+            part = Part {
+                group,
+                ..Part::default()
+            };
+        }
+        match loaded {
+            Ok(images) => {
+                let size = images.image.len() + images.mask.len();
+                if part.bytes + size > PART_BYTES || part.loaded.len() == PART_ROWS {
+                    part.write(writer, report).await?;
+                }
+                report.guessed_boxes += u64::from(row.bbox.is_none());
+                part.bytes += size;
+                prompts.add(&row.prompts);
+                part.loaded.push((row, images));
+            }
+            Err(reason) => report.rejected.push((row.line, reason)),
+        }
+    }
+    part.write(writer, report).await?;
+    part.report_split(report);
+    report.cut_prompts = prompts.finish();
+    Ok(())
+}
+
+/// Loads the images of a row on a thread for blocking work, when there is memory for them.
+async fn load_row(
+    folder: Arc<Path>,
+    row: Row,
+    memory: &Semaphore,
+) -> (Row, Result<Images, String>) {
+    let mib = mib_of(&folder, &row.image);
+    // The semaphore is never closed; without a permit the row would only use more memory.
+    let _permit = memory.acquire_many(mib).await;
+    let row = Arc::new(row);
+    let task = tokio::task::spawn_blocking({
+        let row = Arc::clone(&row);
+        move || load_images(&folder, &row)
+    });
+    let loaded = task
+        .await
+        .unwrap_or_else(|error| Err(format!("the image cannot be decoded: {error}")));
+    let row = Arc::try_unwrap(row).unwrap_or_else(|shared| (*shared).clone());
+    (row, loaded)
+}
+
+/// Memory to load an image, from its header. An image that cannot be read needs none.
+fn mib_of(folder: &Path, image: &str) -> u32 {
+    let path = folder.join(image);
+    // Opening anything but a file could block.
+    let is_file = std::fs::metadata(&path).is_ok_and(|it| it.is_file());
+    let reader = is_file
+        .then(|| image::ImageReader::open(&path).ok())
+        .flatten();
+    let reader = reader.and_then(|it| it.with_guessed_format().ok());
+    let size = reader.and_then(|it| it.into_dimensions().ok());
+    let (width, height) = size.unwrap_or_default();
+    let mib = (u64::from(width) * u64::from(height) * BYTES_PER_PIXEL) >> 20;
+    u32::try_from(mib).map_or(DECODE_MIB, |mib| mib.clamp(1, DECODE_MIB))
+}
+
+/// The loaded rows of an identity, or of a part of it.
+#[derive(Default)]
+struct Part {
+    group: usize,
+    loaded: Vec<(Row, Images)>,
+    bytes: usize,
+    /// The parts of the identity that were written.
+    written: usize,
+    /// Of all parts: the first row with its identity, number of rows, bytes.
+    first: Option<(u64, String)>,
+    rows: usize,
+    total_bytes: usize,
+}
+
+impl Part {
+    /// Writes the loaded rows, if there are any, as an identity of their own.
+    async fn write(
+        &mut self,
+        writer: &mut DatasetWriter,
+        report: &mut ImportReport,
+    ) -> Result<(), WriteError> {
+        let loaded = std::mem::take(&mut self.loaded);
+        let Some((row, _)) = loaded.first() else {
+            return Ok(());
+        };
+        if self.first.is_none() {
+            let (character, outfit, artists) = (&row.character, &row.outfit, &row.artists);
+            let identity =
+                format!("character {character:?}, outfit {outfit:?}, artist {artists:?}");
+            self.first = Some((row.line, identity));
+        }
+        self.written += 1;
+        self.rows += loaded.len();
+        self.total_bytes += std::mem::take(&mut self.bytes);
+        let samples = samples_of(loaded, report);
+        report.accepted += samples.len() as u64;
+        let alone = samples
+            .iter()
+            .filter(|sample| sample.metadata.similar.is_empty());
+        report.alone += alone.count() as u64;
+        writer.add(samples).await
+    }
+
+    /// After the last part.
+    fn report_split(&self, report: &mut ImportReport) {
+        let Some((line, identity)) = self.first.as_ref().filter(|_| self.written > 1) else {
+            return;
+        };
+        let what = format!(
+            "{identity}: its {} images ({} MiB) are stored as {} identities, because one holds at \
+             most {PART_ROWS} images and {} MiB; images of different parts are not similar",
+            self.rows,
+            self.total_bytes >> 20,
+            self.written,
+            PART_BYTES >> 20,
+        );
+        report.split.push((*line, what));
+    }
 }
 
 fn read_rows(folder: &Path, report: &mut ImportReport) -> Result<Vec<Row>, ImportError> {
@@ -248,18 +427,8 @@ fn group_rows(mut rows: Vec<Row>, report: &mut ImportReport) -> Vec<Vec<Row>> {
     groups.into_values().collect()
 }
 
-/// The valid samples of one group. Their links to invalid rows are dropped.
-fn load_group(folder: &Path, group: Vec<Row>, report: &mut ImportReport) -> Vec<Sample> {
-    let mut loaded = Vec::new();
-    for row in group {
-        match load_images(folder, &row) {
-            Ok(images) => {
-                report.guessed_boxes += u64::from(row.bbox.is_none());
-                loaded.push((row, images));
-            }
-            Err(reason) => report.rejected.push((row.line, reason)),
-        }
-    }
+/// The samples of an identity. Links to rows that are not among them are dropped.
+fn samples_of(loaded: Vec<(Row, Images)>, report: &mut ImportReport) -> Vec<Sample> {
     let loaded_ids: BTreeSet<String> = loaded.iter().map(|(row, _)| row.id.clone()).collect();
     let same_outfit = |row: &Row| -> Vec<String> {
         let others = loaded
@@ -273,10 +442,10 @@ fn load_group(folder: &Path, group: Vec<Row>, report: &mut ImportReport) -> Vec<
             let mut similar = row.similar.clone().unwrap_or_else(|| same_outfit(row));
             similar.retain(|id| {
                 if !loaded_ids.contains(id) {
-                    report.dropped.push((
-                        row.line,
-                        format!("similar names {id:?}, which was rejected"),
-                    ));
+                    let why = "which was rejected or is in another part of the split identity";
+                    report
+                        .dropped
+                        .push((row.line, format!("similar names {id:?}, {why}")));
                 }
                 loaded_ids.contains(id)
             });

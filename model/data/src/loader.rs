@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::{StreamExt, TryStreamExt};
-use proto::spec::{ArchitectureSpec, Data, Pairing};
+use proto::spec::{ArchitectureSpec, Data, Pairing, PromptOrder};
 
 use crate::cache::Cache;
 use crate::dataset::{Dataset, DatasetError, GroupId};
@@ -17,6 +17,8 @@ use crate::holdout::is_held_out;
 use crate::image_file::{Decoded, ImageError, decode};
 use crate::order::SampleOrder;
 use crate::prepare::{ExampleConfig, prepare};
+use crate::prompt_length::{CutPrompts, PromptCounter};
+use crate::prompt_order::{TagCounts, in_order};
 use crate::reference::{Slot, Source, choose};
 use crate::sample::{Metadata, Sample};
 
@@ -50,8 +52,8 @@ pub enum LoadError {
         similar: u64,
     },
     #[error(
-        "the data set {url:?} has version {found}, the job was submitted with {pinned}; \
-         it has been rewritten since"
+        "the data set {url:?} has version {found}, the job was submitted with {pinned}, which is \
+         no longer there: it was replaced by an earlier release or its files were deleted"
     )]
     Version {
         url: String,
@@ -126,6 +128,8 @@ struct Inner {
     training: Vec<u64>,
     held_out: Vec<u64>,
     order: SampleOrder,
+    /// Empty unless the job's prompts are ordered by them.
+    tags: TagCounts,
     groups: Mutex<Cache<GroupId, Arc<Vec<Sample>>>>,
     decoded: Mutex<Cache<u64, Arc<Decoded>>>,
 }
@@ -137,14 +141,7 @@ impl Loader {
     /// # Errors
     /// The data set is missing, damaged, of another version, or leaves nothing to train on.
     pub async fn open(data: &Data, options: LoaderOptions) -> Result<Self, LoadError> {
-        let dataset = Dataset::open(&data.dataset).await?;
-        if let Some(pinned) = options.version.filter(|pinned| pinned != dataset.version()) {
-            return Err(LoadError::Version {
-                url: data.dataset.clone(),
-                found: dataset.version().to_owned(),
-                pinned,
-            });
-        }
+        let dataset = open_version(&data.dataset, options.version).await?;
         let rows = dataset.scan().await?;
         let references = options.examples.references;
         let needs_similar = references.is_some_and(|it| it.count > 0 && it.pairing == Pairing::B);
@@ -167,6 +164,10 @@ impl Loader {
             });
         }
         let order = SampleOrder::new(data.seed, training.len() as u64);
+        let tags = match data.prompt_order {
+            PromptOrder::RareFirst => TagCounts::of(rows.iter().map(|row| row.prompts.as_str())),
+            PromptOrder::AsWritten | PromptOrder::Shuffle => TagCounts::default(),
+        };
         Ok(Self {
             inner: Arc::new(Inner {
                 dataset,
@@ -176,6 +177,7 @@ impl Loader {
                 training,
                 held_out,
                 order,
+                tags,
                 groups: Mutex::new(Cache::new(options.cache_bytes / 4)),
                 decoded: Mutex::new(Cache::new(options.cache_bytes / 4 * 3)),
             }),
@@ -203,6 +205,24 @@ impl Loader {
     #[must_use]
     pub fn held_out(&self) -> &[u64] {
         &self.inner.held_out
+    }
+
+    /// The prompt of a sample in an epoch, in the job's order of tags, before it is perhaps dropped.
+    #[must_use]
+    pub fn prompt(&self, epoch: u64, position: u64) -> String {
+        let written = &self.inner.rows[position as usize].prompts;
+        self.inner.prompt(written, epoch, position)
+    }
+
+    /// The prompts of the samples that are trained on that are longer than `tokens`, in the order
+    /// of the first epoch.
+    #[must_use]
+    pub fn cut_prompts(&self, tokens: u32) -> CutPrompts {
+        let mut counter = PromptCounter::new(tokens);
+        for position in &self.inner.training {
+            counter.add(&self.prompt(0, *position));
+        }
+        counter.finish()
     }
 
     /// (epoch, position) of the samples `range` within the global batch of `step` (1-based).
@@ -313,7 +333,24 @@ impl Loader {
 }
 
 impl Inner {
+    fn prompt(&self, written: &str, epoch: u64, position: u64) -> String {
+        in_order(written, &self.data, &self.tags, epoch, position)
+    }
+
     fn example(
+        &self,
+        groups: &BTreeMap<GroupId, Arc<Vec<Sample>>>,
+        epoch: u64,
+        position: u64,
+    ) -> Result<Example, LoadError> {
+        let mut example = self.as_written(groups, epoch, position)?;
+        // A dropped prompt is empty, and stays so.
+        example.prompt = self.prompt(&example.prompt, epoch, position);
+        Ok(example)
+    }
+
+    /// The example with its prompt as in the data set.
+    fn as_written(
         &self,
         groups: &BTreeMap<GroupId, Arc<Vec<Sample>>>,
         epoch: u64,
@@ -389,6 +426,22 @@ impl Inner {
         let decoded = Arc::new(decoded);
         lock(&self.decoded).put(position, Arc::clone(&decoded), decoded.bytes() + 512);
         Ok(decoded)
+    }
+}
+
+/// Opens the version that a job is pinned to, also if another one has replaced it since.
+async fn open_version(url: &str, version: Option<String>) -> Result<Dataset, LoadError> {
+    let newest = Dataset::open(url).await?;
+    let Some(pinned) = version.filter(|pinned| pinned != newest.version()) else {
+        return Ok(newest);
+    };
+    match newest.older(&pinned).await? {
+        Some(older) => Ok(older),
+        None => Err(LoadError::Version {
+            url: url.to_owned(),
+            found: newest.version().to_owned(),
+            pinned,
+        }),
     }
 }
 

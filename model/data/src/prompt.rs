@@ -41,6 +41,14 @@ impl Prompts {
         ids
     }
 
+    /// Number of tokens of a prompt of any length, without start and end token.
+    #[must_use]
+    pub fn count(&self, prompt: &str) -> u64 {
+        let mut tokens = Vec::new();
+        self.tokenizer.encode(&clean(prompt), &mut tokens);
+        tokens.len() as u64
+    }
+
     /// The part of a prompt that fits into the sequence, as text: lower case, with a space after
     /// each word.
     #[must_use]

@@ -25,7 +25,9 @@ pub enum Purpose {
     /// The random transforms of the references, in pairing a.
     ReferenceTransform = 11,
     ReferenceDrop = 12,
-    LooksDrop = 13,
+    /// The order of the tags in a prompt.
+    PromptOrder = 13,
+    LooksDrop = 14,
 }
 
 /// The random stream of one sample for one purpose. `sample` is the position in the data set,

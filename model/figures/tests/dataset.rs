@@ -9,7 +9,7 @@ use image::{DynamicImage, GrayImage, ImageFormat, Luma, Rgb, RgbImage, Rgba, Rgb
 use model_data::columns::{schema, to_batch};
 use model_data::dataset::{Dataset, DatasetError};
 use model_data::describe::describe;
-use model_data::import::{ImportError, import};
+use model_data::import::{ImportError, ImportOptions, ImportReport};
 use model_data::loader::{LoadError, Loader, LoaderOptions};
 use model_data::prepare::ExampleConfig;
 use model_data::sample::{Sample, split_tags};
@@ -17,7 +17,7 @@ use model_data::verify::verify;
 use model_data::writer::{DatasetWriter, WriteError, WriteOptions};
 use parquet::arrow::ArrowWriter;
 use proto::dataset::DatasetManifest;
-use proto::spec::{Clothes, Data, Pairing, References, Task, Transform};
+use proto::spec::{Clothes, Data, Pairing, PromptOrder, References, Task, Transform};
 use proto::text::hex_sha256;
 
 fn options() -> SynthesizeOptions {
@@ -41,11 +41,11 @@ async fn write(
     groups: impl IntoIterator<Item = Vec<Sample>>,
     options: WriteOptions,
 ) -> DatasetManifest {
-    let mut writer = DatasetWriter::open(&url(folder), options).unwrap();
+    let mut writer = DatasetWriter::open(&url(folder), options).await.unwrap();
     for group in groups {
         writer.add(group).await.unwrap();
     }
-    writer.finish().await.unwrap()
+    writer.finish().await.unwrap().manifest
 }
 
 fn small_groups() -> WriteOptions {
@@ -62,6 +62,7 @@ fn data(folder: &Path) -> Data {
         resolution: 32,
         prompt_drop: 0.5,
         looks_drop: 0.0,
+        prompt_order: PromptOrder::AsWritten,
         holdout: 0.3,
         seed: 7,
     }
@@ -176,9 +177,12 @@ fn more_characters_leave_the_earlier_ones_alone() {
 #[tokio::test]
 async fn the_writer_refuses_what_a_reader_could_not_trust() {
     let dir = tempfile::tempdir().unwrap();
-    let open = || DatasetWriter::open(&url(dir.path()), small_groups()).unwrap();
+    let open = async || {
+        let url = url(dir.path());
+        DatasetWriter::open(&url, small_groups()).await.unwrap()
+    };
     let group = identities(&options()).next().unwrap();
-    let mut writer = open();
+    let mut writer = open().await;
     writer.add(group.clone()).await.unwrap();
     assert!(matches!(
         writer.add(group.clone()).await,
@@ -186,10 +190,13 @@ async fn the_writer_refuses_what_a_reader_could_not_trust() {
     ));
     let alone = vec![group[0].clone()];
     assert!(matches!(
-        open().add(alone).await,
+        open().await.add(alone).await,
         Err(WriteError::Dangling { .. })
     ));
-    assert!(matches!(open().finish().await, Err(WriteError::Empty)));
+    assert!(matches!(
+        open().await.finish().await,
+        Err(WriteError::Empty)
+    ));
     let missing = Dataset::open(&url(dir.path()))
         .await
         .unwrap_err()
@@ -573,14 +580,26 @@ const BAD: [(&str, &str); 10] = [
     ),
 ];
 
+async fn import(
+    folder: &Path,
+    url: &str,
+    strict: bool,
+) -> Result<(DatasetManifest, ImportReport), ImportError> {
+    let options = ImportOptions {
+        source: "test".to_owned(),
+        strict,
+        replace: false,
+    };
+    let done = model_data::import::import(folder, url, &options).await;
+    done.map(|(written, report)| (written.manifest, report))
+}
+
 #[tokio::test]
 async fn an_import_keeps_the_good_and_names_the_bad() {
     let mut lines = vec![A, B, "", ALPHA, ALPHA_TWIN];
     lines.extend(BAD.iter().map(|(line, _)| *line));
     let (dir, out) = (import_folder(&lines), tempfile::tempdir().unwrap());
-    let (manifest, report) = import(dir.path(), &url(out.path()), "test", false)
-        .await
-        .unwrap();
+    let (manifest, report) = import(dir.path(), &url(out.path()), false).await.unwrap();
     assert_eq!(
         (
             manifest.samples,
@@ -638,7 +657,7 @@ async fn an_import_keeps_the_good_and_names_the_bad() {
 #[tokio::test]
 async fn a_strict_import_writes_nothing_when_anything_is_wrong() {
     let (dir, out) = (import_folder(&[A, B]), tempfile::tempdir().unwrap());
-    let error = import(dir.path(), &url(out.path()), "test", true)
+    let error = import(dir.path(), &url(out.path()), true)
         .await
         .unwrap_err();
     assert!(matches!(error, ImportError::Strict { .. }));
@@ -651,17 +670,13 @@ async fn a_strict_import_writes_nothing_when_anything_is_wrong() {
         import_folder(&[ALPHA, ALPHA_TWIN]),
         tempfile::tempdir().unwrap(),
     );
-    assert!(
-        import(dir.path(), &url(out.path()), "test", true)
-            .await
-            .is_ok()
-    );
-    let empty = import_folder(&["{}"]);
+    assert!(import(dir.path(), &url(out.path()), true).await.is_ok());
+    let (empty, out) = (import_folder(&["{}"]), tempfile::tempdir().unwrap());
     assert!(matches!(
-        import(empty.path(), &url(out.path()), "test", false).await,
+        import(empty.path(), &url(out.path()), false).await,
         Err(ImportError::Nothing { .. })
     ));
-    let missing = import(Path::new("/nowhere"), &url(out.path()), "test", false)
+    let missing = import(Path::new("/nowhere"), &url(out.path()), false)
         .await
         .unwrap_err();
     assert!(

@@ -1,12 +1,14 @@
 //! Opens the object storage that a URL names. This is the only place that turns `file:///…` and
 //! `s3://…` into a store; data sets, weights, checkpoints and the coordinator's state all use it.
-//! [`hash`] computes digests of stored objects. This crate writes no object.
+//! [`hash`] computes digests of stored objects, and [`probe`] finds out why a store cannot be used;
+//! it alone writes an object, and deletes it.
 //!
 //! S3 endpoint, region and credentials come from the usual environment variables: `AWS_ENDPOINT`,
 //! `AWS_ALLOW_HTTP`, `AWS_REGION`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, … Conditional puts
 //! (`PutMode::Create`) work with both schemes.
 
 pub mod hash;
+pub mod probe;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -48,10 +50,23 @@ pub enum StoreError {
 /// # Errors
 /// The URL is malformed, its scheme is not supported, or its local folder cannot be created.
 pub fn open(url: &str) -> Result<(Arc<dyn ObjectStore>, Path), StoreError> {
+    open_with(url, Patience::Outage)
+}
+
+/// How long a request to a server is retried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    /// Through a short outage of the server.
+    Outage,
+    /// Not at all: the first failure is the result.
+    None,
+}
+
+fn open_with(url: &str, patience: Patience) -> Result<(Arc<dyn ObjectStore>, Path), StoreError> {
     let parsed = parse(url)?;
     match parsed.scheme() {
         "file" => open_folder(url, &parsed),
-        "s3" => open_s3(url, &parsed),
+        "s3" => open_s3(url, &parsed, patience),
         scheme => Err(StoreError::Scheme {
             url: url.to_owned(),
             scheme: scheme.to_owned(),
@@ -107,7 +122,11 @@ fn open_folder(url: &str, parsed: &Url) -> Result<(Arc<dyn ObjectStore>, Path), 
     Ok((Arc::new(store), Path::default()))
 }
 
-fn open_s3(url: &str, parsed: &Url) -> Result<(Arc<dyn ObjectStore>, Path), StoreError> {
+fn open_s3(
+    url: &str,
+    parsed: &Url,
+    patience: Patience,
+) -> Result<(Arc<dyn ObjectStore>, Path), StoreError> {
     let fail = |source| StoreError::Open {
         url: url.to_owned(),
         source,
@@ -119,7 +138,13 @@ fn open_s3(url: &str, parsed: &Url) -> Result<(Arc<dyn ObjectStore>, Path), Stor
         // default total timeout is 30 seconds.
         .with_config(client(ClientConfigKey::ReadTimeout), "30 seconds")
         .with_config(client(ClientConfigKey::Timeout), "1 hour")
-        .with_retry(retry_config())
+        .with_retry(match patience {
+            Patience::Outage => retry_config(),
+            Patience::None => RetryConfig {
+                max_retries: 0,
+                ..RetryConfig::default()
+            },
+        })
         .with_url(url)
         .build()
         .map_err(fail)?;

@@ -12,13 +12,13 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use proto::public::agree::{Disagreement, agree};
 use proto::public::base::{CONFIG_FILE, PARTS, Part, WEIGHT_FILES};
-use proto::public::names::{RETRINET_FILE, foreign};
+use proto::public::names::{RETRINET_FILE, SINGLE_FILE_AVERAGE, foreign, single_file_noise};
+use proto::public::scheduler::{self, SCHEDULER_FILE};
 use proto::spec::{Architecture, Model};
 
+use crate::header::{Header, HeaderError, other_kind};
 use storage::{StoreError, local_folder, open};
 
-/// Longest safetensors header that is read. Stable Diffusion's has 150 KB.
-const HEADER_BYTES_MAX: u64 = 64 << 20;
 /// The component of an exported RetriNet that is not in its U-Net, stored under full tensor names.
 /// A job that starts from the export loads it too.
 pub const RETRINET: &str = proto::architecture::RETRINET;
@@ -66,6 +66,19 @@ pub struct Base {
     local: Option<PathBuf>,
     parts: BTreeMap<&'static str, ComponentFiles>,
     hint: String,
+    /// The scheduler's config, if a folder has one.
+    scheduler: Option<&'static str>,
+    single_file: Option<SingleFile>,
+}
+
+/// What a single file is.
+#[derive(Debug, Clone)]
+struct SingleFile {
+    name: String,
+    /// Whether it also has the moving average of the U-Net.
+    has_average: bool,
+    /// What it says about its noise: field and value; see [`single_file_noise`].
+    noise: Vec<(String, String)>,
 }
 
 /// Files of one component. Names are relative to the base's folder.
@@ -90,6 +103,14 @@ impl ComponentFiles {
     fn config(&self) -> Option<&str> {
         let config = self.beside.iter().find(|name| name.ends_with(CONFIG_FILE));
         config.map(String::as_str)
+    }
+
+    fn index(&self) -> Option<&str> {
+        let index = self
+            .beside
+            .iter()
+            .find(|name| name.ends_with(".index.json"));
+        index.map(String::as_str)
     }
 }
 
@@ -118,6 +139,8 @@ impl Base {
             local,
             parts: BTreeMap::new(),
             hint: String::new(),
+            scheduler: None,
+            single_file: None,
         };
         match file {
             Some(file) => base.inspect_file(&decode_file_name(url, file)?).await?,
@@ -159,10 +182,10 @@ impl Base {
     }
 
     /// Rejects a base that a job cannot start from: a component that its architecture needs is
-    /// missing, or a config differs from the job's architecture tables.
+    /// missing, a file is damaged or something else, or a config differs from the job's tables.
     ///
     /// # Errors
-    /// The first missing component or differing field.
+    /// The first missing component, unusable file or differing field.
     pub async fn suits(&self, model: &Model) -> Result<(), BaseError> {
         for (name, needed) in model.architecture.facts().base_parts {
             let Some(files) = self.parts.get(name) else {
@@ -172,15 +195,105 @@ impl Base {
                 continue;
             };
             let Some(path) = files.config() else { continue };
-            let bytes = self.read(path).await?;
-            let text = std::str::from_utf8(&bytes).map_err(|error| self.malformed(path, error))?;
-            agree(name, text, model).map_err(|source| BaseError::ConfigMismatch {
-                url: self.url.clone(),
-                path: path.to_owned(),
-                source: Box::new(source),
-            })?;
+            let text = self.text(path).await?;
+            agree(name, &text, model).map_err(|source| self.mismatch(path, source))?;
+        }
+        self.noise_suits(model).await?;
+        self.files_suit(model.architecture.kind()).await
+    }
+
+    /// Compares what the base says about its noise schedule and prediction with the job.
+    async fn noise_suits(&self, model: &Model) -> Result<(), BaseError> {
+        let Some(diffusion) = model.architecture.diffusion() else {
+            return Ok(());
+        };
+        if let Some(path) = self.scheduler {
+            let text = self.text(path).await?;
+            let agreed = scheduler::agree(&text, &diffusion.noise);
+            agreed.map_err(|source| self.mismatch(path, source))?;
+        }
+        if let Some(file) = &self.single_file {
+            let agreed = scheduler::agree_single_file(&file.noise, &diffusion.noise);
+            agreed.map_err(|source| self.mismatch(&file.name, source))?;
         }
         Ok(())
+    }
+
+    /// Checks that every file that the job loads is there, whole, and what it should be.
+    async fn files_suit(&self, architecture: Architecture) -> Result<(), BaseError> {
+        let mut checked = BTreeSet::new();
+        for (_, files) in self.taken_over(architecture) {
+            let mut found = BTreeMap::new();
+            let mut missing = Vec::new();
+            for file in &files.weights {
+                if !checked.insert(file) {
+                    continue;
+                }
+                match Header::read(&*self.store, &self.path(file)).await {
+                    Ok(header) => {
+                        found.insert(file, header);
+                    }
+                    Err(HeaderError::Store(object_store::Error::NotFound { .. })) => {
+                        missing.push(file.rsplit('/').next().unwrap_or(file));
+                    }
+                    Err(error) => return Err(self.header_error(file, error)),
+                }
+            }
+            let index = files.index();
+            if !missing.is_empty() {
+                let by = index.unwrap_or(&files.at);
+                let (of, names) = (files.weights.len(), missing.join(", "));
+                let reason = format!(
+                    "{} of its {of} files are missing: {names}; copy or download them",
+                    missing.len()
+                );
+                return Err(self.malformed(by, reason));
+            }
+            if let Some(index) = index {
+                self.index_suits(index, &found).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that every tensor of an index is in the file that the index says.
+    async fn index_suits(
+        &self,
+        index: &str,
+        headers: &BTreeMap<&String, Header>,
+    ) -> Result<(), BaseError> {
+        let folder = index.rsplit_once('/').map_or("", |(folder, _)| folder);
+        for (tensor, file) in self.read_index(index).await? {
+            let header = headers.get(&format!("{folder}/{file}"));
+            if header.is_some_and(|it| !it.tensors.contains_key(&tensor)) {
+                let reason = format!(
+                    "it says that {tensor} is in {file}, which has no such tensor; the files are \
+                     of different downloads"
+                );
+                return Err(self.malformed(index, reason));
+            }
+        }
+        Ok(())
+    }
+
+    /// What a user should know of how this base is read, one sentence each.
+    #[must_use]
+    pub fn notes(&self) -> Vec<String> {
+        let Some(file) = &self.single_file else {
+            return Vec::new();
+        };
+        let name = &file.name;
+        vec![if file.has_average {
+            format!(
+                "{name} has two sets of U-Net weights: those as trained (model.diffusion_model.*) \
+                 are read, the moving average (model_ema.*) is not"
+            )
+        } else {
+            format!(
+                "{name} has one set of U-Net weights (model.diffusion_model.*), which is read; it \
+                 has no separate moving average"
+            )
+        }]
     }
 
     /// The whole content of an object of the base.
@@ -190,6 +303,15 @@ impl Base {
     pub async fn read(&self, name: &str) -> Result<Bytes, BaseError> {
         let read = async { self.store.get(&self.path(name)).await?.bytes().await };
         read.await.map_err(|source| self.read_error(name, source))
+    }
+
+    /// A config as text.
+    async fn text(&self, name: &str) -> Result<String, BaseError> {
+        let bytes = self.read(name).await?;
+        if let Some(what) = other_kind(&bytes, bytes.len() as u64) {
+            return Err(self.malformed(name, what));
+        }
+        String::from_utf8(bytes.into()).map_err(|error| self.malformed(name, error))
     }
 
     /// The store, and the path in it of a name relative to this base.
@@ -219,6 +341,9 @@ impl Base {
                     .insert(RETRINET, ComponentFiles::single_file(&name));
                 break;
             }
+        }
+        if self.exists(SCHEDULER_FILE).await? {
+            self.scheduler = Some(SCHEDULER_FILE);
         }
         Ok(())
     }
@@ -266,14 +391,7 @@ impl Base {
 
     /// The files that an index names. They must be in the folder of the index.
     async fn files_of_index(&self, folder: &str, index: &str) -> Result<Vec<String>, BaseError> {
-        #[derive(serde::Deserialize)]
-        struct Index {
-            weight_map: BTreeMap<String, String>,
-        }
-        let bytes = self.read(index).await?;
-        let found: Index =
-            serde_json::from_slice(&bytes).map_err(|error| self.malformed(index, error))?;
-        let files: BTreeSet<String> = found.weight_map.into_values().collect();
+        let files: BTreeSet<String> = self.read_index(index).await?.into_values().collect();
         if let Some(outside) = files.iter().find(|file| file.contains(['/', '\\'])) {
             return Err(self.malformed(
                 index,
@@ -286,15 +404,34 @@ impl Base {
             .collect())
     }
 
+    /// The file of each tensor of an index.
+    async fn read_index(&self, index: &str) -> Result<BTreeMap<String, String>, BaseError> {
+        #[derive(serde::Deserialize)]
+        struct Index {
+            weight_map: BTreeMap<String, String>,
+        }
+        let text = self.text(index).await?;
+        let found: Index =
+            serde_json::from_str(&text).map_err(|error| self.malformed(index, error))?;
+        Ok(found.weight_map)
+    }
+
     async fn inspect_file(&mut self, file: &str) -> Result<(), BaseError> {
-        let names = self.tensor_names(file).await?;
+        let header = Header::read(&*self.store, &self.path(file)).await;
+        let header = header.map_err(|error| self.header_error(file, error))?;
+        let names: Vec<&str> = header.tensors.keys().map(String::as_str).collect();
+        self.single_file = Some(SingleFile {
+            name: file.to_owned(),
+            has_average: names.iter().any(|it| it.starts_with(SINGLE_FILE_AVERAGE)),
+            noise: single_file_noise(&names, &header.metadata),
+        });
         for part in PARTS {
             if names.iter().any(|name| name.starts_with(part.prefix)) {
                 self.parts
                     .insert(part.name, ComponentFiles::single_file(file));
             }
         }
-        self.hint = match (foreign(names.iter().map(String::as_str)), names.first()) {
+        self.hint = match (foreign(names.iter().copied()), names.first()) {
             (Some(model), _) => format!(": its tensors are named like those of {model}"),
             (None, Some(first)) if self.parts.is_empty() => {
                 format!(": its first tensor is {first:?}")
@@ -302,32 +439,6 @@ impl Base {
             _ => String::new(),
         };
         Ok(())
-    }
-
-    /// Tensor names in the header of a safetensors file.
-    async fn tensor_names(&self, file: &str) -> Result<BTreeSet<String>, BaseError> {
-        let path = self.path(file);
-        let read_range = async |range| {
-            let bytes = self.store.get_range(&path, range).await;
-            bytes.map_err(|source| self.read_error(file, source))
-        };
-        let length: [u8; 8] = read_range(0..8)
-            .await?
-            .as_ref()
-            .try_into()
-            .map_err(|_| self.malformed(file, "it is shorter than a safetensors header"))?;
-        let length = u64::from_le_bytes(length);
-        if length > HEADER_BYTES_MAX {
-            let reason = format!("its safetensors header would be {length} bytes long");
-            return Err(self.malformed(file, reason));
-        }
-        let header = read_range(8..8 + length).await?;
-        let header: BTreeMap<String, serde::de::IgnoredAny> =
-            serde_json::from_slice(&header).map_err(|error| self.malformed(file, error))?;
-        Ok(header
-            .into_keys()
-            .filter(|name| name != "__metadata__")
-            .collect())
     }
 
     async fn exists(&self, name: &str) -> Result<bool, BaseError> {
@@ -343,6 +454,21 @@ impl Base {
             url: self.url.clone(),
             path: path.to_owned(),
             source,
+        }
+    }
+
+    fn header_error(&self, path: &str, error: HeaderError) -> BaseError {
+        match error {
+            HeaderError::Store(source) => self.read_error(path, source),
+            HeaderError::Malformed(what) => self.malformed(path, what),
+        }
+    }
+
+    fn mismatch(&self, path: &str, source: Disagreement) -> BaseError {
+        BaseError::ConfigMismatch {
+            url: self.url.clone(),
+            path: path.to_owned(),
+            source: Box::new(source),
         }
     }
 
@@ -390,6 +516,7 @@ fn decode_file_name(url: &str, file: &str) -> Result<String, BaseError> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::header::tests::{safetensors_file, safetensors_with};
 
     fn model() -> Model {
         let text = "name = \"x\"\n[data]\ndataset = \"file:///d\"\nresolution = 32\n\
@@ -402,17 +529,6 @@ mod tests {
         let path = folder.join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, bytes).unwrap();
-    }
-
-    /// A safetensors file of empty tensors.
-    fn safetensors_file(names: &[&str]) -> Vec<u8> {
-        let entry =
-            |name: &&str| format!(r#""{name}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}"#);
-        let header = format!(
-            "{{{}}}",
-            names.iter().map(entry).collect::<Vec<_>>().join(",")
-        );
-        [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat()
     }
 
     #[tokio::test]
@@ -548,5 +664,140 @@ mod tests {
         assert!(Base::find(&url("short")).await.is_err());
         let error = Base::find(&url("gone")).await.unwrap_err().to_string();
         assert!(error.contains("cannot read gone.safetensors"), "{error}");
+    }
+
+    /// A folder of our own layout that suits [`model`].
+    fn own_layout() -> (tempfile::TempDir, String) {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["autoencoder", "text_encoder", "unet"] {
+            let file = safetensors_file(&["a", "b"]);
+            put(folder.path(), &format!("{name}.safetensors"), &file);
+        }
+        let url = format!("file://{}", folder.path().display());
+        (folder, url)
+    }
+
+    async fn suits(url: &str, model: &Model) -> Result<(), String> {
+        let base = Base::find(url).await.map_err(|error| error.to_string())?;
+        base.suits(model).await.map_err(|error| error.to_string())
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_something_else_or_not_whole_is_refused_before_it_is_loaded() {
+        let (folder, url) = own_layout();
+        suits(&url, &model()).await.unwrap();
+        let whole = safetensors_file(&["a", "b"]);
+        let lfs = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n";
+        for (bytes, expected) in [
+            (&lfs[..], "it is a Git LFS pointer"),
+            (&whole[..whole.len() - 3], "it was cut off"),
+            (b"", "it is empty"),
+        ] {
+            put(folder.path(), "unet.safetensors", bytes);
+            let error = suits(&url, &model()).await.unwrap_err();
+            assert!(
+                error.starts_with("unet.safetensors of file://") && error.contains(expected),
+                "{error}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn every_file_of_an_index_must_be_there_and_hold_its_tensors() {
+        let (folder, url) = own_layout();
+        std::fs::remove_file(folder.path().join("unet.safetensors")).unwrap();
+        let index = br#"{"weight_map": {"a": "m-00001-of-00002.safetensors",
+            "b": "m-00002-of-00002.safetensors"}}"#;
+        put(folder.path(), "unet/model.safetensors.index.json", index);
+        let one = |name: &str| safetensors_file(&[name]);
+        put(
+            folder.path(),
+            "unet/m-00001-of-00002.safetensors",
+            &one("a"),
+        );
+        let error = suits(&url, &model()).await.unwrap_err();
+        assert!(
+            error.starts_with("unet/model.safetensors.index.json of file://")
+                && error.contains("1 of its 2 files are missing: m-00002-of-00002.safetensors;"),
+            "{error}"
+        );
+        put(
+            folder.path(),
+            "unet/m-00002-of-00002.safetensors",
+            &one("c"),
+        );
+        let error = suits(&url, &model()).await.unwrap_err();
+        assert!(
+            error.contains("it says that b is in m-00002-of-00002.safetensors, which has no such"),
+            "{error}"
+        );
+        put(
+            folder.path(),
+            "unet/m-00002-of-00002.safetensors",
+            &one("b"),
+        );
+        suits(&url, &model()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_scheduler_of_a_folder_must_agree_with_the_job() {
+        let (folder, url) = own_layout();
+        let noise = model().architecture.diffusion().unwrap().noise;
+        put(
+            folder.path(),
+            SCHEDULER_FILE,
+            scheduler::write(&noise).as_bytes(),
+        );
+        suits(&url, &model()).await.unwrap();
+        let v = scheduler::write(&noise).replace("\"epsilon\"", "\"v_prediction\"");
+        put(folder.path(), SCHEDULER_FILE, v.as_bytes());
+        let error = suits(&url, &model()).await.unwrap_err();
+        assert!(
+            error.starts_with("scheduler/scheduler_config.json of file://")
+                && error.contains("prediction_type is \"v_prediction\", but the job has"),
+            "{error}"
+        );
+        // An autoencoder has no noise.
+        let autoencoder = Model {
+            architecture: proto::spec::ArchitectureSpec::Autoencoder(
+                proto::architecture::Autoencoder {
+                    autoencoder: model().architecture.autoencoder().clone(),
+                },
+            ),
+            ..model()
+        };
+        suits(&url, &autoencoder).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_single_file_says_which_weights_are_read_and_what_they_predict() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("file://{}/sd.safetensors", folder.path().display());
+        let names = [
+            "cond_stage_model.transformer.text_model.x",
+            "first_stage_model.x",
+            "model.diffusion_model.x",
+        ];
+        let notes = async |names: &[&str]| {
+            put(folder.path(), "sd.safetensors", &safetensors_file(names));
+            Base::find(&url).await.unwrap().notes().join("\n")
+        };
+        assert!(notes(&names).await.contains("has one set of U-Net weights"));
+        let with_average = [&names[..], &["model_ema.diffusion_modelx"]].concat();
+        let text = notes(&with_average).await;
+        assert!(
+            text.contains("(model.diffusion_model.*) are read, the moving average (model_ema.*)"),
+            "{text}"
+        );
+        suits(&url, &model()).await.unwrap();
+        let described = r#""__metadata__":{"modelspec.prediction_type":"v"},"#;
+        let file = safetensors_with(&names, described);
+        put(folder.path(), "sd.safetensors", &file);
+        let error = suits(&url, &model()).await.unwrap_err();
+        assert!(
+            error
+                .contains("modelspec.prediction_type is v, but the job has model.noise.prediction"),
+            "{error}"
+        );
     }
 }

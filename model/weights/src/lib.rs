@@ -3,4 +3,5 @@
 //! hash them. Tensors are handled by `model`. No libtorch.
 
 pub mod base;
+mod header;
 pub mod init_digest;

@@ -20,6 +20,7 @@ reference_drop = 0.0
 transform = { crop = [0.8, 1.0], flip = 0.5, target_scale = 0.8 }
 prompt_drop = 0.5
 looks_drop = 0.0
+prompt_order = "as-written"
 face_probability = 0.5
 face_enlargement = 1.33
 figure_threshold = 0.5

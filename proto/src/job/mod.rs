@@ -2,6 +2,7 @@
 //! allowed, and writes it back. No I/O: the caller checks whether the data set exists. Called by
 //! `coordinator submit`, by the coordinator again, and by ranks.
 
+mod admission;
 mod check;
 pub(crate) mod faults;
 pub mod overrides;
@@ -10,9 +11,12 @@ mod raw;
 use crate::architecture::fields::Written;
 use crate::duration;
 use crate::id::JobId;
+use crate::limits::{JOB_ERRORS, TEXT_BYTES, cut};
 use crate::location;
 use crate::sample::{ImageSource, NamedReference, SampleWork, Weights};
-use crate::spec::{JobSpec, Optimizer, Resources, Train, TrainWork, Work};
+use crate::spec::{JobSpec, Optimizer, PromptOrder, Resources, Train, TrainWork, Work};
+pub use admission::admit;
+use faults::Fault;
 use raw::{
     CheckpointToml, JobToml, OptimizerName, OptimizerToml, ReferenceToml, ResourcesToml,
     SampleToml, TrainToml, TrainingToml, WeightsToml, WorkersToml,
@@ -86,28 +90,50 @@ fn parse_from(
     directory: Option<&Path>,
     origin: Origin,
 ) -> Result<JobSpec, JobErrors> {
-    let at = |(line, field, message)| JobError {
+    let admitted = origin == Origin::Submitted;
+    if admitted {
+        admission::check_text(text).map_err(|fault| located(file, "", vec![fault]))?;
+    }
+    let raw: JobToml = toml::from_str(text).map_err(|error| {
+        let (line, field, message) = location::of_toml_error(text, &error);
+        JobErrors(vec![JobError {
+            file: file.to_owned(),
+            line,
+            field: cut(&field, TEXT_BYTES),
+            message: cut(&message, TEXT_BYTES),
+        }])
+    })?;
+    let spec =
+        check::check(raw, directory, origin).map_err(|faults| located(file, text, faults))?;
+    if admitted {
+        admission::check(text, &spec).map_err(|faults| located(file, text, faults))?;
+    }
+    Ok(spec)
+}
+
+/// The faults with their lines in the text, in line order. They quote what a user wrote, so their
+/// number and length are bounded.
+fn located(file: &str, text: &str, mut faults: Vec<Fault>) -> JobErrors {
+    let more = faults.len().saturating_sub(JOB_ERRORS);
+    faults.truncate(JOB_ERRORS);
+    let fields: Vec<&str> = faults.iter().map(|fault| fault.field.as_str()).collect();
+    let lines = location::lines_of(text, &fields);
+    let at = |line, field: &str, message: &str| JobError {
         file: file.to_owned(),
         line,
-        field,
-        message,
+        field: field.to_owned(),
+        message: cut(message, TEXT_BYTES),
     };
-    let raw: JobToml = toml::from_str(text)
-        .map_err(|error| JobErrors(vec![at(location::of_toml_error(text, &error))]))?;
-    check::check(raw, directory, origin).map_err(|faults| {
-        let mut errors: Vec<JobError> = faults
-            .into_iter()
-            .map(|fault| {
-                at((
-                    location::line_of(text, &fault.field),
-                    fault.field,
-                    fault.message,
-                ))
-            })
-            .collect();
-        errors.sort_by_key(|error| error.line);
-        JobErrors(errors)
-    })
+    let errors = lines.into_iter().zip(&faults);
+    let mut errors: Vec<JobError> = errors
+        .map(|(line, fault)| at(line, &fault.field, &fault.message))
+        .collect();
+    errors.sort_by_key(|error| error.line);
+    if 0 < more {
+        let last = errors.last().map_or(1, |error| error.line);
+        errors.push(at(last, "", &format!("{more} more errors are not listed")));
+    }
+    JobErrors(errors)
 }
 
 /// Parses a job that the coordinator has stored or sent: the output of [`to_toml`], possibly of an
@@ -116,7 +142,8 @@ pub fn parse_stored(job: &JobId, text: &str) -> Result<JobSpec, JobErrors> {
     parse_from(&format!("job.toml of {job}"), text, None, Origin::Stored)
 }
 
-/// Parses a training job that the coordinator has stored, or one in its form. Another kind of work is an error at its table.
+/// Parses a training job that the coordinator has stored, or one in its form. Another kind of work
+/// is an error at its table.
 pub fn parse_training(file: &str, text: &str) -> Result<TrainWork, JobErrors> {
     match parse_from(file, text, None, Origin::Stored)?.work {
         Work::Train(work) => Ok(*work),
@@ -181,6 +208,9 @@ fn training_toml(work: &TrainWork) -> TrainingToml {
     // Older releases do not know the field, so only jobs that use it name it.
     if data.looks_drop != 0.0 {
         written.put("data.looks_drop", data.looks_drop);
+    }
+    if data.prompt_order != PromptOrder::default() {
+        written.put("data.prompt_order", data.prompt_order);
     }
     written.put("data.holdout", data.holdout);
     written.put("data.seed", data.seed);

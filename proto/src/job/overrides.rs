@@ -1,7 +1,7 @@
 //! Changes of a stored job by `coordinator retry --set key=value`. Its text stays as it was
 //! submitted; the overrides are stored beside it and applied whenever it is parsed.
 
-use super::{JobErrors, parse, to_toml};
+use super::{JobErrors, Origin, admission, parse_from, to_toml};
 use crate::id::JobId;
 use crate::spec::{JobSpec, Work};
 use serde::{Deserialize, Serialize};
@@ -104,7 +104,7 @@ pub fn parse_with_overrides(
     let file = format!("job.toml of {job}");
     let invalid = |errors: JobErrors| errors.to_string();
     if overrides.is_empty() {
-        return parse(&file, text, None).map_err(invalid);
+        return parse_from(&file, text, None, Origin::Stored).map_err(invalid);
     }
     let mut table: Table = toml::from_str(text).map_err(|error| format!("{file}: {error}"))?;
     for it in overrides {
@@ -112,7 +112,15 @@ pub fn parse_with_overrides(
         it.set(&mut table)?;
     }
     let text = toml::to_string(&table).map_err(|error| format!("{file}: {error}"))?;
-    parse(&file, &text, None).map_err(invalid)
+    parse_from(&file, &text, None, Origin::Stored).map_err(invalid)
+}
+
+/// Refuses a job with overrides whose size could not have been submitted so.
+///
+/// # Errors
+/// Names the field, its length and the limit.
+pub fn check_limits(spec: &JobSpec, overrides: &[Override]) -> Result<(), String> {
+    admission::check_overrides(spec, overrides)
 }
 
 /// The text that ranks get: the stored text, or the canonical text with the overrides.
@@ -142,6 +150,7 @@ pub fn check_progress(spec: &JobSpec, committed: u64) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use super::super::parse;
     use super::*;
 
     const TEXT: &str = "name = \"a\"\n[data]\ndataset = \"file:///d\"\nresolution = 32\n\

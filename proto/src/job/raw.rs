@@ -5,7 +5,7 @@ use crate::architecture::{Latents, NoiseKind, Prediction};
 use crate::sample::{Concept, SampleMethod, SamplePrompt};
 use crate::spec::{
     Architecture, Clothes, Component, Decay, DeviceKind, LossWeighting, OnFailedUnit, OnNonfinite,
-    Pairing, Precision, Reduction, Retrieval, Task, Transform,
+    Pairing, Precision, PromptOrder, Reduction, Retrieval, Task, Transform,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -112,6 +112,7 @@ pub(super) struct DataToml {
     pub(super) resolution: u32,
     pub(super) prompt_drop: Option<f64>,
     pub(super) looks_drop: Option<f64>,
+    pub(super) prompt_order: Option<PromptOrder>,
     pub(super) face_probability: Option<f64>,
     pub(super) face_enlargement: Option<f64>,
     pub(super) figure_threshold: Option<f64>,

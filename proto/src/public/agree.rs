@@ -166,11 +166,8 @@ fn autoencoder(found: &AutoencoderLayout, job: &AutoencoderLayout) -> Result<(),
     )
 }
 
-/// Older files do not contain the factor; all of these use Stable Diffusion's.
 fn scaling(config: &str, job: &AutoencoderConfig) -> Result<(), Disagreement> {
-    let Some(found) = config::scaling_factor(config)? else {
-        return Ok(());
-    };
+    let found = config::scaling_factor(config)?;
     let ours = "model.autoencoder.scaling_factor";
     same("scaling_factor", &found, ours, &job.scaling_factor)
 }
@@ -231,6 +228,7 @@ fn text(found: &TextLayout, job: &TextLayout) -> Result<(), Disagreement> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::spec::ArchitectureSpec;
 
     fn model() -> Model {
         let text = "name = \"x\"\n[data]\ndataset = \"file:///d\"\nresolution = 384\n\
@@ -262,6 +260,18 @@ mod tests {
         assert_eq!(
             error,
             "scaling_factor is 0.13025, but the job has model.autoencoder.scaling_factor = 0.18215"
+        );
+        let mut other = model();
+        if let ArchitectureSpec::Retrinet(it) = &mut other.architecture {
+            it.diffusion.autoencoder.scaling_factor = 0.5;
+        }
+        let absent = vae.replace("\"scaling_factor\": 0.18215,", "");
+        agree("autoencoder", &absent, &model()).unwrap();
+        let error = agree("autoencoder", &absent, &other).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with("scaling_factor is 0.18215, but")
         );
         let clip = r#"{"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
             "num_attention_heads": 12}"#;

@@ -24,14 +24,14 @@ pub enum ConfigError {
 type Found<T> = Result<T, ConfigError>;
 
 /// A JSON object whose fields are taken one by one, so that the remaining ones can be checked.
-struct Fields {
+pub(super) struct Fields {
     remaining: Map<String, Value>,
     /// Prefix of field names in messages, for instance "text_config.".
     prefix: String,
 }
 
 impl Fields {
-    fn parse(text: &str) -> Found<Self> {
+    pub(super) fn parse(text: &str) -> Found<Self> {
         let value: Value =
             serde_json::from_str(text).map_err(|error| ConfigError::Json(error.to_string()))?;
         let Value::Object(remaining) = value else {
@@ -54,7 +54,12 @@ impl Fields {
         }
     }
 
-    fn fault(&self, field: &str, value: &Value, expected: impl Into<String>) -> ConfigError {
+    pub(super) fn fault(
+        &self,
+        field: &str,
+        value: &Value,
+        expected: impl Into<String>,
+    ) -> ConfigError {
         ConfigError::Field {
             field: format!("{}{field}", self.prefix),
             value: value.to_string(),
@@ -63,14 +68,14 @@ impl Fields {
     }
 
     /// Takes a value; null counts as absent.
-    fn take(&mut self, field: &str) -> Option<Value> {
+    pub(super) fn take(&mut self, field: &str) -> Option<Value> {
         self.remaining
             .remove(field)
             .filter(|value| !value.is_null())
     }
 
     /// Rejects weights of another network class. A file without a class name is accepted.
-    fn class(&mut self, field: &str, known: &[&str]) -> Found<()> {
+    pub(super) fn class(&mut self, field: &str, known: &[&str]) -> Found<()> {
         let Some(value) = self.take(field) else {
             return Ok(());
         };
@@ -365,16 +370,13 @@ pub fn autoencoder(text: &str) -> Found<AutoencoderLayout> {
     Ok(layout)
 }
 
-/// The factor by which an `AutoencoderKL`'s latents are scaled before the U-Net, if its
-/// `config.json` has one.
+/// The factor by which an `AutoencoderKL`'s latents are scaled before the U-Net. Older files do not
+/// name it; all of these have Stable Diffusion's, which is the default of `diffusers`.
 ///
 /// # Errors
 /// The factor is not a number.
-pub fn scaling_factor(text: &str) -> Found<Option<f64>> {
-    let mut fields = Fields::parse(text)?;
-    let is_present = fields.remaining.contains_key("scaling_factor");
-    let factor = fields.number("scaling_factor", f64::NAN)?;
-    Ok(Some(factor).filter(|factor| is_present && !factor.is_nan()))
+pub fn scaling_factor(text: &str) -> Found<f64> {
+    Fields::parse(text)?.number("scaling_factor", 0.18215)
 }
 
 /// Reads the `config.json` of a `CLIPTextModel`, or the text part of a `CLIPModel`'s. `projected`:

@@ -9,6 +9,31 @@ pub const SINGLE_FILE_UNET: &str = "model.diffusion_model.";
 pub const SINGLE_FILE_AUTOENCODER: &str = "first_stage_model.";
 pub const SINGLE_FILE_TEXT: &str = "cond_stage_model.transformer.";
 
+/// Prefix of the moving average of the U-Net's tensors in a single file. Their names contain no
+/// further dots.
+pub const SINGLE_FILE_AVERAGE: &str = "model_ema.";
+
+/// What a single file says about its noise schedule, as field and value. There is no standard:
+/// trainers add a tensor `v_pred` to weights that predict v, and `ztsnr` if the last time step is
+/// pure noise; others describe the model in the header (`modelspec.prediction_type`).
+#[must_use]
+pub fn single_file_noise(
+    names: &[&str],
+    metadata: &std::collections::BTreeMap<String, String>,
+) -> Vec<(String, String)> {
+    let marks = ["v_pred", "ztsnr"]
+        .into_iter()
+        .filter(|mark| names.contains(mark))
+        .map(|mark| (mark.to_owned(), "present".to_owned()));
+    let described = metadata.get_key_value(MODELSPEC_PREDICTION);
+    marks
+        .chain(described.map(|(field, value)| (field.clone(), value.clone())))
+        .collect()
+}
+
+/// The field of a safetensors header for what a model predicts: "epsilon" or "v".
+pub const MODELSPEC_PREDICTION: &str = "modelspec.prediction_type";
+
 /// Recognizes tensor names of other models that may be mistaken for Stable Diffusion 1.
 #[must_use]
 pub fn foreign<'a>(mut names: impl Iterator<Item = &'a str>) -> Option<&'static str> {

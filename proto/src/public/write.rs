@@ -6,7 +6,7 @@ use crate::spec::{AutoencoderConfig, Model, TextEncoderConfig, UNetConfig};
 use serde_json::{Value, json};
 
 /// The release of diffusers that defines these fields; newer releases read them too.
-const DIFFUSERS: &str = "0.42.1";
+pub(super) const DIFFUSERS: &str = "0.42.1";
 
 /// The config of a component ("autoencoder", "text_encoder" or "unet") of a model that works at
 /// `resolution` pixels; None: its architecture has no such component.

@@ -23,12 +23,12 @@ pub use waiting::{Dependency, DependencyState, MissingSource, Waiting};
 
 use serde::{Deserialize, Deserializer};
 
-/// Maximum length of a foreign error in a record, in characters.
-const ERROR_CHARS_MAX: usize = 600;
+/// Maximum length of a foreign error in a record, in bytes.
+const ERROR_BYTES_MAX: usize = 1200;
 
-/// The first [`ERROR_CHARS_MAX`] characters.
+/// As much of the error as a record has room for; if it is cut, it says so.
 fn shorten(error: &str) -> String {
-    error.chars().take(ERROR_CHARS_MAX).collect()
+    crate::limits::cut(error, ERROR_BYTES_MAX)
 }
 
 /// "1 device", "2 devices".

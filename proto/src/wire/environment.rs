@@ -1,7 +1,8 @@
 //! Conversion of a rank's environment.
 
-use super::{TEXT_MAX, WireError, wrong};
+use super::{WireError, short};
 use crate::environment::RankEnvironment;
+use crate::limits::TEXT_BYTES;
 use crate::pb;
 
 impl From<&RankEnvironment> for pb::RankEnvironment {
@@ -22,14 +23,7 @@ impl TryFrom<pb::RankEnvironment> for RankEnvironment {
     type Error = WireError;
 
     fn try_from(environment: pb::RankEnvironment) -> Result<Self, WireError> {
-        let short = |value: String| match value.len() {
-            0..=TEXT_MAX => Ok(value),
-            bytes => wrong(
-                "shards.rank_environment",
-                format!("{bytes} bytes long"),
-                "it must be shorter",
-            ),
-        };
+        let short = |value| short("shards.rank_environment", value, TEXT_BYTES);
         Ok(Self {
             host: short(environment.host)?,
             address: short(environment.address)?,

@@ -1,6 +1,7 @@
 //! Conversion of the failure of a rank process.
 
-use super::{LONG_TEXT_MAX, TEXT_MAX, WireError, present, text};
+use super::{WireError, error_text, present, text};
+use crate::limits::TEXT_BYTES;
 use crate::pb;
 use crate::reason::RankFailure;
 
@@ -62,12 +63,12 @@ impl TryFrom<pb::Failure> for RankFailure {
         let activity = failure.activity;
         Ok(match Kind::try_from(failure.kind) {
             Ok(Kind::Exited) => Self::Exited {
-                outcome: text("failure.text", failure.text, LONG_TEXT_MAX)?,
+                outcome: error_text("failure.text", failure.text)?,
                 success: failure.success,
             },
             Ok(Kind::Silent) => Self::Silent {
                 for_ms: failure.for_ms,
-                phase: text("failure.text", failure.text, TEXT_MAX)?,
+                phase: text("failure.text", failure.text, TEXT_BYTES)?,
                 activity: activity.map(TryInto::try_into).transpose()?,
             },
             Ok(Kind::Hangs) => Self::Hangs {
@@ -78,7 +79,7 @@ impl TryFrom<pb::Failure> for RankFailure {
             Ok(Kind::WorkerLeaves) => Self::WorkerLeaves,
             Ok(Kind::Removed) => Self::Removed,
             Ok(Kind::Error | Kind::Unspecified) | Err(_) => Self::Error {
-                text: text("failure.text", failure.text, LONG_TEXT_MAX)?,
+                text: error_text("failure.text", failure.text)?,
                 permanent: failure.permanent,
                 secondary: failure.secondary,
             },

@@ -1,7 +1,8 @@
 //! Conversion of unit leases and unit outcomes.
 
-use super::{LIST_MAX, LONG_TEXT_MAX, WireError, bounded, text, wrong};
+use super::{WireError, bounded, error_text, text, wrong};
 use crate::id::Rank;
+use crate::limits::{DEVICES, JOB_TOML_BYTES};
 use crate::message::{SourceJob, UnitFailure, UnitOrder, UnitRange, UnitReport};
 use crate::pb;
 use std::collections::BTreeMap;
@@ -58,7 +59,7 @@ impl TryFrom<pb::UnitReport> for UnitReport {
         let failure = |failure: pb::UnitFailure| {
             Ok(UnitFailure {
                 unit: failure.unit,
-                error: text("units.failed.error", failure.error, LONG_TEXT_MAX)?,
+                error: error_text("units.failed.error", failure.error)?,
             })
         };
         Ok(Self {
@@ -93,17 +94,14 @@ impl TryFrom<pb::UnitOrder> for UnitOrder {
     fn try_from(order: pb::UnitOrder) -> Result<Self, WireError> {
         let source = order.source.map(|source| {
             Ok(SourceJob {
-                job_toml: text("units.source.job_toml", source.job_toml, LONG_TEXT_MAX)?,
+                job_toml: text("units.source.job_toml", source.job_toml, JOB_TOML_BYTES)?,
                 checkpoint: source.checkpoint.map(Into::into),
             })
         });
         let mut leases = BTreeMap::new();
-        if LIST_MAX < order.leases.len() {
-            return wrong(
-                "units.leases",
-                order.leases.len(),
-                "at most 4096 are accepted",
-            );
+        if DEVICES as usize * 2 < order.leases.len() {
+            let expected = format!("at most {} are accepted", DEVICES * 2);
+            return wrong("units.leases", order.leases.len(), expected);
         }
         for lease in order.leases {
             let units = ranges_from_wire("units.leases", lease.units)?;

@@ -1,10 +1,12 @@
 //! `make chaos KILLS=n SEED=n`: see `tests/src/chaos/mod.rs`. Exits with 0 only if every job ends
-//! with the weights of an undisturbed run.
+//! with the weights of an undisturbed run. `make chaos FLOOD=1`: see `tests/src/flood/mod.rs`.
+//! Exits with 0 only if a job beside every flood loses no step.
 
 use anyhow::{Context, Result, bail};
 use std::process::ExitCode;
 use std::time::Duration;
 use tests::chaos::{Faults, Options, run};
+use tests::flood::{self, Kind, Length};
 
 /// Steps of one job, enough for about ten faults.
 const STEPS: u64 = 400;
@@ -22,7 +24,7 @@ fn main() -> ExitCode {
 }
 
 fn run_arguments() -> Result<()> {
-    let (mut kills, mut seed) = (100, 1);
+    let (mut kills, mut seed, mut flood) = (100, 1, None);
     let mut arguments = std::env::args().skip(1);
     while let Some(flag) = arguments.next() {
         let value = arguments
@@ -34,8 +36,13 @@ fn run_arguments() -> Result<()> {
         match flag.as_str() {
             "--kills" => kills = usize::try_from(value)?,
             "--seed" => seed = value,
-            _ => bail!("`{flag}`: usage: chaos [--kills COUNT] [--seed N]"),
+            "--flood" => flood = Some(Duration::from_secs(value)),
+            _ => bail!("`{flag}`: usage: chaos [--kills COUNT] [--seed N] | --flood SECONDS"),
         }
+    }
+    if let Some(time) = flood {
+        println!("{}", flood::run(&Kind::ALL, Length::Time(time))?);
+        return Ok(());
     }
     let summary = run(&Options {
         seed,

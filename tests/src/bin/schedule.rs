@@ -4,9 +4,9 @@
 
 use anyhow::{Context, Result};
 use coordinator_core::event::{
-    Durable, Effect, Input, JobPhase, JobRecord, Record, Reply, RequestId,
+    DatasetPin, Durable, Effect, Input, JobPhase, JobRecord, Record, Reply, RequestId,
 };
-use coordinator_core::{Config, Coordinator};
+use coordinator_core::{Config, Coordinator, WaitingQuotas};
 use proto::id::{JobId, WorkerId};
 use proto::job;
 use proto::message::WorkerReport;
@@ -75,6 +75,7 @@ fn config() -> Config {
         store_url: "file:///store".to_owned(),
         detect_within_ms: 3_000,
         quotas: BTreeMap::new(),
+        waiting: WaitingQuotas::default(),
         ended_jobs_max: 64,
     }
 }
@@ -138,7 +139,10 @@ fn submit(machine: &mut Coordinator, number: u64) -> Result<JobId> {
         request: RequestId(2 * number),
         spec: Box::new(job::parse("job.toml", &text, None)?),
         job_toml: text,
-        dataset_version: "version".to_owned(),
+        dataset: DatasetPin {
+            version: "version".to_owned(),
+            cut_prompts: None,
+        },
         archived: vec![],
     };
     let effects = machine.handle(NOW, event);

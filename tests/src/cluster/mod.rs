@@ -6,6 +6,7 @@
 //! Used by `tests/tests/cluster*.rs`. The binaries are those beside the test's own (`make build`).
 
 pub mod command;
+pub mod fake_s3;
 pub mod http;
 pub mod job;
 pub mod network;
@@ -336,6 +337,27 @@ impl Cluster {
     pub fn keep_directory(&mut self) -> PathBuf {
         self.directory.disable_cleanup(true);
         self.directory.path().to_owned()
+    }
+
+    /// Everything that the coordinator has printed.
+    ///
+    /// # Errors
+    /// It is not running.
+    pub fn coordinator_log(&self) -> Result<String> {
+        let coordinator = self.coordinator.as_ref();
+        Ok(coordinator.context("the coordinator is not running")?.log())
+    }
+
+    /// The largest resident memory of the coordinator so far, in MB of 10^6 bytes.
+    ///
+    /// # Errors
+    /// It is not running.
+    pub fn coordinator_memory_mb(&self) -> Result<f64> {
+        let path = format!("/proc/{}/status", self.coordinator_pid()?);
+        let status = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
+        Ok(kib.with_context(|| format!("{path} has no VmHWM"))? * 1024.0 / 1e6)
     }
 
     /// The URL of the coordinator.

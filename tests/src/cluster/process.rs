@@ -19,6 +19,8 @@ pub struct Process {
     child: Child,
     /// Its output until it was ready.
     first_lines: Vec<String>,
+    /// Its output since then.
+    lines: mpsc::Receiver<String>,
     log: PathBuf,
     /// Threads that copy its output into the log; each ends with its stream.
     followers: Vec<JoinHandle<()>>,
@@ -55,11 +57,12 @@ impl Process {
             name: name.to_owned(),
             child,
             first_lines: Vec::new(),
+            lines,
             log,
             followers: followers.into(),
         };
         // The channel closes when the process has closed both streams.
-        while let Ok(line) = lines.recv_timeout(START_WITHIN) {
+        while let Ok(line) = process.lines.recv_timeout(START_WITHIN) {
             let done = line.contains(ready);
             process.first_lines.push(line);
             if done {
@@ -67,6 +70,19 @@ impl Process {
             }
         }
         bail!("{name} did not become ready\n{}", process.log_tail())
+    }
+
+    /// Waits for a line that contains `part`, after those that were waited for before; returns it.
+    ///
+    /// # Errors
+    /// The process exits, or prints nothing for too long; the message ends with its last output.
+    pub fn wait_for(&self, part: &str) -> Result<String> {
+        while let Ok(line) = self.lines.recv_timeout(START_WITHIN) {
+            if line.contains(part) {
+                return Ok(line);
+            }
+        }
+        bail!("{} did not print {part:?}\n{}", self.name, self.log_tail())
     }
 
     /// The value of the last `key=value` that it printed until it was ready.
@@ -162,6 +178,12 @@ impl Process {
             self.log_tail()
         );
         Ok(())
+    }
+
+    /// Its whole log.
+    #[must_use]
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// The last lines of its log.

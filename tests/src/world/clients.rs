@@ -4,15 +4,15 @@ use super::World;
 use super::agenda::SimEvent;
 use super::plan::PlannedJob;
 use super::units::plan::{Planned, PlannedUnits};
-use coordinator_core::event::{Input, JobPhase, JobRecord, Reply, RequestId};
+use coordinator_core::event::{DatasetPin, Input, JobPhase, JobRecord, Reply, RequestId};
 use proto::architecture::{Diffusion, Latents, Noise, Objective, Retrinet};
 use proto::id::JobId;
 use proto::sample::{SampleWork, Weights};
 use proto::spec::{
     ArchitectureSpec, AutoencoderConfig, CheckpointPolicy, Clothes, Component, Data, Decay,
     DeviceKind, JobSpec, LossWeighting, Model, OnNonfinite, Optimizer, Pairing, Precision,
-    Reduction, References, Resources, Retrieval, Task, TextEncoderConfig, Train, TrainWork,
-    Transform, UNetConfig, Work,
+    PromptOrder, Reduction, References, Resources, Retrieval, Task, TextEncoderConfig, Train,
+    TrainWork, Transform, UNetConfig, Work,
 };
 use std::collections::BTreeMap;
 
@@ -392,7 +392,10 @@ fn submit(request: RequestId, spec: JobSpec) -> Input {
         request,
         job_toml: proto::job::to_toml(&spec),
         spec: Box::new(spec),
-        dataset_version: "toy".to_owned(),
+        dataset: DatasetPin {
+            version: "toy".to_owned(),
+            cut_prompts: None,
+        },
         // Filled in when it is sent.
         archived: Vec::new(),
     }
@@ -412,6 +415,7 @@ fn spec(job: &PlannedJob) -> JobSpec {
         resolution: 8,
         prompt_drop: 0.5,
         looks_drop: 0.0,
+        prompt_order: PromptOrder::AsWritten,
         holdout: 0.0,
         seed: job.seed,
     };

@@ -10,7 +10,7 @@ use super::outcome::Kinds;
 use super::plan::DETECT_WITHIN_MS;
 use super::stable_hash::Actor;
 use coordinator_core::event::{Durable, Effect, Event, Input, Record};
-use coordinator_core::{Config, Coordinator, Deadlines};
+use coordinator_core::{Config, Coordinator, Deadlines, WaitingQuotas};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
 use proto::id::{JobId, WorkerId};
 use proto::message::DesiredState;
@@ -93,6 +93,7 @@ impl World {
             store_url: "memory:".to_owned(),
             detect_within_ms: DETECT_WITHIN_MS,
             quotas: self.plan.quotas.clone(),
+            waiting: WaitingQuotas::default(),
             ended_jobs_max: match self.kinds {
                 Kinds::Archived => 0,
                 Kinds::All | Kinds::Gangs | Kinds::Mixed => 64,

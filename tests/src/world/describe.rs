@@ -182,6 +182,7 @@ fn coordinator_event(event: &coordinator::Event) -> Option<String> {
     let text = match event {
         Event::WorkerUp { worker } => format!("{worker} is up"),
         Event::WorkerDown { worker, reason } => format!("{worker} is down: {reason}"),
+        Event::WorkersForgotten { workers } => format!("{} workers are forgotten", workers.len()),
         Event::JobQueued { job, reason } => format!("{job} waits: {reason}"),
         Event::GenerationFormed {
             job,
@@ -229,6 +230,12 @@ fn coordinator_event(event: &coordinator::Event) -> Option<String> {
         Event::JobDone { job, step } => format!("{job} is done at step {step}"),
         Event::JobFailed { job, cause } => format!("{job} has failed: {cause}"),
         Event::JobCancelled { job } => format!("{job} is cancelled"),
+        Event::WorkerDisplaced { worker, by } => {
+            format!(
+                "the coordinator tells {worker} to leave: {} is there",
+                by.worker
+            )
+        }
         Event::Ignored { worker, violation } => {
             format!("the coordinator ignores {worker}: {violation}")
         }
@@ -304,6 +311,9 @@ pub(crate) fn daemon_effect(id: &WorkerId, effect: &worker::Effect) -> Option<St
                 "{id} has received nothing from {} for {silent_ms} ms",
                 key(it)
             )
+        }
+        Effect::Emit(Event::Displaced { by, .. }) => {
+            format!("{id} leaves, because {} took its place", by.worker)
         }
         Effect::Emit(Event::Ignored { what, .. }) => {
             format!("{id} ignores the coordinator: {what}")

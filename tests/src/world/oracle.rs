@@ -326,6 +326,7 @@ impl Oracle {
             }
             Event::WorkerUp { .. }
             | Event::WorkerDown { .. }
+            | Event::WorkersForgotten { .. }
             | Event::JobQueued { .. }
             | Event::Stopped { .. }
             | Event::StandbyAdded { .. }
@@ -334,6 +335,7 @@ impl Oracle {
             | Event::UnitFailed { .. }
             | Event::UnitSetAside { .. }
             | Event::Unreachable { .. }
+            | Event::WorkerDisplaced { .. }
             | Event::Ignored { .. } => true,
         };
         self.require(saved, || format!("{event:?} is emitted and not saved"));

@@ -5,7 +5,7 @@
 use super::plan::DETECT_WITHIN_MS;
 use super::{Kinds, TraceMode, World};
 use coordinator_core::event::{Durable, Input, Record};
-use coordinator_core::{Config, Coordinator};
+use coordinator_core::{Config, Coordinator, WaitingQuotas};
 use proto::id::WorkerId;
 use proto::message::WorkerReport;
 use proto::spec::DeviceKind;
@@ -41,6 +41,7 @@ fn check_restore(world: &World, durable: &Durable) -> Result<(), String> {
         store_url: "memory:".to_owned(),
         detect_within_ms: DETECT_WITHIN_MS,
         quotas: world.plan.quotas.clone(),
+        waiting: WaitingQuotas::default(),
         ended_jobs_max: 64,
     };
     let mut machine = Coordinator::restore(config, durable.clone(), 1);

@@ -1,7 +1,7 @@
 //! Inputs, effects and events of the worker daemon's machine. Plain values, no I/O.
 
 use proto::id::{Generation, JobId, Rank, WorkerId};
-use proto::message::{Assignment, DesiredState, Peer, RankReport, WorkerReport};
+use proto::message::{Assignment, DesiredState, Peer, RankReport, Successor, WorkerReport};
 
 /// Milliseconds of the shell's monotonic clock. The machine never reads a clock.
 pub type Millis = u64;
@@ -85,7 +85,7 @@ pub enum Effect {
     /// Send a report to the coordinator; drop it if there is no stream.
     Report(WorkerReport),
     Emit(Event),
-    /// Exit the daemon: all ranks have exited after [`Input::Shutdown`].
+    /// Exit the daemon: all ranks have exited after [`Input::Shutdown`] or [`Event::Displaced`].
     Exit,
 }
 
@@ -110,6 +110,12 @@ pub enum Event {
         key: RankKey,
         success: bool,
         outcome: String,
+    },
+    /// Another daemon of the name of `worker`, which is this one, took its place. All ranks are
+    /// being stopped, and [`Effect::Exit`] follows.
+    Displaced {
+        worker: WorkerId,
+        by: Successor,
     },
     /// A message was ignored: orders for another worker, outdated orders, or a report without a
     /// process.

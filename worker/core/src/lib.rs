@@ -11,6 +11,7 @@ mod deadline;
 pub mod event;
 mod peers;
 mod rank;
+mod refusal;
 mod view;
 
 use clock::Clock;
@@ -19,7 +20,9 @@ pub use deadline::GRACE;
 use event::{Effect, Event, Input, Millis, RankKey};
 use peers::Peers;
 use proto::id::{Generation, JobId, Rank, WorkerId};
-use proto::message::{Assignment, DesiredState, RankPhase, RankReport, WorkerReport};
+use proto::message::{
+    Assignment, DesiredState, RankPhase, RankReport, Refusal, Successor, WorkerReport,
+};
 use proto::reason::RankFailure;
 use proto::spec::DeviceKind;
 use rank::{ProcessState, RankState};
@@ -44,8 +47,12 @@ pub struct Worker {
     clock: Clock,
     connected: bool,
     shutdown: Shutdown,
+    /// Another daemon of this name took this one's place.
+    is_displaced: bool,
     /// The desired state: the newest generation of each job that is assigned to this worker.
     assignments: BTreeMap<JobId, Assignment>,
+    /// The assignments of the desired state that this worker cannot accept.
+    refused: Vec<Refusal>,
     ranks: BTreeMap<RankKey, RankState>,
     /// The newest generation of each job from which this worker was removed. Its ranks are never
     /// started again: a restarted rank would repeat steps and overwrite shards that a manifest may
@@ -80,7 +87,9 @@ impl Worker {
             clock: Clock::new(now),
             connected: false,
             shutdown: Shutdown::NotRequested,
+            is_displaced: false,
             assignments: BTreeMap::new(),
+            refused: Vec::new(),
             ranks: BTreeMap::new(),
             retired: BTreeMap::new(),
             peers: Peers::default(),
@@ -120,6 +129,7 @@ impl Worker {
         self.report_due |= self.peers.mark_overdue(now, self.deadlines);
         self.stop_unassigned(now, &mut effects);
         self.kill_overdue(now, &mut effects);
+        self.report_refused();
         self.start(now, &mut effects);
         self.report(now, &mut effects);
         self.exit_if_done(&mut effects);
@@ -188,6 +198,9 @@ impl Worker {
             }));
             return;
         }
+        if let Some(by) = state.successor {
+            self.on_displaced(by, effects);
+        }
         let deadlines = Deadlines::new(state.detect_within_ms);
         let peers_changed = self.peers.set(state.peers, now);
         if peers_changed || self.deadlines != deadlines {
@@ -197,6 +210,7 @@ impl Worker {
             });
         }
         self.deadlines = deadlines;
+        self.set_refused(state.refused, effects);
         let mut wanted = BTreeMap::new();
         for assignment in state.assignments {
             let known = self
@@ -232,6 +246,20 @@ impl Worker {
         }
         self.move_processes(now, effects);
         self.forward_assignments(effects);
+    }
+
+    /// Another daemon of this name took this one's place, and its ranks are members of nothing any
+    /// more: they stop at once.
+    fn on_displaced(&mut self, by: Successor, effects: &mut Vec<Effect>) {
+        if self.is_displaced || self.shutdown == Shutdown::Exited {
+            return;
+        }
+        self.is_displaced = true;
+        self.shutdown = Shutdown::Immediate;
+        effects.push(Effect::Emit(Event::Displaced {
+            worker: self.config.worker.clone(),
+            by,
+        }));
     }
 
     /// Assigns the ranks of a newer generation to running processes of the job, in order.
@@ -389,12 +417,14 @@ impl Worker {
             self.shutdown = Shutdown::Immediate;
         }
         let stop_all = matches!(self.shutdown, Shutdown::Immediate | Shutdown::Exited);
+        let unassigned: BTreeSet<RankKey> = self
+            .ranks
+            .keys()
+            .filter(|key| !self.is_assigned(key))
+            .cloned()
+            .collect();
         for (key, state) in &mut self.ranks {
-            let assigned = self
-                .assignments
-                .get(&key.job)
-                .is_some_and(|a| assigns(a, key));
-            if assigned && !stop_all {
+            if !unassigned.contains(key) && !stop_all {
                 continue;
             }
             if let ProcessState::Running { device, .. } = state.process_state {
@@ -409,13 +439,17 @@ impl Worker {
                 });
             }
         }
-        let assignments = &self.assignments;
         let before = self.ranks.len();
         self.ranks.retain(|key, state| {
-            let assigned = assignments.get(&key.job).is_some_and(|a| assigns(a, key));
-            assigned || state.process_state != ProcessState::Exited
+            !unassigned.contains(key) || state.process_state != ProcessState::Exited
         });
         self.report_due |= self.ranks.len() != before;
+    }
+
+    /// Whether the desired state names this rank, even if this worker refuses it.
+    fn is_assigned(&self, key: &RankKey) -> bool {
+        let assignment = self.assignments.get(&key.job);
+        assignment.is_some_and(|it| assigns(it, key)) || self.is_refused(key)
     }
 
     /// Kills ranks that sent no heartbeat in time or did not leave an older generation in time, and

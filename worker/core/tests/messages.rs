@@ -5,8 +5,10 @@
 mod desk;
 
 use desk::*;
-use proto::id::{Rank, Step};
-use proto::message::{Assignment, DesiredState, GangOrder, RankPhase, Run, UnitOrder};
+use proto::id::{Generation, JobId, Rank, Step};
+use proto::message::{
+    Assignment, DesiredState, GangOrder, RankPhase, Refusal, Run, Successor, UnitOrder,
+};
 use worker_core::event::{Effect, Event, Input};
 
 #[test]
@@ -181,6 +183,8 @@ fn orders_for_another_boot_are_ignored() {
         assignments: vec![assignment(1, 0, 1)],
         detect_within_ms: DETECT_WITHIN_MS,
         peers: vec![],
+        refused: vec![],
+        successor: None,
     };
     let effects = desk.handle(Input::Desired(state));
     assert_eq!(spawned(&effects), []);
@@ -188,6 +192,38 @@ fn orders_for_another_boot_are_ignored() {
         &effects[0],
         Effect::Emit(Event::Ignored { what, .. }) if what == "orders for w1#6; this is w1#7"
     ));
+}
+
+#[test]
+fn a_displaced_daemon_stops_its_ranks_says_why_and_exits() {
+    let mut desk = Desk::new();
+    desk.desire(vec![assignment(1, 0, 1)]);
+    desk.report(&key(1, 0), RankPhase::Training);
+    let by = Successor {
+        worker: id(8),
+        address: Some("10.0.0.2:7073".to_owned()),
+    };
+    let state = DesiredState {
+        worker: id(7),
+        assignments: vec![],
+        detect_within_ms: DETECT_WITHIN_MS,
+        peers: vec![],
+        successor: Some(by.clone()),
+    };
+    let effects = desk.handle(Input::Desired(state.clone()));
+    let displaced = Event::Displaced { worker: id(7), by };
+    assert_eq!(effects[0], Effect::Emit(displaced.clone()));
+    assert!(
+        effects.contains(&Effect::Stop { key: key(1, 0) }) && !effects.contains(&Effect::Exit),
+        "{effects:?}"
+    );
+    let effects = desk.handle(Input::Desired(state));
+    assert!(
+        !effects.contains(&Effect::Emit(displaced)),
+        "it is said once: {effects:?}"
+    );
+    let effects = desk.exit(&key(1, 0), true, "exit status 0");
+    assert!(effects.contains(&Effect::Exit), "{effects:?}");
 }
 
 #[test]
@@ -220,4 +256,56 @@ fn reports_of_an_unknown_rank_are_ignored() {
         1,
         "invalid orders are tolerated"
     );
+}
+
+#[test]
+fn a_refused_assignment_is_reported_as_failed_ranks_and_other_jobs_continue() {
+    let mut desk = Desk::new();
+    desk.desire(vec![assignment(1, 0, 1)]);
+    desk.report(&key(1, 0), RankPhase::Training);
+    let bad = |generation| Refusal {
+        job: JobId("bad-2".to_owned()),
+        generation: Generation(generation),
+        first_rank: Rank(4),
+        ranks: 1,
+        error: "field `job_toml` is too long".to_owned(),
+    };
+    let state = |refused: Vec<Refusal>| {
+        Input::Desired(DesiredState {
+            worker: id(7),
+            assignments: vec![assignment(1, 0, 1)],
+            detect_within_ms: DETECT_WITHIN_MS,
+            peers: vec![],
+            refused,
+        })
+    };
+    let ignored = |effects: &[Effect]| {
+        let is_ignored = |it: &&Effect| matches!(it, Effect::Emit(Event::Ignored { .. }));
+        effects.iter().filter(is_ignored).count()
+    };
+    let effects = desk.handle(state(vec![bad(1), Refusal::default()]));
+    assert_eq!(ignored(&effects), 2, "{effects:?}");
+    let report = &reports(&effects)[0];
+    let failed = report
+        .ranks
+        .iter()
+        .find(|rank| rank.job.0 == "bad-2")
+        .unwrap();
+    assert_eq!((failed.generation, failed.rank), (Generation(1), Rank(4)));
+    let RankPhase::Failed { failure } = &failed.phase else {
+        panic!("{failed:?}")
+    };
+    assert!(failure.is_permanent());
+    assert_eq!(
+        failure.to_string(),
+        "the worker refuses the assignment: field `job_toml` is too long"
+    );
+    assert_eq!(desk.phase(&key(1, 0)), RankPhase::Training);
+    // It is said once, and the report repeats the failure for as long as the state repeats it.
+    let effects = desk.handle(state(vec![bad(1)]));
+    assert_eq!(ignored(&effects), 0, "{effects:?}");
+    let report = &reports(&desk.wait(DETECT_WITHIN_MS))[0];
+    assert_eq!(report.ranks.len(), 2);
+    let effects = desk.handle(state(vec![]));
+    assert_eq!(reports(&effects)[0].ranks.len(), 1);
 }

@@ -11,6 +11,7 @@ use futures::TryStreamExt;
 use object_store::{ObjectStore, ObjectStoreExt};
 use proto::spec::DeviceKind;
 use serde::Serialize;
+use shell::outln;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::time::Duration;
@@ -73,16 +74,12 @@ pub(crate) fn run(node: &Node) -> anyhow::Result<bool> {
         ok: checks.iter().all(|check| check.ok),
         checks,
     };
-    let mut out = std::io::stdout().lock();
     if node.output == "json" {
-        writeln!(out, "{}", serde_json::to_string_pretty(&findings)?)?;
+        outln!("{}", serde_json::to_string_pretty(&findings)?);
     } else {
         for Check { name, ok, found } in &findings.checks {
-            writeln!(
-                out,
-                "{:<8} {name:<13} {found}",
-                if *ok { "ok" } else { "WRONG" }
-            )?;
+            let verdict = if *ok { "ok" } else { "WRONG" };
+            outln!("{verdict:<8} {name:<13} {found}");
         }
     }
     Ok(findings.ok)

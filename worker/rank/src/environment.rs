@@ -1,5 +1,5 @@
-//! The environment of this rank, for the rendezvous and for manifests, and its peak memory use. Reads
-//! only.
+//! The environment of this rank, for the rendezvous and for manifests, and its peak memory use.
+//! Reads only.
 
 use crate::collective::device::{gpus, libtorch_version, numerics};
 use proto::environment::RankEnvironment;

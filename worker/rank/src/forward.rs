@@ -101,7 +101,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         .iter()
         .filter(|(name, _)| !name.starts_with("gradient."))
     {
-        println!("{name} {:?}", tensor.size());
+        shell::outln!("{name} {:?}", tensor.size());
     }
     Ok(())
 }

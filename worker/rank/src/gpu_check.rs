@@ -14,7 +14,6 @@ use model::weights::{self, Storage};
 use model_data::example::{Concept, Example, Reference};
 use proto::id::Generation;
 use proto::spec::{DeviceKind, Precision, TrainWork};
-use std::io::Write;
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
 
@@ -72,7 +71,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 }
 
 fn print_line(line: &str) -> anyhow::Result<()> {
-    writeln!(std::io::stdout().lock(), "{line}")?;
+    shell::outln!("{line}");
     Ok(())
 }
 

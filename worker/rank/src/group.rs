@@ -88,9 +88,9 @@ fn check_in(
     })
 }
 
-/// Called by every rank once it has read what all have registered, if they do not join: rank 0, which
-/// serves the store and closes it then, waits until every rank has read it. Without a rank that
-/// does not answer in time the refusal is the same.
+/// Called by every rank once it has read what all have registered, if they do not join: rank 0,
+/// which serves the store and closes it then, waits until every rank has read it. Without a rank
+/// that does not answer in time the refusal is the same.
 fn wait_for_readers(store: &Store, (rank, world): (u32, u32), scope: &str, wait: Duration) {
     let key = |rank: u32| format!("{scope}/rank {rank} has read");
     let outcome = if rank == 0 {
@@ -133,8 +133,8 @@ mod tests {
         }
     }
 
-    /// Each rank checks in on a thread of its own. Returns its store, which the group would keep, or
-    /// why it does not join.
+    /// Each rank checks in on a thread of its own. Returns its store, which the group would keep,
+    /// or why it does not join.
     fn meet(environments: Vec<RankEnvironment>) -> Vec<anyhow::Result<Store>> {
         let world = u32::try_from(environments.len()).unwrap();
         let mut server = Some(Store::serve("127.0.0.1", WAIT).unwrap());

@@ -1,6 +1,9 @@
 //! `worker-rank`: the process that links libtorch. The worker daemon, which does not link it,
 //! starts one per device. Also implements the part of `worker doctor` that needs libtorch.
 
+// They panic when nobody reads; `outln!` and `errln!` of `shell` do not.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 mod checkpoint;
 mod clock;
 mod closing;
@@ -67,7 +70,7 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Run(settings) => {
-            start_logging();
+            shell::log::start_plain();
             run::run(&settings).map(|()| true)
         }
         Command::Doctor(node) => doctor::run(&node),
@@ -80,18 +83,8 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            shell::errln!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
-}
-
-/// Logs plain lines to standard error; the daemon adds rank and time.
-fn start_logging() {
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .without_time()
-        .with_target(false)
-        .init();
 }

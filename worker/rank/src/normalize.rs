@@ -8,7 +8,7 @@ use model::normalize::{Channels, LatentStatistics, normalize};
 use model::weights::{self, Storage};
 use model_data::loader::{Loader, LoaderOptions};
 use model_data::prepare::ExampleConfig;
-use proto::spec::Data;
+use proto::spec::{Data, PromptOrder};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -126,6 +126,7 @@ fn measure(options: &Options) -> anyhow::Result<(Channels, String)> {
         resolution: options.resolution,
         prompt_drop: 0.0,
         looks_drop: 0.0,
+        prompt_order: PromptOrder::AsWritten,
         holdout: options.holdout,
         seed: options.seed,
     };

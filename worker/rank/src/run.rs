@@ -47,7 +47,7 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
             // The first line of an object store's error is only an XML declaration: join it.
             let error = format!("{error:#}").replace("?>\n", "?> ");
             let error = format!("{}: {}", link.rank_name(), first_line(&error));
-            eprintln!("error: {error}");
+            shell::errln!("error: {error}");
             let failure = RankFailure::error(&error, permanent);
             link.send_final(RankPhase::Failed { failure });
             exit_now(1)

@@ -107,10 +107,11 @@ pub(crate) async fn from_sample(
     let origins = references
         .map(|reference| Origin::Sample(row(reference.position).id.clone()))
         .collect();
-    let full = &row(chosen.position).prompts;
+    // As the model was trained, whose prompts may have another order than those of the data set.
+    let full = loader.prompt(chosen.epoch, chosen.position);
     let prompt = match request.prompt {
-        SamplePrompt::Full => full.clone(),
-        SamplePrompt::Pose => pose_prompt(full),
+        SamplePrompt::Pose => pose_prompt(&full),
+        SamplePrompt::Full => full,
         SamplePrompt::Empty => String::new(),
     };
     Ok(Subject {

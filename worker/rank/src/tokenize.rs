@@ -3,7 +3,8 @@
 
 use anyhow::Context;
 use model_data::prompt::Prompts;
-use std::io::{BufRead, Write};
+use shell::outln;
+use std::io::BufRead;
 
 /// Print the token ids of prompts. Reads one JSON string per line of standard input and prints one
 /// JSON list for each.
@@ -16,11 +17,10 @@ pub(crate) struct Options {
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let prompts = Prompts::new(options.tokens);
-    let mut out = std::io::stdout().lock();
     for (number, line) in std::io::stdin().lock().lines().enumerate() {
         let prompt: String = serde_json::from_str(&line?)
             .with_context(|| format!("line {} of the input is not a JSON string", number + 1))?;
-        writeln!(out, "{}", serde_json::to_string(&prompts.ids(&prompt))?)?;
+        outln!("{}", serde_json::to_string(&prompts.ids(&prompt))?);
     }
     Ok(())
 }

@@ -1,8 +1,8 @@
 //! The validation after a step: the loss on held-out samples at fixed noise levels. The ranks share
 //! the batches, and each batch has the same composition at every world size. Every batch's sum has
-//! a slot of its own in the all-reduce, and the slots are added in order, so that the result has the
-//! same bits at every world size. Weights, gradients and random streams are not touched. Called by
-//! [`crate::train`].
+//! a slot of its own in the all-reduce, and the slots are added in order, so that the result has
+//! the same bits at every world size. Weights, gradients and random streams are not touched. Called
+//! by [`crate::train`].
 
 use crate::collective::Group;
 use crate::deadline::Deadlines;
@@ -50,8 +50,8 @@ pub(crate) fn samples(spec: &TrainWork, held_out: &[u64]) -> Result<Vec<u64>, Pe
     }
     if held_out.is_empty() {
         return Err(Permanent(format!(
-            "train.validate_every is {}, but no sample of {} is held out: data.holdout is {}; raise \
-            it",
+            "train.validate_every is {}, but no sample of {} is held out: data.holdout is {}; \
+            raise it",
             spec.train.validate_every, spec.data.dataset, spec.data.holdout
         )));
     }

@@ -5,6 +5,7 @@ use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId, Step};
 use proto::message::{GangOrder, RankPhase, Run, UnitReport};
 use std::os::unix::fs::PermissionsExt;
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 fn key() -> RankKey {
     RankKey {
@@ -104,7 +105,7 @@ async fn a_process_that_fails_is_reported_with_its_status_last_line_and_output()
     );
     let mut lines: Vec<String> = fixture
         .logs
-        .take()
+        .take(usize::MAX)
         .into_iter()
         .map(|line| line.text)
         .collect();

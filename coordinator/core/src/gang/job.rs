@@ -147,6 +147,7 @@ impl Gang {
             overrides: head.overrides.clone(),
             trained_ms: self.trained_ms,
             dataset_version: head.dataset_version.clone(),
+            cut_prompts: head.cut_prompts,
             source: head.source.clone(),
             submitted_ms: head.submitted_ms,
             paused: head.paused,

@@ -22,8 +22,8 @@ impl Gang {
         self.used_up_limit().is_some()
     }
 
-    /// Counts the time since the last input, if all ranks trained then, and stops a generation whose
-    /// time is used up.
+    /// Counts the time since the last input, if all ranks trained then, and stops a generation
+    /// whose time is used up.
     pub(super) fn count_time(&mut self, deadlines: Deadlines, outbox: &mut Outbox) {
         if let Some(since) = self.training_since {
             let passed = outbox.now.saturating_sub(since);

@@ -105,6 +105,7 @@ impl Units {
             overrides: head.overrides.clone(),
             trained_ms: 0,
             dataset_version: head.dataset_version.clone(),
+            cut_prompts: head.cut_prompts,
             source: head.source.clone(),
             submitted_ms: head.submitted_ms,
             paused: head.paused,

@@ -7,6 +7,7 @@ use super::ranges::Ranges;
 use crate::deadline::Deadlines;
 use crate::outbox::Outbox;
 use proto::id::{Rank, WorkerId};
+use proto::limits::LEASE_RANGES;
 use proto::message::{RankPhase, UnitRange};
 use proto::reason::GenerationEnd;
 
@@ -71,9 +72,9 @@ impl Units {
         let may_retry = |unit: u64, failures: &Failures| {
             !(reported_failed.contains(&unit) || failed_on(failures, name) && untried(failures))
         };
-        let taken = self
-            .pool
-            .take(group.size().min(fair).saturating_sub(held), may_retry);
+        let room = LEASE_RANGES.saturating_sub(holder.lease.iter().count());
+        let units = group.size().min(fair).saturating_sub(held);
+        let taken = self.pool.take(units, room, may_retry);
         if taken.is_empty() {
             let only_here = |unit: &u64, failures: &Failures| {
                 reported_failed.contains(unit) && !(failed_on(failures, name) && untried(failures))

@@ -148,17 +148,21 @@ impl Pool {
         self.failures.keys().filter(tried).count() as u64
     }
 
-    /// Takes units for a rank, failed ones first. `may_retry` decides whether this rank may retry a
-    /// failed unit.
+    /// Takes units for a rank, failed ones first, in at most `ranges` ranges. `may_retry` decides
+    /// whether this rank may retry a failed unit.
     pub(crate) fn take(
         &mut self,
         limit: u64,
+        ranges: usize,
         may_retry: impl Fn(u64, &Failures) -> bool,
     ) -> Vec<UnitRange> {
         let mut taken = Vec::new();
         for unit in &self.retry {
             let failures = self.failures.get(unit);
-            if (taken.len() as u64) < limit && failures.is_none_or(|it| may_retry(*unit, it)) {
+            if (taken.len() as u64) < limit
+                && taken.len() < ranges
+                && failures.is_none_or(|it| may_retry(*unit, it))
+            {
                 taken.push(UnitRange::one(*unit));
             }
         }
@@ -167,6 +171,9 @@ impl Pool {
         }
         let rest = limit.saturating_sub(taken.len() as u64);
         taken.extend(self.open.take(rest));
+        for surplus in taken.drain(ranges.min(taken.len())..) {
+            self.open.insert(surplus);
+        }
         taken
     }
 

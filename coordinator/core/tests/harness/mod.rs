@@ -2,9 +2,9 @@
 //! durable state like a state store. Time passes only if a test advances it.
 
 use coordinator_core::event::{
-    Durable, Effect, Event, Input, JobPhase, JobRecord, Reply, RequestId,
+    DatasetPin, Durable, Effect, Event, Input, JobPhase, JobRecord, Reply, RequestId,
 };
-use coordinator_core::{Config, Coordinator};
+use coordinator_core::{Config, Coordinator, WaitingQuotas};
 use proto::architecture::{Diffusion, Latents, Noise, Objective, Retrinet};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef, ShardEntry};
 use proto::environment::RankEnvironment;
@@ -20,8 +20,8 @@ use proto::reason::{
 use proto::sample::SampleWork;
 use proto::spec::{
     ArchitectureSpec, CheckpointPolicy, Clothes, Component, Data, Decay, DeviceKind, JobSpec,
-    LossWeighting, Model, OnNonfinite, Optimizer, Pairing, Precision, Reduction, References,
-    Resources, Retrieval, Task, Train, TrainWork, Transform, Work,
+    LossWeighting, Model, OnNonfinite, Optimizer, Pairing, Precision, PromptOrder, Reduction,
+    References, Resources, Retrieval, Task, Train, TrainWork, Transform, Work,
 };
 use std::collections::BTreeMap;
 
@@ -99,7 +99,10 @@ impl Harness {
         let reply = self.ask(|request| Input::Submit {
             request,
             job_toml: proto::job::to_toml(&spec),
-            dataset_version: "version".to_owned(),
+            dataset: DatasetPin {
+                version: "version".to_owned(),
+                cut_prompts: None,
+            },
             spec: Box::new(spec),
             archived,
         });
@@ -115,7 +118,10 @@ impl Harness {
         let reply = self.ask(|request| Input::Submit {
             request,
             job_toml: proto::job::to_toml(&spec),
-            dataset_version: "version".to_owned(),
+            dataset: DatasetPin {
+                version: "version".to_owned(),
+                cut_prompts: None,
+            },
             spec: Box::new(spec),
             archived,
         });
@@ -245,7 +251,24 @@ pub(crate) fn machine_with(durable: &Durable, now: u64, ended_jobs_max: usize) -
         store_url: "file:///store".to_owned(),
         detect_within_ms: DETECT_WITHIN_MS,
         quotas: BTreeMap::new(),
+        waiting: WaitingQuotas::default(),
         ended_jobs_max,
+    };
+    Coordinator::restore(config, durable.clone(), now)
+}
+
+/// A machine with quotas of waiting jobs.
+pub(crate) fn machine_with_quotas(
+    durable: &Durable,
+    now: u64,
+    waiting: WaitingQuotas,
+) -> Coordinator {
+    let config = Config {
+        store_url: "file:///store".to_owned(),
+        detect_within_ms: DETECT_WITHIN_MS,
+        quotas: BTreeMap::new(),
+        waiting,
+        ended_jobs_max: 64,
     };
     Coordinator::restore(config, durable.clone(), now)
 }
@@ -514,6 +537,7 @@ pub(crate) fn spec(workers_min: u32, workers_max: u32) -> JobSpec {
         resolution: 64,
         prompt_drop: 0.5,
         looks_drop: 0.0,
+        prompt_order: PromptOrder::AsWritten,
         holdout: 0.1,
         seed: 1,
     };

@@ -11,6 +11,7 @@ pub(super) fn data(raw: &DataToml, directory: Option<&Path>, faults: &mut Faults
         resolution: raw.resolution,
         prompt_drop: raw.prompt_drop.unwrap_or(0.5),
         looks_drop: raw.looks_drop.unwrap_or(0.0),
+        prompt_order: raw.prompt_order.unwrap_or_default(),
         holdout: raw.holdout.unwrap_or(0.0),
         seed: raw.seed.unwrap_or(0),
     };

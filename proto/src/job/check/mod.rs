@@ -169,9 +169,14 @@ fn checkpoint(raw: Option<&CheckpointToml>, faults: &mut Faults) -> CheckpointPo
 }
 
 fn after(raw: &[String], faults: &mut Faults) -> Vec<JobId> {
-    faults.need(raw.len() <= AFTER_MAX, "after", || {
-        format!("names {} jobs; at most {AFTER_MAX} are allowed", raw.len())
-    });
+    if AFTER_MAX < raw.len() {
+        let found = raw.len();
+        faults.add(
+            "after",
+            format!("names {found} jobs; at most {AFTER_MAX} are allowed"),
+        );
+        return Vec::new();
+    }
     let mut seen = BTreeSet::new();
     for job in raw {
         if let Err(error) = crate::wire::job_id(job.clone()) {

@@ -3,16 +3,12 @@
 use crate::id::{JobId, Step};
 use crate::job::faults::Faults;
 use crate::job::raw::{ReferenceToml, SampleToml, WeightsToml};
+use crate::limits::{LIST, PROMPT_BYTES, TEXT_BYTES};
 use crate::location::nearest;
 use crate::sample::{
     Concept, ImageSource, MaskFile, NamedReference, SampleMethod, SamplePrompt, SampleWork, Weights,
 };
 
-/// Maximum lengths of a prompt and of a file name, in bytes.
-const PROMPT_MAX: usize = 16 << 10;
-const NAME_MAX: usize = 1024;
-/// Maximum number of prompts, and of seeds.
-const LIST_MAX: usize = 4096;
 const IMAGES_MAX: u64 = 1_000_000;
 const REFERENCES_MAX: usize = 64;
 /// Maximum number of characters that an error quotes.
@@ -72,8 +68,11 @@ pub(super) fn sample(raw: &SampleToml, is_local: bool, faults: &mut Faults) -> S
 
 fn negative_prompt(work: &SampleWork, faults: &mut Faults) {
     let (field, text) = ("sample.negative_prompt", &work.negative_prompt);
-    faults.need(text.len() <= PROMPT_MAX, field, || {
-        format!("has {} bytes; at most {PROMPT_MAX} are allowed", text.len())
+    faults.need(text.len() <= PROMPT_BYTES, field, || {
+        format!(
+            "has {} bytes; at most {PROMPT_BYTES} are allowed",
+            text.len()
+        )
     });
     // Guidance of exactly 1 is no guidance.
     faults.need(text.is_empty() || work.guidance != 1.0, field, || {
@@ -105,20 +104,24 @@ fn lists(work: &SampleWork, faults: &mut Faults) {
         ("sample.prompts", work.prompts.len()),
     ];
     for (field, length) in lists {
-        faults.need(length <= LIST_MAX, field, || {
-            format!("has {length} entries; at most {LIST_MAX} are allowed")
+        faults.need(length <= LIST, field, || {
+            format!("has {length} entries; at most {LIST} are allowed")
         });
     }
-    if let Some(long) = work.prompts.iter().find(|prompt| prompt.len() > PROMPT_MAX) {
+    if let Some(long) = work
+        .prompts
+        .iter()
+        .find(|prompt| prompt.len() > PROMPT_BYTES)
+    {
         faults.add(
             "sample.prompts",
             format!(
-                "has a prompt of {} bytes; at most {PROMPT_MAX} are allowed",
+                "has a prompt of {} bytes; at most {PROMPT_BYTES} are allowed",
                 long.len()
             ),
         );
     }
-    if work.seeds.len() <= LIST_MAX && work.prompts.len() <= LIST_MAX {
+    if work.seeds.len() <= LIST && work.prompts.len() <= LIST {
         let images = work.images();
         faults.need(images <= IMAGES_MAX, "sample.count", || {
             format!(
@@ -162,12 +165,14 @@ fn weights(raw: Option<&WeightsToml>, faults: &mut Faults) -> Weights {
 
 fn references(raw: &[ReferenceToml], is_local: bool, faults: &mut Faults) -> Vec<NamedReference> {
     let field = "sample.references";
-    faults.need(raw.len() <= REFERENCES_MAX, field, || {
-        format!(
-            "has {} entries; at most {REFERENCES_MAX} are allowed",
-            raw.len()
-        )
-    });
+    if REFERENCES_MAX < raw.len() {
+        let found = raw.len();
+        faults.add(
+            field,
+            format!("has {found} entries; at most {REFERENCES_MAX} are allowed"),
+        );
+        return Vec::new();
+    }
     raw.iter()
         .filter_map(|reference| {
             let from = match (&reference.id, &reference.file) {
@@ -262,11 +267,11 @@ fn check_annotations(reference: &ReferenceToml, file: &str, faults: &mut Faults)
 
 fn check_name(name: &str, faults: &mut Faults) {
     faults.need(
-        (1..=NAME_MAX).contains(&name.len()),
+        (1..=TEXT_BYTES).contains(&name.len()),
         "sample.references",
         || {
             format!(
-                "has an id or file name of {} bytes; it must have 1 to {NAME_MAX}",
+                "has an id or file name of {} bytes; it must have 1 to {TEXT_BYTES}",
                 name.len()
             )
         },

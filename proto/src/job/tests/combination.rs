@@ -137,6 +137,11 @@ fn a_field_that_nothing_would_read_is_refused() {
         ("[data]", "prompt_drop = 0.1", "data.prompt_drop: is 0.1"),
         ("[data]", "looks_drop = 0.1", "data.looks_drop: is 0.1"),
         (
+            "[data]",
+            "prompt_order = \"shuffle\"",
+            "data.prompt_order: is \"shuffle\"",
+        ),
+        (
             "[train]",
             "face_loss_weight = 2",
             "train.face_loss_weight: is 2.0",

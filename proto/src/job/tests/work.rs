@@ -243,8 +243,8 @@ fn a_file_may_have_a_face_box_and_a_mask() {
     let with = |reference: &str| format!("{SAMPLE}references = [{{ {reference} }}]\n");
     let digest = "0f".repeat(32);
     let text = with(&format!(
-        "concept = \"clothes\", file = \"me.png\", sha256 = \"{digest}\", face_box = [0.5, 0.25, 0.1, \
-        0.2], mask = \"m.png\", mask_sha256 = \"{digest}\""
+        "concept = \"clothes\", file = \"me.png\", sha256 = \"{digest}\", face_box = [0.5, 0.25, \
+        0.1, 0.2], mask = \"m.png\", mask_sha256 = \"{digest}\""
     ));
     let Work::Sample(work) = job(&text).unwrap().work else {
         panic!("the job samples")

@@ -219,6 +219,11 @@ impl StableHash for coordinator::Event {
         match self {
             Self::WorkerUp { worker } => hasher.of_worker(1, worker),
             Self::WorkerDown { worker, .. } => hasher.of_worker(2, worker),
+            Self::WorkersForgotten { workers } => {
+                workers
+                    .iter()
+                    .for_each(|worker| hasher.of_worker(20, worker));
+            }
             Self::JobQueued { job, .. } => hasher.of_job(3, job),
             Self::GenerationFormed {
                 job,

@@ -231,6 +231,9 @@ impl StableHash for DesiredState {
         hasher.worker(&self.worker);
         hasher.all(&self.assignments, |hasher, it| it.stable_hash(hasher));
         hasher.all(&self.peers, |hasher, peer| hasher.worker(&peer.worker));
+        if let Some(successor) = &self.successor {
+            hasher.worker(&successor.worker);
+        }
     }
 }
 

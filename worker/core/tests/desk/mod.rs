@@ -73,6 +73,8 @@ impl Desk {
             assignments,
             detect_within_ms: DETECT_WITHIN_MS,
             peers,
+            refused: vec![],
+            successor: None,
         }))
     }
 

@@ -63,8 +63,10 @@ impl World {
             .build()
             .unwrap();
         runtime.block_on(async {
-            let mut writer =
-                DatasetWriter::open(&url("data"), WriteOptions::new("figures")).unwrap();
+            let options_of_writer = WriteOptions::new("figures");
+            let mut writer = DatasetWriter::open(&url("data"), options_of_writer)
+                .await
+                .unwrap();
             for identity in identities(&options) {
                 writer.add(identity).await.unwrap();
             }

@@ -1,0 +1,267 @@
+//! Requests in progress: how many of one address and in all are read and answered at a time. Others
+//! wait for a while, unread, so that their messages take no memory. The same for streams, which do
+//! not wait. Around the service of commands; called by tonic.
+
+use crate::connections::Peer;
+use crate::log_limit::LogLimit;
+use proto::limits::{ERROR_BYTES, cut};
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+use tonic::body::Body;
+use tonic::codegen::{BoxFuture, Service, http};
+use tonic::server::NamedService;
+use tonic::{Code, Status};
+
+/// Requests in progress, of one address and in all.
+const REQUESTS: (usize, usize) = (16, 64);
+/// Streams of views, steps, lines, of one address and in all.
+const STREAMS: (usize, usize) = (64, 256);
+/// How long a request waits for its turn.
+const TURN_WITHIN: Duration = Duration::from_secs(10);
+/// So many refused requests in ten seconds deserve a warning: no person does that.
+const REFUSALS: u64 = 20;
+/// Bytes of a refusal in the log.
+const REFUSAL_BYTES: usize = 300;
+/// Longer than any request takes; the deletion of a large job's files takes longest.
+const REQUEST_WITHIN: Duration = Duration::from_secs(600);
+
+/// A bounded number of permits, of which one address gets only some. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Shares(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    what: &'static str,
+    each: usize,
+    count: usize,
+    all: Arc<Semaphore>,
+    /// An entry lives as long as one of its permits.
+    addresses: Mutex<HashMap<IpAddr, Weak<Semaphore>>>,
+    warnings: LogLimit,
+}
+
+/// One of [`Shares`]; free again when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Share {
+    _all: OwnedSemaphorePermit,
+    _own: OwnedSemaphorePermit,
+    /// Keeps the entry of the address.
+    _address: Arc<Semaphore>,
+}
+
+impl Shares {
+    fn new(what: &'static str, (each, count): (usize, usize)) -> Self {
+        Self(Arc::new(Inner {
+            what,
+            each,
+            count,
+            all: Arc::new(Semaphore::new(count)),
+            addresses: Mutex::new(HashMap::new()),
+            warnings: LogLimit::at_most(1),
+        }))
+    }
+
+    /// For streams, which stay open.
+    pub(crate) fn streams() -> Self {
+        Self::new("streams", STREAMS)
+    }
+
+    fn of(&self, address: IpAddr) -> Arc<Semaphore> {
+        let addresses = self.0.addresses.lock();
+        let mut addresses = addresses.unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = addresses.get(&address).and_then(Weak::upgrade) {
+            return known;
+        }
+        addresses.retain(|_, semaphore| 0 < semaphore.strong_count());
+        let new = Arc::new(Semaphore::new(self.0.each));
+        addresses.insert(address, Arc::downgrade(&new));
+        new
+    }
+
+    /// # Errors
+    /// RESOURCE_EXHAUSTED: the numbers and what to do.
+    pub(crate) fn take(&self, address: IpAddr) -> Result<Share, Status> {
+        let own = self.of(address);
+        let address_share = Arc::clone(&own).try_acquire_owned();
+        let own_share = address_share.map_err(|_| self.refused(Some(address)))?;
+        let all = Arc::clone(&self.0.all).try_acquire_owned();
+        Ok(Share {
+            _all: all.map_err(|_| self.refused(None))?,
+            _own: own_share,
+            _address: own,
+        })
+    }
+
+    /// The same, when there is one within [`TURN_WITHIN`].
+    async fn wait(&self, address: IpAddr) -> Result<Share, Status> {
+        let own = self.of(address);
+        let turn = async |semaphore: &Arc<Semaphore>, of| {
+            let permit = timeout(TURN_WITHIN, Arc::clone(semaphore).acquire_owned()).await;
+            permit
+                .ok()
+                .and_then(Result::ok)
+                .ok_or_else(|| self.refused(of))
+        };
+        let own_share = turn(&own, Some(address)).await?;
+        Ok(Share {
+            _all: turn(&self.0.all, None).await?,
+            _own: own_share,
+            _address: own,
+        })
+    }
+
+    fn refused(&self, of: Option<IpAddr>) -> Status {
+        let Inner {
+            what, each, count, ..
+        } = *self.0;
+        let text = match of {
+            Some(address) => format!(
+                "{address} has {each} {what} in progress, the most that one address may have; end \
+                 one, or try again later"
+            ),
+            None => format!(
+                "{count} {what} are in progress, the most that the coordinator serves; try again \
+                 later"
+            ),
+        };
+        if let Some(count) = self.0.warnings.admit() {
+            tracing::warn!(count, "refused: {text}");
+        }
+        Status::resource_exhausted(text)
+    }
+}
+
+/// A service whose requests take turns.
+#[derive(Debug, Clone)]
+pub(crate) struct Turns<S> {
+    inner: S,
+    /// None: they only count as requests of their connection.
+    shares: Option<Shares>,
+    refusals: Arc<LogLimit>,
+}
+
+impl<S> Turns<S> {
+    /// For commands.
+    pub(crate) fn of(inner: S) -> Self {
+        Self {
+            inner,
+            shares: Some(Shares::new("requests", REQUESTS)),
+            refusals: Arc::new(LogLimit::burst(REFUSALS)),
+        }
+    }
+
+    /// For the streams of workers.
+    pub(crate) fn counted(inner: S) -> Self {
+        Self {
+            inner,
+            shares: None,
+            refusals: Arc::new(LogLimit::burst(REFUSALS)),
+        }
+    }
+}
+
+impl<S: NamedService> NamedService for Turns<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+impl<S, B> Service<http::Request<Body>> for Turns<S>
+where
+    S: Service<http::Request<Body>, Response = http::Response<B>, Error = Infallible>,
+    S: Clone + Send + 'static,
+    S::Future: Send,
+    B: tonic::codegen::Body<Data = tonic::codegen::Bytes> + Send + 'static,
+    B::Error: Into<tonic::codegen::StdError>,
+{
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Self::Response, Infallible>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let peer = request.extensions().get::<Arc<Peer>>().cloned();
+        let in_progress = peer.as_ref().map(Peer::begin);
+        let shares = self.shares.clone();
+        let refusals = Arc::clone(&self.refusals);
+        let mut inner = self.inner.clone();
+        Box::pin(async move {
+            let share = match (&shares, &peer) {
+                (Some(shares), Some(peer)) => match shares.wait(peer.address).await {
+                    Ok(share) => Some(share),
+                    Err(status) => return Ok(status.into_http()),
+                },
+                _ => None,
+            };
+            let answered = timeout(REQUEST_WITHIN, inner.call(request)).await;
+            drop((share, in_progress));
+            match answered {
+                Ok(response) => {
+                    let response = response?;
+                    let refused = Status::from_header_map(response.headers());
+                    if let Some(status) = refused.filter(|it| it.code() != Code::Ok)
+                        && let Some(count) = refusals.admit()
+                    {
+                        let address = peer.as_ref().map(|peer| peer.address);
+                        let last = cut(status.message(), REFUSAL_BYTES);
+                        tracing::warn!(
+                            count,
+                            ?address,
+                            last,
+                            "requests are refused again and again"
+                        );
+                    }
+                    Ok(response.map(Body::new))
+                }
+                Err(_) => {
+                    let seconds = REQUEST_WITHIN.as_secs();
+                    let text = format!("the request was not received or answered in {seconds} s");
+                    Ok(Status::deadline_exceeded(text).into_http())
+                }
+            }
+        })
+    }
+}
+
+/// A status whose text fits into the headers of a response.
+pub(crate) fn short(make: impl FnOnce(String) -> Status, text: &str) -> Status {
+    make(cut(text, ERROR_BYTES))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn one_address_cannot_take_all_shares() {
+        let shares = Shares::new("streams", (2, 3));
+        let (a, b) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
+        let first = shares.take(a).unwrap();
+        let _second = shares.take(a).unwrap();
+        let refused = shares.take(a).unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
+        assert!(
+            refused.message().starts_with("10.0.0.1 has 2 streams"),
+            "{refused}"
+        );
+        let _third = shares.take(b).unwrap();
+        let refused = shares.take(b).unwrap_err();
+        assert!(
+            refused.message().starts_with("3 streams are in progress"),
+            "{refused}"
+        );
+        let refused = shares.wait(b).await.unwrap_err();
+        assert!(refused.message().starts_with("3 streams"), "{refused}");
+        drop(first);
+        shares.wait(b).await.unwrap();
+        assert_eq!(shares.0.addresses.lock().unwrap().len(), 2);
+    }
+}

@@ -1,0 +1,179 @@
+//! The folders of the daemon, checked before it accepts work: it must not take jobs that it cannot
+//! start. Called by [`crate::daemon`].
+
+use anyhow::{Context, bail, ensure};
+use std::io::{Error, ErrorKind};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Longest path of a Unix socket, in bytes: the kernel has 108 with the final zero.
+const SOCKET_PATH_MAX: usize = 107;
+/// Sockets are numbered below this, so that their names have a known length.
+const SOCKETS: u64 = 1_000_000;
+/// Bytes of `/PID-NUMBER.sock` with the largest process id (4194304) and number.
+const SOCKET_NAME_MAX: usize = "/4194304-999999.sock".len();
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+/// That there is no room is said again after this many attempts.
+const REPEAT_AFTER: u32 = 15;
+
+/// The socket of the process that is started as number `started`.
+pub(crate) fn socket_path(run_dir: &Path, started: u64) -> PathBuf {
+    run_dir.join(format!("{}-{}.sock", std::process::id(), started % SOCKETS))
+}
+
+/// Creates the folders and checks that sockets can be made in `run_dir` and files in `cache_dir`.
+/// While `run_dir` has no room it waits, and says so. A full `cache_dir` is only said: weights that
+/// are in it already can be used.
+///
+/// # Errors
+/// A folder cannot be used; waiting would not help.
+pub(crate) async fn folders(run_dir: &Path, cache_dir: &Path) -> anyhow::Result<()> {
+    check_length(run_dir)?;
+    let mut attempts = 0;
+    while let Err(error) = blocking(run_dir, make_socket).await? {
+        if !is_no_room(&error) {
+            let folder = run_dir.display();
+            return Err(error).with_context(|| {
+                format!(
+                    "cannot make a socket in `run_dir` {folder}; this user must be able to \
+                write there"
+                )
+            });
+        }
+        if attempts % REPEAT_AFTER == 0 {
+            let run_dir = run_dir.display();
+            tracing::warn!(%run_dir, %error, "waiting for room in `run_dir`");
+        }
+        attempts += 1;
+        tokio::time::sleep(RETRY_AFTER).await;
+    }
+    match blocking(cache_dir, make_file).await? {
+        Ok(()) => Ok(()),
+        Err(error) if is_no_room(&error) => {
+            let cache_dir = cache_dir.display();
+            tracing::warn!(
+                %cache_dir, %error,
+                "`cache_dir` has no room; jobs whose base weights are not in it will fail"
+            );
+            Ok(())
+        }
+        Err(error) => {
+            let folder = cache_dir.display();
+            Err(error).with_context(|| {
+                format!("cannot write to `cache_dir` {folder}; this user must be able to")
+            })
+        }
+    }
+}
+
+fn check_length(run_dir: &Path) -> anyhow::Result<()> {
+    let bytes = run_dir.as_os_str().as_bytes().len();
+    let bytes_max = SOCKET_PATH_MAX - SOCKET_NAME_MAX;
+    ensure!(
+        bytes <= bytes_max,
+        "`run_dir` {} is {bytes} bytes long; at most {bytes_max} are possible, because the path of \
+        a socket in it has at most {SOCKET_PATH_MAX}. Set a shorter one, such as /run/retri",
+        run_dir.display()
+    );
+    Ok(())
+}
+
+/// Runs `check` on a thread of its own: a file server that is away must not keep the daemon from
+/// its signals.
+async fn blocking(
+    folder: &Path,
+    check: fn(&Path) -> std::io::Result<()>,
+) -> anyhow::Result<std::io::Result<()>> {
+    let folder = folder.to_owned();
+    let checked = tokio::task::spawn_blocking(move || {
+        std::fs::create_dir_all(&folder)?;
+        check(&folder)
+    });
+    match checked.await {
+        Ok(result) => Ok(result),
+        Err(error) => bail!("the check of a folder panicked: {error}"),
+    }
+}
+
+fn make_socket(folder: &Path) -> std::io::Result<()> {
+    let path = socket_path(folder, SOCKETS - 1);
+    // It may exist from a daemon with the same process id before the last reboot.
+    let _ = std::fs::remove_file(&path);
+    let made = UnixListener::bind(&path).map(drop);
+    let _ = std::fs::remove_file(&path);
+    made
+}
+
+fn make_file(folder: &Path) -> std::io::Result<()> {
+    let path = folder.join(format!(".probe-{}", std::process::id()));
+    let made = std::fs::write(&path, [0; 4096]);
+    let _ = std::fs::remove_file(&path);
+    made
+}
+
+fn is_no_room(error: &Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[tokio::test]
+    async fn folders_are_made_and_left_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        let (run, cache) = (dir.path().join("a/run"), dir.path().join("b/cache"));
+        folders(&run, &cache).await.unwrap();
+        folders(&run, &cache).await.unwrap();
+        for folder in [run, cache] {
+            assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_run_dir_is_refused_exactly_if_a_socket_does_not_fit() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = dir.path().join("cache");
+        let bytes_max = SOCKET_PATH_MAX - SOCKET_NAME_MAX;
+        let fill = bytes_max - dir.path().as_os_str().len() - 1;
+        let fits = dir.path().join("x".repeat(fill));
+        folders(&fits, &cache).await.unwrap();
+        let longest = PathBuf::from(format!("{}/4194304-999999.sock", fits.display()));
+        UnixListener::bind(&longest).unwrap();
+
+        let long = dir.path().join("x".repeat(fill + 1));
+        let error = folders(&long, &cache).await.unwrap_err().to_string();
+        assert!(
+            error.contains("`run_dir`") && error.contains("at most 87"),
+            "{error}"
+        );
+        let one_more = PathBuf::from(format!("{}x", longest.display()));
+        assert!(UnixListener::bind(one_more).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_file_in_the_place_of_a_folder_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let (good, file) = (dir.path().join("good"), dir.path().join("file"));
+        std::fs::write(&file, "x").unwrap();
+        for (run, cache, key) in [(&file, &good, "`run_dir`"), (&good, &file, "`cache_dir`")] {
+            let error = folders(run, cache).await.unwrap_err();
+            let text = format!("{error:#}");
+            let path = file.display().to_string();
+            assert!(text.contains(key) && text.contains(&path), "{text}");
+        }
+    }
+
+    #[test]
+    fn socket_names_repeat_only_after_a_million() {
+        let run = Path::new("/run/retri");
+        assert_eq!(socket_path(run, 7), socket_path(run, 1_000_007));
+        assert_ne!(socket_path(run, 7), socket_path(run, 8));
+    }
+}
