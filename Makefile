@@ -28,7 +28,7 @@ SIM_FLAGS := --seeds $(SEEDS) $(if $(SEED),--seed $(SEED)) $(if $(BUG),--bug $(B
 	$(if $(BUGS),--bugs) $(if $(KINDS),--$(KINDS)) $(if $(TRACE),--trace)
 
 .PHONY: help setup build programs release test sim lint demo chaos bench bench-recovery \
-	bench-model bench-schedule leakage parity gpu-check clean
+	bench-model bench-schedule measure-images leakage parity gpu-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s  %s\n", $$1, $$2} \
@@ -92,6 +92,10 @@ bench-schedule: build ## measure how often per second the coordinator can schedu
 parity: build ## compare with diffusers, transformers and open_clip, also at full size
 ## 20 GB of disk and memory, minutes
 	@deploy/setup/parity.sh
+
+measure-images: programs ## do samples of the small model look like figures, and like references?
+## ARGS="retrinet WEIGHTS BASE": folders of exported weights; half an hour, needs Python
+	@deploy/experiments/images.sh $(ARGS)
 
 leakage: build ## experiment: does training on different images leak less? (hours, resumable)
 	@deploy/experiments/leakage.sh $(ARGS)

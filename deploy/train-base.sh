@@ -1,14 +1,20 @@
 #!/usr/bin/env bash
 # Trains the weights under deploy/models: an autoencoder, a base model on it, and a RetriNet on that,
 # by a coordinator and two workers of our own on loopback. It takes hours and may be interrupted at
-# any time: programs, store and data lie in one folder outside the checkout, and the same command
-# goes on from the last checkpoint. Everything runs in the background, at the lowest priority.
-#   train-base.sh STAGE     start or resume: autoencoder, base or figures (deploy/jobs/STAGE.toml)
-#   train-base.sh status    what runs, and how far it is
-#   train-base.sh export STAGE FOLDER   the newest checkpoint as fp16 weights
-#   train-base.sh install   copy the programs of this checkout again, for the next start
-#   train-base.sh stop      end the processes that it started; nothing is lost but the step in flight
-# Each stage starts from the exported weights of the one before: look at those first.
+# any time: programs, store and data lie in one folder outside the checkout, and `start` goes on from
+# the last checkpoint. Everything runs in the background, at the lowest priority.
+#   train-base.sh start             go on with whatever was training
+#   train-base.sh STAGE             begin a stage: autoencoder, base or figures
+#                                   (deploy/jobs/STAGE.toml); the stage before is paused
+#   train-base.sh STAGE again       the same from step 0, as a new job: from newer weights of the
+#                                   stage before, or with other fields
+#   train-base.sh export STAGE      the newest checkpoint as fp16 weights, into weights/STAGE-STEP
+#   train-base.sh status            what runs, and how far it is
+#   train-base.sh install           copy the programs of this checkout again, for the next start
+#   train-base.sh stop              end what it started; nothing is lost but the step in flight
+# A stage starts from the newest exported weights of the one before: look at those first
+# (deploy/experiments/images.sh measures them). The jobs have constant rates and a moving average, so
+# that every checkpoint is as good as if the run had been meant to end there.
 # RETRI_TRAINING is the folder (default: training in $RETRI_CACHE or ~/.cache/retri).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,7 +23,7 @@ port=${RETRI_TRAINING_PORT:-7390}
 export COORDINATOR_URL=http://127.0.0.1:$port
 # Pinned: the version is the SHA-256 of the data set's dataset.json.
 synthesize=(--characters 4000 --outfits 2 --images 4 --size 96 --seed 11 --backgrounds plain)
-version=
+version=5288ff00305e288aa329a5d7e9043e16946301056318d8705c93e73d28b55f8d
 
 fail() {
   echo "train-base.sh: $1" >&2
@@ -48,7 +54,11 @@ launch() { # process name, program, arguments; settings are in the environment
   shift
   running "$name" "$program" && return
   shift
-  setsid nice -n 19 "$root/bin/$program" "$@" >>"$root/run/$name.log" 2>&1 </dev/null &
+  # Linux shares the processor between sessions before it looks at niceness, so the session's own
+  # priority counts.
+  # shellcheck disable=SC2016
+  setsid nice -n 19 bash -c 'echo 19 2>/dev/null >/proc/self/autogroup || true; exec "$0" "$@"' \
+    "$root/bin/$program" "$@" >>"$root/run/$name.log" 2>&1 </dev/null &
   echo $! >"$root/run/$name.pid"
 }
 
@@ -80,7 +90,7 @@ data() {
   fi
   local found
   found=$(sha256sum "$root/figures/dataset.json" | cut -d' ' -f1)
-  [ -z "$version" ] || [ "$found" = "$version" ] ||
+  [ "$found" = "$version" ] ||
     fail "$root/figures has version $found; these weights are made from $version"
 }
 
@@ -93,22 +103,52 @@ before() { # the stage whose weights a stage starts from
   esac
 }
 
+newest() { # the exported weights of a stage with the most steps
+  find "$root/weights" -maxdepth 1 -name "$1-*" 2>/dev/null | sort -t- -k2n | tail -n 1
+}
+
 stage() {
-  local from
+  local from weights=
   from=$(before "$1")
-  [ -x "$root/bin/worker-rank" ] || { mkdir -p "$root" && install; }
+  [ -x "$root/bin/worker-rank" ] || install
   data
   start
-  if [ ! -s "$root/$1.id" ]; then
-    [ -z "$from" ] || [ -d "$root/weights/$from" ] ||
-      fail "no weights of $from: train-base.sh export $from $root/weights/$from"
-    sed -e "s|\"../../.demo/figures-base\"|\"file://$root/figures\"|" \
-      -e "s|\"../models/next-$from\"|\"file://$root/weights/$from\"|" \
-      "deploy/jobs/$1.toml" >"$root/$1.toml"
+  if [ ! -s "$root/$1.id" ] || [ "${2:-}" = again ]; then
+    if [ -n "$from" ]; then
+      weights=$(newest "$from")
+      [ -n "$weights" ] || fail "there are no weights of $from: train-base.sh export $from"
+    fi
+    sed -e "s|^dataset = .*|dataset = \"file://$root/figures\"|" \
+      -e "s|^init = .*|init = \"file://$weights\"|" "deploy/jobs/$1.toml" >"$root/$1.toml"
+    local other
+    for other in autoencoder base figures; do
+      [ ! -s "$root/$other.id" ] ||
+        "$root/bin/coordinator" pause "$(cat "$root/$other.id")" 2>/dev/null || true
+    done
     "$root/bin/coordinator" submit "$root/$1.toml" >"$root/$1.id.new" || fail "$1 was refused"
     mv "$root/$1.id.new" "$root/$1.id"
   fi
   status
+}
+
+export_stage() {
+  local from=$root/weights/$1.new step
+  rm -rf "$from" "$from.normalized"
+  "$root/bin/coordinator" checkpoint export "$(cat "$root/$1.id")" \
+    "$([ "$1" = autoencoder ] || echo --half)" --out "$from" || fail "$1 cannot be exported"
+  step=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["step"])' \
+    "$from/export.json")
+  if [ "$1" = autoencoder ]; then
+    "$root/bin/worker" normalize-latents --weights "$from" --dataset "file://$root/figures" \
+      --holdout 0.05 --seed 7 --storage fp16 --out "$from.normalized" >/dev/null ||
+      fail "the latents cannot be normalised"
+    cp "$from/export.json" "$from.normalized/autoencoder.json"
+    rm -rf "$from"
+    from=$from.normalized
+  fi
+  rm -rf "$root/weights/$1-$step"
+  mv "$from" "$root/weights/$1-$step"
+  echo "$root/weights/$1-$step"
 }
 
 status() {
@@ -137,11 +177,15 @@ stop() {
 }
 
 case ${1:-} in
-  autoencoder | base | figures) stage "$1" ;;
+  start)
+    start
+    status
+    ;;
+  autoencoder | base | figures) stage "$@" ;;
   status) status ;;
   export)
-    [ $# = 3 ] || fail "export needs a stage and a folder"
-    "$root/bin/coordinator" checkpoint export "$(cat "$root/$2.id")" --half --out "$3"
+    [ -s "$root/${2:-none}.id" ] || fail "export needs a stage that was begun"
+    export_stage "$2"
     ;;
   install) install ;;
   stop) stop ;;

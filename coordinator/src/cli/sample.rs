@@ -8,7 +8,9 @@ use super::{Global, Outcome, Output, Target, print_json, watch};
 use crate::text::{errln, outln};
 use anyhow::{Context, Result, anyhow};
 use clap::{Args, ValueEnum};
+use figures::grid::{Cell, beside};
 use futures::TryStreamExt;
+use image::RgbImage;
 use object_store::{ObjectStore, ObjectStoreExt};
 use proto::id::Step;
 use proto::pb;
@@ -20,6 +22,11 @@ use std::path::{Path, PathBuf};
 
 /// Written last by the rank: describes every image and its score.
 const SUMMARY_FILE: &str = "images.json";
+/// Written by the rank.
+const GRID_FILE: &str = "grid.png";
+/// The most rows of that grid, and the side of its images in pixels.
+const GRID_ROWS: u32 = 24;
+const GRID_SIDE: u32 = 96;
 /// Default number of samples to generate.
 const SUBJECTS: u32 = 16;
 
@@ -106,6 +113,10 @@ pub(crate) struct SampleArgs {
     /// Use the job's initial weights, as a baseline
     #[arg(long)]
     base: bool,
+    /// Folders that earlier calls of this command wrote, of as many samples with the same seed:
+    /// their images stand beside this call's in grid.png, under the names of the folders
+    #[arg(long, value_name = "DIR", value_delimiter = ',', conflicts_with = "prompts")]
+    beside: Vec<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -208,6 +219,15 @@ pub(crate) async fn sample(global: &Global, args: &SampleArgs) -> Result<Outcome
     if args.base && args.target.step.is_some() {
         return Err(anyhow!("--base uses no checkpoint; leave out @STEP"));
     }
+    if args.beside.len() * args.seeds.len() > args.beside.len() {
+        return Err(anyhow!(
+            "--beside shows one image of each sample, but there are {} seeds; name one",
+            args.seeds.len()
+        ));
+    }
+    for folder in &args.beside {
+        beside_image(folder, 0)?;
+    }
     let mut client = connect(global).await?;
     let trained = client::describe(global, &mut client, &args.target.job.0).await?;
     if args.target.step.is_some() {
@@ -242,6 +262,9 @@ pub(crate) async fn sample(global: &Global, args: &SampleArgs) -> Result<Outcome
         ));
     }
     let (files, summary) = download(&view, &args.out).await?;
+    if !args.beside.is_empty() {
+        put_beside(args)?;
+    }
     match global.output {
         Output::Json => print_json(&serde_json::json!({
             "job": view.job,
@@ -301,6 +324,43 @@ async fn download(view: &pb::JobView, out: &Path) -> Result<(usize, Value)> {
     let summary = summary
         .ok_or_else(|| anyhow!("the store has no {folder}/{SUMMARY_FILE} with a summary"))?;
     Ok((listed.len(), summary))
+}
+
+/// Adds the images of the folders of `--beside` to the grid that was downloaded.
+fn put_beside(args: &SampleArgs) -> Result<()> {
+    let path = args.out.join(GRID_FILE);
+    let read = image::open(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let count = args.count.unwrap_or(SUBJECTS).min(GRID_ROWS);
+    let mut rows = Vec::new();
+    for row in 0..count {
+        let cells = args.beside.iter().map(|folder| {
+            let name = folder.file_name().unwrap_or(folder.as_os_str());
+            let image = beside_image(folder, row)?;
+            Ok(Cell::new(name.to_string_lossy(), image))
+        });
+        rows.push(cells.collect::<Result<Vec<Cell>>>()?);
+    }
+    let grid = beside(&read.into_rgb8(), &rows, GRID_SIDE).ok_or_else(|| {
+        anyhow!(
+            "{} has not one row in a line, {count} in all: --beside needs a job with references",
+            path.display()
+        )
+    })?;
+    grid.save(&path)
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The image of a sample in a folder of `--beside`.
+fn beside_image(folder: &Path, row: u32) -> Result<RgbImage> {
+    let file = folder.join(format!("{row:03}.png"));
+    let read = image::open(&file).with_context(|| {
+        format!(
+            "--beside: cannot read {}; name a folder that `coordinator sample` wrote with as many \
+            samples",
+            file.display()
+        )
+    })?;
+    Ok(read.into_rgb8())
 }
 
 /// Includes how many images are nearest to their own identity, if the rank scored them.

@@ -198,6 +198,11 @@ impl<'a> UnitRunner<'a> {
         )
     }
 
+    /// The subject's target through the autoencoder alone, if the model has one to decode with.
+    pub(crate) fn reconstruct(&mut self, subject: &Subject) -> anyhow::Result<Option<RgbImage>> {
+        Ok(self.trainer.reconstruct(&subject.example)?)
+    }
+
     /// Takes the cached subject if it has this number, or reads it.
     pub(crate) fn take_subject(
         &mut self,

@@ -127,6 +127,10 @@ impl Network for RetrinetNetwork {
         Ok(self.diffusion.losses(&batch, examples, &noisy, &predicted))
     }
 
+    fn reconstruct(&mut self, example: &Example) -> Result<Option<RgbImage>, ModelError> {
+        self.diffusion.reconstruct(example).map(Some)
+    }
+
     /// Accepts any number of references.
     fn sample(
         &mut self,
