@@ -60,9 +60,11 @@ sim: setup ## simulate SEEDS clusters (1000)
 	@$(CARGO) build --locked --quiet --workspace --bin sim
 	@target/debug/sim $(SIM_FLAGS)
 
-lint: setup ## check formatting and run clippy; warnings are errors
+lint: setup ## check formatting, clippy and the crates' licences and sources
+## warnings are errors
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	@deploy/setup/deny.sh
 
 demo: programs ## train the demo job on this machine, from sample data to images
 ## DATA=wesnoth: on drawn art

@@ -11,6 +11,7 @@ mod config;
 mod connections;
 mod daemon;
 mod events;
+mod inspect;
 mod jobs;
 mod journal;
 mod log_limit;
@@ -50,6 +51,9 @@ const BLOCKED_MAX: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if matches!(cli.command, Command::Inspect) {
+        return inspect::child::run();
+    }
     let result = tokio::runtime::Runtime::new()
         .context("cannot start the async runtime")
         .and_then(|runtime| {

@@ -41,6 +41,7 @@ use prometheus_client::registry::Registry;
 use proto::message::PhaseSeconds;
 use proto::pb;
 use proto::phase::is_over;
+use proto::printable::printable;
 use proto::wire::loss_terms;
 use std::sync::atomic::AtomicU64;
 
@@ -254,8 +255,7 @@ impl Families {
     #[allow(clippy::cast_precision_loss)] // Prometheus has only doubles.
     fn job(&self, job: &pb::JobView, totals: Option<&Totals>) {
         let name = || vec![(TRAINING_JOB, job.job.clone())];
-        let with =
-            |key, value: &str| vec![(TRAINING_JOB, job.job.clone()), (key, value.to_owned())];
+        let with = |key, value: &str| vec![(TRAINING_JOB, job.job.clone()), (key, label(value))];
         self.phase
             .get_or_create(&with("phase", &job.phase))
             .set(1.0);
@@ -318,8 +318,7 @@ impl Families {
 
     fn last_step(&self, job: &pb::JobView, step: &pb::StepReport) {
         let name = || vec![(TRAINING_JOB, job.job.clone())];
-        let with =
-            |key, value: &str| vec![(TRAINING_JOB, job.job.clone()), (key, value.to_owned())];
+        let with = |key, value: &str| vec![(TRAINING_JOB, job.job.clone()), (key, label(value))];
         self.loss
             .get_or_create(&with("term", "total"))
             .set(step.loss);
@@ -360,7 +359,7 @@ impl Families {
         let name = worker
             .worker
             .as_ref()
-            .map_or_else(String::new, |it| it.name.clone());
+            .map_or_else(String::new, |it| label(&it.name));
         let up = vec![("worker", name.clone())];
         let devices = |state: &str| vec![("worker", name.clone()), ("state", state.to_owned())];
         // All boot numbers of a worker share one series, which is up if any of them is.
@@ -378,6 +377,11 @@ impl Families {
                 .set(f64::from(free));
         }
     }
+}
+
+/// A label's value. Reports name workers and terms, and whoever reads `/metrics` may print them.
+fn label(value: &str) -> String {
+    printable(value).into_owned()
 }
 
 fn render(snapshot: &Snapshot, now: u64) -> String {
@@ -426,6 +430,7 @@ pub(crate) fn phases(seconds: &PhaseSeconds) -> [(&'static str, f64); 7] {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
     use proto::message::LossTerm;
 
@@ -509,6 +514,32 @@ mod tests {
         assert!(
             !text.contains("old-1"),
             "a job that ended long ago is not exported"
+        );
+    }
+
+    #[test]
+    fn a_name_forges_no_series_and_moves_no_cursor() {
+        let mut snapshot = snapshot();
+        let name = "\u{1b}[2Jw1\r\n\"} 1\nretri_forged{a=\"\u{202e}";
+        for worker in &mut snapshot.workers {
+            worker.worker.as_mut().unwrap().name = name.to_owned();
+        }
+        let text = render(&snapshot, 2);
+        assert!(
+            !text
+                .replace('\n', "")
+                .contains(proto::printable::is_deceptive),
+            "{text:?}"
+        );
+        assert!(
+            !text.lines().any(|it| it.starts_with("retri_forged")),
+            "{text}"
+        );
+        let shown =
+            r#"retri_worker_up{worker="\\u{1b}[2Jw1\\r\\n\"} 1\\nretri_forged{a=\"\\u{202e}"} 1.0"#;
+        assert!(
+            text.lines().any(|it| it == shown),
+            "{shown} is not in\n{text}"
         );
     }
 

@@ -1,12 +1,15 @@
 //! Checks that a job's data set and base weights exist and give it something to train on, and
-//! returns the data set version that the job pins. Called by `submit` on the user's machine and
-//! again by the coordinator.
+//! returns the data set version that the job pins. Called by `submit` on the user's machine, and
+//! again for the coordinator, in a process of its own ([`crate::inspect`]).
 
 use anyhow::Chain;
 use base_weights::base::{Base, BaseError};
-use model_data::loader::{LoadError, Loader, LoaderOptions};
+use model_data::dataset::Dataset;
+use model_data::loader::{Counts, LoadError};
+use model_data::prepare::ExampleConfig;
 use model_data::prompt_length::CutPrompts;
 use proto::spec::TrainWork;
+use serde::{Deserialize, Serialize};
 use storage::local_folder;
 
 #[derive(Debug, thiserror::Error)]
@@ -62,9 +65,9 @@ impl PinError {
 const LOST_TAGS: usize = 5;
 
 /// What was found out about a job's inputs.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct Pinned {
-    /// SHA-256 of `dataset.json`.
+    /// SHA-256 of `dataset.json`; empty if only base weights were looked into.
     pub(crate) version: String,
     /// None if the architecture reads no prompts.
     pub(crate) cut_prompts: Option<CutPrompts>,
@@ -97,20 +100,21 @@ pub(crate) async fn pin_dataset(spec: &TrainWork) -> Result<Pinned, PinError> {
     {
         return Err(PinError::NoFolder { url: url.clone() });
     }
-    // Open it as a rank does, so that an empty training set fails now and not after queueing.
-    let options = LoaderOptions::new(&spec.model.architecture, 0, None);
-    let loader = Loader::open(&spec.data, options).await?;
-    if spec.train.validate_every != 0 && loader.held_out().is_empty() {
+    let dataset = Dataset::open(url).await.map_err(LoadError::from)?;
+    // Read it as a rank does, so that an empty training set fails now and not after queueing.
+    let examples = ExampleConfig::from(&spec.model.architecture);
+    let tokens = spec.model.architecture.text_encoder().map(|it| it.tokens);
+    let (counts, cut_prompts) = Counts::of(&dataset, &spec.data, &examples, tokens).await?;
+    if spec.train.validate_every != 0 && counts.held_out == 0 {
         return Err(PinError::NothingHeldOut {
             every: spec.train.validate_every,
             url: url.clone(),
             holdout: spec.data.holdout,
         });
     }
-    let text_encoder = spec.model.architecture.text_encoder();
     Ok(Pinned {
-        version: loader.dataset().version().to_owned(),
-        cut_prompts: text_encoder.map(|it| loader.cut_prompts(it.tokens)),
+        version: dataset.version().to_owned(),
+        cut_prompts,
         of_init: Vec::new(),
     })
 }

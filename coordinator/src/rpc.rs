@@ -13,9 +13,9 @@
 use crate::admission::{Admission, EndedQuotas, invalid, overrides, parse};
 use crate::calls::short;
 use crate::daemon::{Handle, Stopping};
+use crate::inspect::{InspectError, Inspector};
 use crate::jobs::{Filter, Jobs, JobsError};
 use crate::journal::Journal;
-use crate::pin::pin;
 use crate::store::StateError;
 use crate::streams::{Reader, Replies, Streams, caller};
 use coordinator_core::event::{DatasetPin, Input, Reply, RequestId};
@@ -41,6 +41,7 @@ pub(crate) struct ControlService {
     journal: Journal,
     streams: Streams,
     admission: Admission,
+    inspector: Inspector,
 }
 
 impl ControlService {
@@ -50,6 +51,7 @@ impl ControlService {
             journal: jobs.journal.clone(),
             streams: Streams::new(),
             admission: Admission::new(jobs.clone(), quotas),
+            inspector: Inspector::new(),
             jobs,
         }
     }
@@ -220,7 +222,8 @@ impl ControlService {
         Ok(last.front().copied().unwrap_or(next))
     }
 
-    /// Checks that the job's inputs exist. Returns what is pinned of them, and a summary of the job.
+    /// Checks that the job's inputs exist. Returns what is pinned of them, and a summary of the
+    /// job.
     async fn check_inputs(
         &self,
         file: &str,
@@ -236,9 +239,12 @@ impl ControlService {
         );
         match &spec.work {
             Work::Train(work) => {
-                let pinned = pin(work).await.map_err(|error| {
-                    let text = format!("{file}: {}: {error}", error.field());
-                    short(Status::invalid_argument, &text)
+                let pinned = self.inspector.pin(spec, work).await;
+                let pinned = pinned.map_err(|error| match error {
+                    InspectError::Busy => Status::resource_exhausted(error.to_string()),
+                    InspectError::Refused { .. } => {
+                        short(Status::invalid_argument, &format!("{file}: {error}"))
+                    }
                 })?;
                 let mut summary = format!(
                     "{} steps of {} samples from {} (version {}), {placement}",

@@ -1,8 +1,10 @@
-//! Output for people: formats durations, sizes and timestamps, and prints lines.
-//! Called by every command that prints.
+//! Output for people: formats durations, sizes and timestamps, and prints lines. Called by every
+//! command that prints. What is printed comes from job files, data sets and workers, so all of it
+//! is escaped: see [`shell::print`].
 
 use std::time::Duration;
 
+pub(crate) use shell::print::out_lines;
 pub(crate) use shell::{errln, outln};
 
 /// `2h03m`, `4m07s`, `12s` or `250ms`.

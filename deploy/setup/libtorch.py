@@ -21,12 +21,8 @@ import sys
 import zipfile
 
 VERSION = "2.10.0"
-CPU_WHEELS = [
-    f"torch=={VERSION}",
-    # libtorch_cpu.so needs libcudart.so.12 and libcupti.so.12 even where there is no GPU.
-    "nvidia-cuda-runtime-cu12==12.8.90",
-    "nvidia-cuda-cupti-cu12==12.8.90",
-]
+# Versions and hashes of all wheels; pin.sh writes them.
+PINNED = pathlib.Path(__file__).resolve().parent / "pinned"
 CPU_LIBRARIES = (
     "libtorch_cpu.so",
     "libc10.so",
@@ -35,11 +31,8 @@ CPU_LIBRARIES = (
     "libcudart.so.12",
     "libcupti.so.12",
 )
-# ProcessGroupNCCL.hpp includes CUDA headers that torch's own dependencies lack: crt/ and CCCL.
-CUDA_WHEELS = {
-    "cuda": ("2.10.0", ["nvidia-cuda-nvcc-cu12==12.8.93", "nvidia-cuda-cccl-cu12==12.8.90"]),
-    "gpu-check": ("2.11.0", ["nvidia-cuda-crt==13.0.*", "nvidia-cuda-cccl==13.0.*"]),
-}
+# Versions of the GPU flavours.
+CUDA_VERSIONS = {"cuda": "2.10.0", "gpu-check": "2.11.0"}
 
 
 def main() -> None:
@@ -51,16 +44,16 @@ def main() -> None:
         if not (home / "build-version").exists():
             install_cpu(cache, home)
         link(checkout / ".libtorch", home)
-    elif flavour in CUDA_WHEELS:
-        version, headers = CUDA_WHEELS[flavour]
+    elif flavour in CUDA_VERSIONS:
+        version = CUDA_VERSIONS[flavour]
         home = cache / f"libtorch-{version}-cuda"
         if not (home / "torch" / "build-version").exists():
-            install_cuda(version, headers, home)
+            install_cuda(version, PINNED / f"libtorch-{flavour}.txt", home)
         link(checkout / (".libtorch-" + flavour), home / "torch")
     else:
         sys.exit(
             f"setup: unknown flavour {flavour!r}; it is cpu (the default), "
-            f"{' or '.join(CUDA_WHEELS)}"
+            f"{' or '.join(CUDA_VERSIONS)}"
         )
 
 
@@ -77,14 +70,16 @@ def install_cpu(cache: pathlib.Path, home: pathlib.Path) -> None:
         "download",
         "--quiet",
         "--no-deps",
+        "--require-hashes",
         "--dest",
         str(wheels),
-        *CPU_WHEELS,
+        "--requirement",
+        str(PINNED / "libtorch-cpu.txt"),
     ]
     if subprocess.run(command).returncode != 0:
         sys.exit(
-            f"setup: pip could not download {', '.join(CPU_WHEELS)}; "
-            "is the package index reachable?"
+            f"setup: pip could not download what {PINNED}/libtorch-cpu.txt lists; is the package "
+            "index reachable? If a hash differs, the index serves another file: do not use it"
         )
     partial = home.with_name(home.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -101,13 +96,12 @@ def install_cpu(cache: pathlib.Path, home: pathlib.Path) -> None:
     shutil.rmtree(wheels)
 
 
-def install_cuda(version: str, headers: list[str], home: pathlib.Path) -> None:
+def install_cuda(version: str, pinned: pathlib.Path, home: pathlib.Path) -> None:
     """Installs the whole wheel and its CUDA packages into their own folder, not into a Python."""
     partial = home.with_name(home.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     print(f"setup: installing libtorch {version} (CUDA, 7 GB, once) into {home}", flush=True)
-    packages = [f"torch=={version}", *headers]
     command = [
         sys.executable,
         "-m",
@@ -116,15 +110,17 @@ def install_cuda(version: str, headers: list[str], home: pathlib.Path) -> None:
         "--quiet",
         "--no-compile",
         "--no-cache-dir",
+        "--require-hashes",
         "--target",
         str(partial),
-        *packages,
+        "--requirement",
+        str(pinned),
     ]
     if subprocess.run(command).returncode != 0:
         shutil.rmtree(partial, ignore_errors=True)
         sys.exit(
-            f"setup: pip could not install {', '.join(packages)}; "
-            "is the package index reachable, or the disk full?"
+            f"setup: pip could not install what {pinned} lists; is the package index reachable, or "
+            "the disk full? If a hash differs, the index serves another file: do not use it"
         )
     # Triton, 600 MB, is not linked.
     shutil.rmtree(partial / "triton", ignore_errors=True)

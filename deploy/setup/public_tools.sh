@@ -5,9 +5,10 @@ python3 deploy/setup/libtorch.py cuda
 tools=${RETRI_CACHE:-$HOME/.cache/retri}/parity-tools
 if [ ! -f "$tools/ready" ]; then
   rm -rf "$tools"
-  python3 -m pip install --quiet --target "$tools" \
-    diffusers==0.42.1 transformers==5.23.0 safetensors numpy ftfy
-  python3 -m pip install --quiet --no-deps --target "$tools" open_clip_torch==3.3.0
+  python3 -m pip install --quiet --require-hashes --target "$tools" \
+    --requirement deploy/setup/pinned/parity.txt
+  python3 -m pip install --quiet --require-hashes --no-deps --target "$tools" \
+    --requirement deploy/setup/pinned/parity-no-deps.txt
   touch "$tools/ready"
 fi
 export PYTHONPATH=$tools:$(dirname "$(readlink -f .libtorch-cuda)")

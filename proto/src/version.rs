@@ -15,7 +15,7 @@ use tonic::{Request, Status};
 
 /// The protocol of this release: one higher with every release that changes `train.proto`, the
 /// keys of job.toml, or what they mean.
-pub const PROTOCOL: u32 = 7;
+pub const PROTOCOL: u32 = 8;
 /// Protocols 5 and 6 gave other meanings to fields of the same number: nobody talks with them.
 const FIRST_COMPATIBLE: u32 = 7;
 

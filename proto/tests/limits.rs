@@ -144,6 +144,8 @@ fn state(assignments: Vec<Assignment>, peers: usize) -> DesiredState {
         detect_within_ms: u64::MAX,
         peers: (0..peers).map(peer).collect(),
         refused: Vec::new(),
+        // It is sent with nothing else.
+        successor: None,
     }
 }
 

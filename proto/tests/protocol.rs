@@ -1,6 +1,6 @@
 //! Protocol N talks with N - 1 and N + 1. Here the messages of protocol 7 are recorded, so that
-//! every later release reads them, and protocol 8 is invented, so that 7 is held against a newer
-//! one.
+//! every later release reads them, and the next protocol is invented, so that this one is held
+//! against a newer one.
 
 #![allow(clippy::unwrap_used)]
 
@@ -59,7 +59,8 @@ fn the_text_of_a_job_that_uses_nothing_newer_is_that_of_protocol_7() {
     assert_eq!(proto::job::to_toml(&spec), JOB);
 }
 
-/// A rank's report of an invented protocol 8: fields and enum values that 7 does not know.
+/// A rank's report of the next protocol, which is invented: fields and enum values that this one
+/// does not know.
 #[derive(Clone, PartialEq, Message)]
 struct NextRankReport {
     #[prost(string, tag = "1")]
@@ -93,7 +94,7 @@ struct NextWorkerReport {
 }
 
 #[test]
-fn a_report_of_protocol_8_is_read_without_what_is_new() {
+fn a_report_of_the_next_protocol_is_read_without_what_is_new() {
     let next = NextWorkerReport {
         worker: Some(pb::WorkerId {
             name: "w1".into(),
@@ -137,7 +138,8 @@ fn a_report_of_protocol_8_is_read_without_what_is_new() {
     );
 }
 
-/// An assignment of an invented protocol 8 that runs in a way which 7 does not know.
+/// An assignment of the invented next protocol, which runs in a way that this one does not
+/// know.
 #[derive(Clone, PartialEq, Message)]
 struct NextAssignment {
     #[prost(string, tag = "1")]
@@ -169,7 +171,7 @@ struct NextDesiredState {
 }
 
 #[test]
-fn an_order_that_protocol_7_cannot_carry_out_is_refused_by_name() {
+fn an_order_that_this_protocol_cannot_carry_out_is_refused_by_name() {
     let next = NextDesiredState {
         worker: Some(pb::WorkerId {
             name: "w1".into(),
@@ -197,7 +199,7 @@ fn an_order_that_protocol_7_cannot_carry_out_is_refused_by_name() {
     assert!(refusal.error.contains("`run`"), "{}", refusal.error);
 }
 
-/// A job that uses a field of protocol 8 is refused by the older side, by the field's name.
+/// A job that uses a field of the next protocol is refused by the older side, by the field's name.
 #[test]
 fn a_job_that_uses_a_newer_field_is_refused_by_name() {
     let id = JobId("demo-1".to_owned());

@@ -2,7 +2,9 @@
 //! stopped reading (a terminal after Ctrl-S, a stuck collector) does not stop the daemon. Lines
 //! that cannot be written are counted, and the number is logged with the next line that can.
 
+use crate::fields::Fields;
 use crate::terminal;
+use proto::printable::printable_json;
 use proto::settings::{Log, LogFormat};
 use std::collections::VecDeque;
 use std::fmt::Arguments;
@@ -44,11 +46,16 @@ pub fn start(log: &Log) -> std::io::Result<()> {
     std::thread::Builder::new()
         .name("log".to_owned())
         .spawn(move || write_all(&writer, sink))?;
+    let filter = EnvFilter::new(&log.filter);
+    let format = log.format;
     let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(&log.filter))
-        .with_writer(Writer(queue));
-    match log.format {
-        LogFormat::Text => subscriber.with_ansi(terminal::has_colours()).init(),
+        .with_env_filter(filter)
+        .with_writer(Writer { queue, format });
+    match format {
+        LogFormat::Text => subscriber
+            .fmt_fields(Fields)
+            .with_ansi(terminal::has_colours())
+            .init(),
         LogFormat::Json => subscriber.json().init(),
     }
     Ok(())
@@ -60,6 +67,7 @@ pub fn start(log: &Log) -> std::io::Result<()> {
 /// If another logger was installed before.
 pub fn start_plain() {
     tracing_subscriber::fmt()
+        .fmt_fields(Fields)
         .with_writer(|| Ignoring(std::io::stderr()))
         .with_ansi(false)
         .without_time()
@@ -74,7 +82,7 @@ pub fn announce(text: Arguments<'_>) {
     }
 }
 
-/// Adds a line to the log. False if this process has none.
+/// Adds lines to the log, which must be escaped already. False if this process has none.
 pub(crate) fn line(text: Arguments<'_>) -> bool {
     let Some(queue) = LOG.get() else { return false };
     queue.push(Stream::Err, format!("{text}\n").into_bytes());
@@ -233,13 +241,24 @@ fn lost_line(format: LogFormat, lost: u64) -> String {
     }
 }
 
-/// Gives the lines of `tracing` to the thread.
+/// Gives the lines of `tracing` to the thread, one whole line per call.
 #[derive(Debug, Clone)]
-struct Writer(Arc<Queue>);
+struct Writer {
+    queue: Arc<Queue>,
+    format: LogFormat,
+}
 
 impl Write for Writer {
     fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
-        self.0.push(Stream::Err, line.to_vec());
+        let shown = match self.format {
+            // Its fields are escaped where they are formatted.
+            LogFormat::Text => line.to_vec(),
+            LogFormat::Json => {
+                let text = String::from_utf8_lossy(line);
+                printable_json(&text).into_owned().into_bytes()
+            }
+        };
+        self.queue.push(Stream::Err, shown);
         Ok(line.len())
     }
 
@@ -379,5 +398,31 @@ mod tests {
         queue.flush(Duration::from_secs(600));
         let state = queue.lock();
         assert!(state.lines.is_empty() && state.bytes == 0 && !state.is_writing);
+    }
+
+    #[test]
+    fn json_lines_keep_their_values_and_show_no_marks() {
+        const HOSTILE: &str = "\u{1b}]0;owned\u{7}w9\r\nERROR forged\u{202e}";
+        let queue = Arc::new(Queue::default());
+        let writer = Writer {
+            queue: Arc::clone(&queue),
+            format: LogFormat::Json,
+        };
+        let subscriber = tracing_subscriber::fmt()
+            .json()
+            .with_writer(writer)
+            .finish();
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::info!(worker = %HOSTILE, "hello {HOSTILE}");
+        });
+        let (_, line, _) = queue.take();
+        let text = String::from_utf8(line).expect("the log is text");
+        assert_eq!(text.matches('\n').count(), 1, "{text:?}");
+        assert!(
+            !text.contains('\u{202e}') && text.contains("\\u202e"),
+            "{text}"
+        );
+        let line: serde_json::Value = serde_json::from_str(&text).expect("the log is JSON");
+        assert_eq!(line["fields"]["worker"], HOSTILE);
     }
 }

@@ -1,6 +1,9 @@
-//! Lines for users. They never panic, unlike the macros of the standard library.
+//! Lines for users. They never panic, unlike the macros of the standard library, and what they show
+//! cannot lie: values come from job files, data sets and workers, so everything is escaped here
+//! ([`proto::printable`]).
 
 use crate::log;
+use proto::printable::{Printable, printable_lines};
 use std::fmt::Arguments;
 use std::io::{ErrorKind, Write};
 
@@ -8,7 +11,8 @@ use std::io::{ErrorKind, Write};
 /// SIGPIPE kills, so that shells treat it alike.
 pub const READER_GONE: i32 = 141;
 
-/// Prints a line to stdout, for instance a result. Ends the process if nobody can read it.
+/// Prints exactly one line to stdout, whatever its values contain, for instance a result. Ends the
+/// process if nobody can read it.
 #[macro_export]
 macro_rules! outln {
     ($($text:tt)*) => {
@@ -16,7 +20,8 @@ macro_rules! outln {
     };
 }
 
-/// Prints a line to stderr, for instance a remark. Goes on if nobody can read it.
+/// Prints exactly one line to stderr, whatever its values contain, for instance a remark. Goes on
+/// if nobody can read it.
 #[macro_export]
 macro_rules! errln {
     ($($text:tt)*) => {
@@ -27,6 +32,16 @@ macro_rules! errln {
 /// Prints a line to stdout. If the reader has left, the process ends quietly with [`READER_GONE`];
 /// if there is no room, with a message and exit code 1.
 pub fn out(text: Arguments<'_>) {
+    write_out(format_args!("{}", Printable(text)));
+}
+
+/// As [`out`], for a text that has lines of its own, such as a table. Its values must be escaped
+/// already, so that none of them adds a line.
+pub fn out_lines(text: &str) {
+    write_out(format_args!("{}", printable_lines(text)));
+}
+
+fn write_out(text: Arguments<'_>) {
     let mut stdout = std::io::stdout().lock();
     let written = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
     let Err(error) = written else { return };
@@ -42,6 +57,15 @@ pub fn out(text: Arguments<'_>) {
 /// Prints a line to stderr, in a daemon through its log. Returns whether somebody may have read it:
 /// false if the reader has left.
 pub fn err(text: Arguments<'_>) -> bool {
+    write_err(format_args!("{}", Printable(text)))
+}
+
+/// As [`err`], for a text that has lines of its own, such as an error with a list.
+pub fn err_lines(text: &str) -> bool {
+    write_err(format_args!("{}", printable_lines(text)))
+}
+
+fn write_err(text: Arguments<'_>) -> bool {
     if log::line(text) {
         return true;
     }

@@ -1,5 +1,6 @@
 //! The short version of `make chaos FLOOD=1`: a victim trains a few steps beside each flood, on
-//! real processes. It loses no step, the coordinator answers, and each refusal says what the limit is.
+//! real processes. It loses no step, the coordinator answers, and each refusal says what the limit
+//! is.
 
 use anyhow::{Result, ensure};
 use tests::flood::{Kind, Length, run};

@@ -302,10 +302,10 @@ fn commands_end_quietly_without_a_reader_and_with_a_cause_without_room() -> Resu
             .stdout(File::options().write(true).open("/dev/full")?);
         let output = full.output()?;
         let said = String::from_utf8_lossy(&output.stderr);
+        let error = "No space left on device (os error 28)";
         ensure!(
             output.status.code() == Some(1)
-                && said
-                    == "error: cannot write to standard output: No space left on device (os error 28)\n",
+                && said == format!("error: cannot write to standard output: {error}\n"),
             "{program} {arguments:?}: {} {said:?}",
             output.status
         );

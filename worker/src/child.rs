@@ -243,6 +243,11 @@ impl RankProcess {
                 accepted = listener.accept() => {
                     let (stream, _) = accepted.map_err(|error| format!("cannot accept the rank: \
                     {error}"))?;
+                    if let Some(other) = other_user(&stream) {
+                        let socket = self.socket.display();
+                        tracing::error!(%socket, other, "not the rank is at its socket; refused");
+                        continue;
+                    }
                     return self.serve(child, stream, orders).await;
                 }
                 changed = orders.changed() => {
@@ -406,6 +411,17 @@ async fn write_orders(mut writer: OwnedWriteHalf, mut orders: watch::Receiver<Or
         if writer.write_all(&line).await.is_err() {
             return;
         }
+    }
+}
+
+/// Who is at the other end, if it is not this daemon's user, as a rank is. The folder of the socket
+/// is closed to others; this is the second lock.
+fn other_user(stream: &UnixStream) -> Option<String> {
+    let own = rustix::process::geteuid().as_raw();
+    match stream.peer_cred() {
+        Ok(peer) if peer.uid() == own => None,
+        Ok(peer) => Some(format!("user {}, this daemon is user {own}", peer.uid())),
+        Err(error) => Some(format!("unknown: {error}")),
     }
 }
 

@@ -21,7 +21,8 @@ pub(crate) struct Config {
     pub(crate) metrics_listen: SocketAddr,
     pub(crate) address: String,
     pub(crate) peer_port: u16,
-    pub(crate) run_dir: PathBuf,
+    /// None: a folder with a random name.
+    pub(crate) run_dir: Option<PathBuf>,
     pub(crate) cache_dir: PathBuf,
     pub(crate) store: Option<String>,
     pub(crate) log: Log,
@@ -98,19 +99,10 @@ fn check(settings: &Settings<Raw>) -> Result<Config, SettingsError> {
         let expected = "it must be levels by module, such as info or worker=debug,info";
         return wrong("log.filter", &raw.log.filter, expected);
     }
-    let folder = |given: &str, default: PathBuf| {
-        if given.is_empty() {
-            default
-        } else {
-            given.into()
-        }
-    };
+    let folder = |given: &str| (!given.is_empty()).then(|| PathBuf::from(given));
     Ok(Config {
-        run_dir: folder(
-            &raw.run_dir,
-            std::env::temp_dir().join(format!("retri-worker-{name}")),
-        ),
-        cache_dir: folder(&raw.cache_dir, default_cache_dir()),
+        run_dir: folder(&raw.run_dir),
+        cache_dir: folder(&raw.cache_dir).unwrap_or_else(default_cache_dir),
         name,
         coordinator: raw.coordinator.clone(),
         device,

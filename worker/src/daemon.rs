@@ -7,6 +7,7 @@ use crate::link::Link;
 use crate::logs::Logs;
 use crate::metrics::{self, Metrics};
 use crate::peers::Peers;
+use crate::run_dir::RunDir;
 use crate::start;
 use anyhow::Context;
 use proto::id::WorkerId;
@@ -60,7 +61,7 @@ async fn start(config: Config, sender: mpsc::Sender<Input>) -> anyhow::Result<Da
         "{} is missing; it is built with this program and must be in the same folder",
         program.display()
     );
-    start::folders(&config.run_dir, &config.cache_dir).await?;
+    let run_dir = start::folders(config.run_dir.as_deref(), &config.cache_dir).await?;
     let id = WorkerId {
         name: config.name.clone(),
         boot,
@@ -87,7 +88,7 @@ async fn start(config: Config, sender: mpsc::Sender<Input>) -> anyhow::Result<Da
     announce(&id, &address.to_string());
     let settings = RankSettings {
         program,
-        run_dir: config.run_dir.clone(),
+        run_dir: run_dir.path().to_owned(),
         cache_dir: config.cache_dir.clone(),
         address: config.address.clone(),
     };
@@ -105,6 +106,7 @@ async fn start(config: Config, sender: mpsc::Sender<Input>) -> anyhow::Result<Da
         peers,
         metrics,
         displaced: None,
+        _run_dir: run_dir,
     })
 }
 
@@ -134,6 +136,8 @@ struct Daemon {
     metrics: Metrics,
     /// Who took this daemon's place.
     displaced: Option<Displaced>,
+    /// Removed last: ranks that end are told so through a socket in it.
+    _run_dir: RunDir,
 }
 
 impl Daemon {

@@ -13,12 +13,12 @@ mod link;
 mod logs;
 mod metrics;
 mod peers;
+mod run_dir;
 mod start;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
 use daemon::Displaced;
-use shell::errln;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -90,7 +90,7 @@ fn main() -> ExitCode {
     let code = match run(Arguments::parse()) {
         Ok(code) => code,
         Err(error) => {
-            errln!("error: {error:#}");
+            shell::print::err_lines(&format!("error: {error:#}"));
             if error.is::<Displaced>() {
                 ExitCode::from(DISPLACED)
             } else {

@@ -1,6 +1,7 @@
 //! The folders of the daemon, checked before it accepts work: it must not take jobs that it cannot
 //! start. Called by [`crate::daemon`].
 
+use crate::run_dir::RunDir;
 use anyhow::{Context, bail, ensure};
 use std::io::{Error, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
@@ -23,41 +24,48 @@ pub(crate) fn socket_path(run_dir: &Path, started: u64) -> PathBuf {
     run_dir.join(format!("{}-{}.sock", std::process::id(), started % SOCKETS))
 }
 
-/// Creates the folders and checks that sockets can be made in `run_dir` and files in `cache_dir`.
-/// While `run_dir` has no room it waits, and says so. A full `cache_dir` is only said: weights that
-/// are in it already can be used.
+/// Prepares the folder of the ranks' sockets (`configured`, or one of its own) and `cache_dir`, and
+/// checks that sockets can be made in the first and files in the second. While there is no room for
+/// a socket it waits, and says so. A full `cache_dir` is only said: weights that are in it already
+/// can be used.
 ///
 /// # Errors
 /// A folder cannot be used; waiting would not help.
-pub(crate) async fn folders(run_dir: &Path, cache_dir: &Path) -> anyhow::Result<()> {
-    check_length(run_dir)?;
+pub(crate) async fn folders(configured: Option<&Path>, cache_dir: &Path) -> anyhow::Result<RunDir> {
+    if let Some(run_dir) = configured {
+        check_length(run_dir)?;
+    }
     let mut attempts = 0;
-    while let Err(error) = blocking(run_dir, make_socket).await? {
-        if !is_no_room(&error) {
-            let folder = run_dir.display();
-            return Err(error).with_context(|| {
-                format!(
-                    "cannot make a socket in `run_dir` {folder}; this user must be able to \
-                write there"
-                )
-            });
+    let run_dir = loop {
+        let path = configured.map(Path::to_owned);
+        let error = match blocking(move || usable_run_dir(path.as_deref())).await? {
+            Ok(run_dir) => break run_dir,
+            Err(error) => error,
+        };
+        let cause = error.chain().find_map(|it| it.downcast_ref::<Error>());
+        if !cause.is_some_and(is_no_room) {
+            return Err(error);
         }
         if attempts % REPEAT_AFTER == 0 {
-            let run_dir = run_dir.display();
-            tracing::warn!(%run_dir, %error, "waiting for room in `run_dir`");
+            tracing::warn!("waiting for room in `run_dir`: {error:#}");
         }
         attempts += 1;
         tokio::time::sleep(RETRY_AFTER).await;
-    }
-    match blocking(cache_dir, make_file).await? {
-        Ok(()) => Ok(()),
+    };
+    let folder = cache_dir.to_owned();
+    let made = blocking(move || {
+        std::fs::create_dir_all(&folder)?;
+        make_file(&folder)
+    });
+    match made.await? {
+        Ok(()) => Ok(run_dir),
         Err(error) if is_no_room(&error) => {
             let cache_dir = cache_dir.display();
             tracing::warn!(
                 %cache_dir, %error,
                 "`cache_dir` has no room; jobs whose base weights are not in it will fail"
             );
-            Ok(())
+            Ok(run_dir)
         }
         Err(error) => {
             let folder = cache_dir.display();
@@ -80,18 +88,23 @@ fn check_length(run_dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The folder of the sockets, in which one was made.
+fn usable_run_dir(configured: Option<&Path>) -> anyhow::Result<RunDir> {
+    let run_dir = RunDir::prepare(configured)?;
+    check_length(run_dir.path())?;
+    make_socket(run_dir.path()).with_context(|| {
+        let folder = run_dir.path().display();
+        format!("cannot make a socket in `run_dir` {folder}; this user must be able to write there")
+    })?;
+    Ok(run_dir)
+}
+
 /// Runs `check` on a thread of its own: a file server that is away must not keep the daemon from
 /// its signals.
-async fn blocking(
-    folder: &Path,
-    check: fn(&Path) -> std::io::Result<()>,
-) -> anyhow::Result<std::io::Result<()>> {
-    let folder = folder.to_owned();
-    let checked = tokio::task::spawn_blocking(move || {
-        std::fs::create_dir_all(&folder)?;
-        check(&folder)
-    });
-    match checked.await {
+async fn blocking<T: Send + 'static>(
+    check: impl FnOnce() -> T + Send + 'static,
+) -> anyhow::Result<T> {
+    match tokio::task::spawn_blocking(check).await {
         Ok(result) => Ok(result),
         Err(error) => bail!("the check of a folder panicked: {error}"),
     }
@@ -129,8 +142,8 @@ mod tests {
     async fn folders_are_made_and_left_empty() {
         let dir = tempfile::tempdir().unwrap();
         let (run, cache) = (dir.path().join("a/run"), dir.path().join("b/cache"));
-        folders(&run, &cache).await.unwrap();
-        folders(&run, &cache).await.unwrap();
+        folders(Some(&run), &cache).await.unwrap();
+        folders(Some(&run), &cache).await.unwrap();
         for folder in [run, cache] {
             assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
         }
@@ -143,12 +156,12 @@ mod tests {
         let bytes_max = SOCKET_PATH_MAX - SOCKET_NAME_MAX;
         let fill = bytes_max - dir.path().as_os_str().len() - 1;
         let fits = dir.path().join("x".repeat(fill));
-        folders(&fits, &cache).await.unwrap();
+        folders(Some(&fits), &cache).await.unwrap();
         let longest = PathBuf::from(format!("{}/4194304-999999.sock", fits.display()));
         UnixListener::bind(&longest).unwrap();
 
         let long = dir.path().join("x".repeat(fill + 1));
-        let error = folders(&long, &cache).await.unwrap_err().to_string();
+        let error = folders(Some(&long), &cache).await.unwrap_err().to_string();
         assert!(
             error.contains("`run_dir`") && error.contains("at most 87"),
             "{error}"
@@ -163,7 +176,7 @@ mod tests {
         let (good, file) = (dir.path().join("good"), dir.path().join("file"));
         std::fs::write(&file, "x").unwrap();
         for (run, cache, key) in [(&file, &good, "`run_dir`"), (&good, &file, "`cache_dir`")] {
-            let error = folders(run, cache).await.unwrap_err();
+            let error = folders(Some(run), cache).await.unwrap_err();
             let text = format!("{error:#}");
             let path = file.display().to_string();
             assert!(text.contains(key) && text.contains(&path), "{text}");

@@ -62,9 +62,9 @@ impl Deadlines {
         self.after(now, 1)
     }
 
-    /// A worker of an older boot, which first reported at `since` although a newer one has its name,
-    /// is running beside that one if it still reports after this time. A report that a daemon sent
-    /// before it died arrives earlier.
+    /// A worker of an older boot, which first reported at `since` although a newer one has its
+    /// name, is running beside that one if it still reports after this time. A report that a daemon
+    /// sent before it died arrives earlier.
     pub(crate) fn displaced(self, since: Millis) -> Millis {
         self.after(since, 1)
     }

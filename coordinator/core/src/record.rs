@@ -100,8 +100,8 @@ pub struct JobRecord {
     pub trained_ms: u64,
     /// Version of its data set, or that of the trained job that it reads. Pinned at submission.
     pub dataset_version: String,
-    /// Training samples whose prompt is cut, as counted at submission. None: not counted, or the job
-    /// reads no prompts.
+    /// Training samples whose prompt is cut, as counted at submission. None: not counted, or the
+    /// job reads no prompts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cut_prompts: Option<u64>,
     /// The trained job that it reads, pinned to a checkpoint. None if it reads no job, or the

@@ -18,9 +18,12 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
+use storage::read::{ReadError, read_bounded};
 
 /// Longest accepted safetensors header. A header has about 100 bytes per tensor.
 const HEADER_BYTES_MAX: u64 = 64 << 20;
+/// Largest accepted manifest. It has some 200 bytes per rank.
+const MANIFEST_BYTES_MAX: u64 = 16 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CheckpointError {
@@ -105,18 +108,24 @@ impl Checkpoint {
 
     pub(crate) async fn manifest(&self) -> Result<CheckpointManifest, CheckpointError> {
         let path = self.path(MANIFEST_FILE);
-        let bytes = self.bytes(MANIFEST_FILE).await?;
+        let bytes = self.manifest_bytes().await?;
         serde_json::from_slice(&bytes).map_err(|error| CheckpointError::Manifest {
             path: path.to_string(),
             reason: error.to_string(),
         })
     }
 
-    async fn bytes(&self, file: &str) -> Result<Bytes, CheckpointError> {
-        let path = self.path(file);
-        let read = async { self.store.get(&path).await?.bytes().await };
-        read.await
-            .map_err(|source| storage_error("read", &path, source))
+    async fn manifest_bytes(&self) -> Result<Bytes, CheckpointError> {
+        let path = self.path(MANIFEST_FILE);
+        read_bounded(&*self.store, &path, MANIFEST_BYTES_MAX)
+            .await
+            .map_err(|error| match error {
+                ReadError::Store(source) => storage_error("read", &path, source),
+                ReadError::TooLarge { .. } => CheckpointError::Manifest {
+                    path: path.to_string(),
+                    reason: error.to_string(),
+                },
+            })
     }
 
     /// Every tensor of every shard by name. Reads the shards' headers only.

@@ -182,6 +182,6 @@ pub(crate) async fn checkpoints(global: &Global, job: &str) -> Result<Outcome> {
             row.environment.clone(),
         ]);
     }
-    outln!("{table}");
+    table.print();
     Ok(Outcome::True)
 }

@@ -334,7 +334,7 @@ async fn describe(global: &Global, dataset: &Dataset) -> Result<Outcome> {
             percent(*samples, it.samples),
         ]);
     }
-    outln!("\n{similar}");
+    similar.print_below();
     for (name, list) in [
         ("CHARACTER", &it.frequent_characters),
         ("CLOTHES", &it.frequent_cloths),
@@ -347,7 +347,7 @@ async fn describe(global: &Global, dataset: &Dataset) -> Result<Outcome> {
                 percent(*samples, it.samples),
             ]);
         }
-        outln!("\n{frequent}");
+        frequent.print_below();
     }
     Ok(Outcome::True)
 }

@@ -257,7 +257,7 @@ fn print_members(view: &pb::JobView) {
             table.add_row([rank.to_string(), worker.clone(), phase.clone()]);
         }
     }
-    outln!("\n{table}");
+    table.print_below();
 }
 
 fn print_incidents(view: &pb::JobView, now: u64) {
@@ -272,5 +272,5 @@ fn print_incidents(view: &pb::JobView, now: u64) {
             incident.sentence(),
         ]);
     }
-    outln!("\n{table}");
+    table.print_below();
 }

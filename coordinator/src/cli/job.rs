@@ -127,7 +127,7 @@ pub(crate) async fn jobs(global: &Global, args: &JobsArgs) -> Result<Outcome> {
             job.reason_sentence(),
         ]);
     }
-    outln!("{table}");
+    table.print();
     if let Some(next) = next {
         outln!("there may be older jobs: --before {next}");
     }

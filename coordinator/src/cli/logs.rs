@@ -7,6 +7,7 @@ use crate::time::{Since, rfc3339};
 use anyhow::Result;
 use clap::Args;
 use proto::pb;
+use proto::printable::printable_json;
 
 #[derive(Debug, Args)]
 pub(crate) struct LogsArgs {
@@ -39,7 +40,7 @@ pub(crate) async fn logs(global: &Global, args: &LogsArgs) -> Result<Outcome> {
     let mut lines = client.logs(request).await.map_err(failed)?.into_inner();
     while let Some(line) = lines.message().await.map_err(failed)? {
         match global.output {
-            Output::Json => outln!("{}", json::log_line(&line)),
+            Output::Json => outln!("{}", printable_json(&json::log_line(&line).to_string())),
             Output::Table => {
                 let (at, generation, rank) = (rfc3339(line.at_ms), line.generation, line.rank);
                 outln!("{at} g{generation} r{rank} {}", line.text);

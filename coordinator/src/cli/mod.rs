@@ -25,9 +25,10 @@ mod watch;
 mod why;
 mod worker;
 
-use crate::text::outln;
+use crate::text::out_lines;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use proto::printable::{printable, printable_json};
 use std::path::PathBuf;
 use target::Target;
 
@@ -85,6 +86,9 @@ pub(crate) enum Command {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
+    /// Look into a data set or a base model for the coordinator, which starts this itself
+    #[command(hide = true)]
+    Inspect,
     /// Check job.toml and submit it to the coordinator; prints the job's id
     Submit(submit::SubmitArgs),
     /// List jobs, the newest last
@@ -142,10 +146,10 @@ pub(crate) enum Outcome {
     False,
 }
 
-/// Runs every command but `serve`.
+/// Runs every command but `serve` and `inspect`.
 pub(crate) async fn run(global: &Global, command: Command) -> Result<Outcome> {
     match command {
-        Command::Serve { .. } => unreachable!("main handles `serve`"),
+        Command::Serve { .. } | Command::Inspect => unreachable!("main handles them"),
         Command::Submit(args) => submit::submit(global, &args).await,
         Command::Jobs(args) => job::jobs(global, &args).await,
         Command::Describe(args) => describe::describe(global, &args).await,
@@ -171,15 +175,47 @@ pub(crate) async fn run(global: &Global, command: Command) -> Result<Outcome> {
     }
 }
 
-/// A table without borders, so that it can be grepped.
-fn table(header: &[&str]) -> comfy_table::Table {
+/// A table without borders, so that it can be grepped. A row is one line, whatever its cells hold.
+struct Table(comfy_table::Table);
+
+fn table(header: &[&str]) -> Table {
     let mut table = comfy_table::Table::new();
     table
         .load_preset(comfy_table::presets::NOTHING)
         .set_header(header);
-    table
+    Table(table)
+}
+
+impl Table {
+    fn add_row<const COLUMNS: usize>(&mut self, cells: [String; COLUMNS]) {
+        self.0
+            .add_row(cells.map(|cell| printable(&cell).into_owned()));
+    }
+
+    fn print(&self) {
+        out_lines(&self.0.to_string());
+    }
+
+    /// Prints an empty line and the table.
+    fn print_below(&self) {
+        out_lines(&format!("\n{}", self.0));
+    }
 }
 
 fn print_json(value: &serde_json::Value) {
-    outln!("{value:#}");
+    out_lines(&printable_json(&format!("{value:#}")));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_is_one_line_whatever_its_cells_hold() {
+        let mut table = table(&["WORKER", "STATE"]);
+        table.add_row(["\u{1b}[2Jw1\nw2  up\u{202e}".to_owned(), "down".to_owned()]);
+        let text = table.0.to_string();
+        assert_eq!(text.lines().count(), 2, "{text}");
+        assert!(text.contains(r"\u{1b}[2Jw1\nw2  up\u{202e}"), "{text}");
+    }
 }

@@ -168,7 +168,7 @@ fn print(occurrences: &[Occurrence], loader: &Loader, sample: &str) {
             },
         ]);
     }
-    outln!("{table}");
+    table.print();
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use anyhow::{Result, anyhow};
 use indicatif::{ProgressBar, ProgressStyle};
 use proto::pb;
 use proto::phase::{Phase, is_over};
+use proto::printable::Printable;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -293,7 +294,7 @@ impl Display {
 
     fn print(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.println(format!("{} {text}", self.job)),
+            Some(bar) => bar.println(Printable(format!("{} {text}", self.job)).to_string()),
             // Nobody reads the progress any more (`… 2>&1 | head -3`).
             None if !shell::print::err(format_args!("{} {text}", self.job)) => {
                 std::process::exit(shell::print::READER_GONE)

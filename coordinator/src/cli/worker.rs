@@ -2,7 +2,7 @@
 
 use super::client::{connect, request_error};
 use super::{Global, Outcome, Output, json, print_json, table};
-use crate::text::{duration, outln};
+use crate::text::duration;
 use anyhow::Result;
 use proto::pb;
 use std::time::Duration;
@@ -39,7 +39,7 @@ pub(crate) async fn workers(global: &Global) -> Result<Outcome> {
             ),
         ]);
     }
-    outln!("{table}");
+    table.print();
     Ok(Outcome::True)
 }
 

@@ -45,7 +45,8 @@ async fn write(rows: u64) -> u64 {
     let bytes: u64 = written.manifest.files.iter().map(|it| it.size_bytes).sum();
     let peak = peak_memory();
     println!(
-        "{} rows, {} MB: {wall:.1} s, {:.0} rows/s, {cpu:.1} s of processor time, peak memory {} MB",
+        "{} rows, {} MB: {wall:.1} s, {:.0} rows/s, {cpu:.1} s of processor time, peak memory {} \
+         MB",
         written.manifest.samples,
         bytes / 1_000_000,
         written.manifest.samples as f64 / wall,

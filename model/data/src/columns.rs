@@ -1,14 +1,16 @@
 //! The Parquet columns of a data set, and the conversion between rows and Arrow batches. No I/O.
-//! Called by the writer and the reader. The column names are the paper's field names (notes 2.1);
+//! Called by the writer, and by the reader, whose texts and images are views into Parquet pages.
+//! The column names are the paper's field names (notes 2.1);
 //! `outfit`, `identity`, `width`, `height` and `similar_positions` are additions (design, section
 //! 5).
 
 use std::sync::{Arc, LazyLock};
 
 use arrow_array::builder::{Float64Builder, ListBuilder, StringBuilder, UInt64Builder};
+use arrow_array::cast::AsArray;
 use arrow_array::{
-    Array, ArrayRef, BinaryArray, Float64Array, ListArray, RecordBatch, StringArray, UInt32Array,
-    UInt64Array,
+    Array, ArrayRef, BinaryArray, BinaryViewArray, Float64Array, ListArray, RecordBatch,
+    StringArray, StringViewArray, UInt32Array, UInt64Array,
 };
 use arrow_schema::{ArrowError, DataType, Field, Schema, SchemaRef};
 use bytes::Bytes;
@@ -120,12 +122,32 @@ pub fn to_batch(rows: &[Sample]) -> Result<RecordBatch, ArrowError> {
     RecordBatch::try_new(schema(), columns)
 }
 
+/// What the texts and images of a batch take when they are copied, in bytes: a value that several
+/// rows share counts for each of them.
+#[must_use]
+pub fn copied_bytes(batch: &RecordBatch) -> u64 {
+    fn of(column: &dyn Array) -> u64 {
+        let sum = |views: &[u128]| views.iter().map(|view| u64::from(*view as u32)).sum();
+        match column.data_type() {
+            DataType::Utf8View => sum(column.as_string_view().views()),
+            DataType::BinaryView => sum(column.as_binary_view().views()),
+            DataType::List(_) => of(column.as_list::<i32>().values().as_ref()),
+            _ => 0,
+        }
+    }
+    batch
+        .columns()
+        .iter()
+        .map(|column| of(column.as_ref()))
+        .sum()
+}
+
 /// The metadata of all rows of a batch. The columns of images and masks may be absent.
 ///
 /// # Errors
 /// A column is missing or of another type, or a box does not have four numbers.
 pub fn metadata_of(batch: &RecordBatch) -> Result<Vec<Metadata>, ColumnError> {
-    let text = |column| typed::<StringArray>(batch, column, "text");
+    let text = |column| typed::<StringViewArray>(batch, column, "text");
     let number = |column| typed::<UInt32Array>(batch, column, "a 32-bit number");
     let list = |column| typed::<ListArray>(batch, column, "a list");
     let (id, character, artists) = (text("id")?, text("character")?, text("artists")?);
@@ -159,8 +181,8 @@ pub fn metadata_of(batch: &RecordBatch) -> Result<Vec<Metadata>, ColumnError> {
 /// # Errors
 /// As [`metadata_of`].
 pub fn rows_of(batch: &RecordBatch) -> Result<Vec<Sample>, ColumnError> {
-    let image = typed::<BinaryArray>(batch, "image", "binary")?;
-    let mask = typed::<BinaryArray>(batch, "mask", "binary")?;
+    let image = typed::<BinaryViewArray>(batch, "image", "binary")?;
+    let mask = typed::<BinaryViewArray>(batch, "mask", "binary")?;
     let metadata = metadata_of(batch)?;
     Ok(metadata
         .into_iter()
@@ -180,7 +202,7 @@ pub fn rows_of(batch: &RecordBatch) -> Result<Vec<Sample>, ColumnError> {
 /// # Errors
 /// The column is missing or of another type.
 pub fn text_column(batch: &RecordBatch, column: &'static str) -> Result<Vec<String>, ColumnError> {
-    let texts = typed::<StringArray>(batch, column, "text")?;
+    let texts = typed::<StringViewArray>(batch, column, "text")?;
     Ok((0..texts.len())
         .map(|row| texts.value(row).to_owned())
         .collect())
@@ -237,7 +259,7 @@ fn texts_of(
     let item = list.value(row);
     let texts = item
         .as_any()
-        .downcast_ref::<StringArray>()
+        .downcast_ref::<StringViewArray>()
         .ok_or(ColumnError::Column {
             column,
             kind: "a list of texts",

@@ -6,23 +6,31 @@ use std::sync::Arc;
 
 use arrow_array::RecordBatch;
 use bytes::Bytes;
-use futures::TryStreamExt;
+use futures::{Stream, StreamExt, TryStreamExt};
+use object_store::ObjectStore;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt};
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
-use parquet::arrow::async_reader::ParquetRecordBatchStreamBuilder;
+use parquet::arrow::arrow_reader::ArrowReaderMetadata;
 use parquet::errors::ParquetError;
 use proto::dataset::{DATASET_FILE, DATASET_SCHEMA_VERSION, DatasetManifest, kept_manifest};
 use tokio::sync::OnceCell;
 
 use crate::columns::{
-    ColumnError, IMAGE_COLUMNS, metadata_of, number_column, rows_of, schema, text_column,
+    ColumnError, IMAGE_COLUMNS, copied_bytes, metadata_of, number_column, rows_of, schema,
+    text_column,
 };
-use crate::parquet_object::ParquetObject;
+use crate::parquet_object::{Limits, ParquetObject, too_large};
 use crate::sample::{Metadata, Sample};
 use proto::text::hex_sha256;
+use storage::read::{ReadError, read_bounded};
 use storage::{StoreError, open};
+
+/// Row groups whose metadata is fetched in parallel: an object store takes 20 ms for each.
+const PARALLEL_READS: usize = 8;
+/// Largest `dataset.json`: some 100,000 files.
+const MANIFEST_BYTES_MAX: u64 = 16 << 20;
+/// Largest file that is read whole, to verify it.
+const FILE_BYTES_MAX: u64 = 4 << 30;
 
 #[derive(Debug, thiserror::Error)]
 pub enum DatasetError {
@@ -37,7 +45,7 @@ pub enum DatasetError {
     Read {
         url: String,
         path: String,
-        source: object_store::Error,
+        source: ReadError,
     },
     #[error("{DATASET_FILE} of {url:?} is not a data-set manifest")]
     Json {
@@ -107,8 +115,8 @@ impl Dataset {
         Self::open_manifest(url, DATASET_FILE).await
     }
 
-    /// An older version at the same URL, which was replaced (`--replace`) and whose files were kept.
-    /// None if there is none.
+    /// An older version at the same URL, which was replaced (`--replace`) and whose files were
+    /// kept. None if there is none.
     ///
     /// # Errors
     /// Its manifest is not valid for this version of the program, or storage fails.
@@ -123,9 +131,9 @@ impl Dataset {
     async fn open_manifest(url: &str, file: &str) -> Result<Self, DatasetError> {
         let (store, prefix) = open(url)?;
         let path = prefix.clone().join(file);
-        let bytes = match get(store.as_ref(), &path).await {
+        let bytes = match read_bounded(store.as_ref(), &path, MANIFEST_BYTES_MAX).await {
             Ok(bytes) => bytes,
-            Err(object_store::Error::NotFound { .. }) => {
+            Err(error) if error.is_not_found() => {
                 return Err(DatasetError::Missing {
                     url: url.to_owned(),
                 });
@@ -235,15 +243,26 @@ impl Dataset {
     /// # Errors
     /// As [`Self::rows_of_group`].
     pub async fn scan(&self) -> Result<Vec<Metadata>, DatasetError> {
-        let columns: Vec<usize> = (0..schema().fields().len())
+        self.metadata().try_concat().await
+    }
+
+    /// As [`Self::scan`], one row group at a time, so that few are in memory.
+    pub fn metadata(&self) -> impl Stream<Item = Result<Vec<Metadata>, DatasetError>> + use<> {
+        let columns: Arc<[usize]> = (0..schema().fields().len())
             .filter(|i| !IMAGE_COLUMNS.contains(&schema().field(*i).name().as_str()))
             .collect();
-        let mut rows = Vec::new();
-        for (_, group) in self.groups() {
-            let batch = self.read(group, Some(&columns)).await?;
-            rows.extend(metadata_of(&batch).map_err(|source| self.columns_error(group, source))?);
-        }
-        Ok(rows)
+        let groups: Vec<GroupId> = self.groups().map(|(_, group)| group).collect();
+        let dataset = self.clone();
+        let read = move |group| {
+            let (dataset, columns) = (dataset.clone(), Arc::clone(&columns));
+            async move {
+                let batch = dataset.read(group, Some(&columns)).await?;
+                metadata_of(&batch).map_err(|source| dataset.columns_error(group, source))
+            }
+        };
+        futures::stream::iter(groups)
+            .map(read)
+            .buffered(PARALLEL_READS)
     }
 
     /// The index: (id, position), sorted by id.
@@ -252,32 +271,37 @@ impl Dataset {
     /// The index is missing or damaged.
     pub async fn index(&self) -> Result<Vec<(String, u64)>, DatasetError> {
         let file = &self.inner.manifest.index;
-        let bytes = self.bytes_of(&file.path).await?;
         let damaged = |source| DatasetError::Parquet {
             url: self.inner.url.clone(),
             path: file.path.clone(),
             group: 0,
             source,
         };
-        let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(bytes)
-            .and_then(|b| b.build())
-            .map_err(damaged)?;
+        let object = self.object(&file.path, file.size_bytes);
+        let footer = object.footer().await.map_err(damaged)?;
         let mut rows = Vec::new();
-        for batch in reader {
-            let batch = batch.map_err(|e| damaged(e.into()))?;
-            let read = || {
-                Ok((
-                    text_column(&batch, "id")?,
-                    number_column(&batch, "position")?,
-                ))
-            };
-            let (ids, positions) = read().map_err(|source| DatasetError::Columns {
-                url: self.inner.url.clone(),
-                path: file.path.clone(),
-                group: 0,
-                source,
-            })?;
-            rows.extend(ids.into_iter().zip(positions));
+        for group in 0..footer.metadata().num_row_groups() {
+            let all = ProjectionMask::all();
+            let batches = object.rows(&footer, group, &all, Limits::INDEX).await;
+            for batch in batches.map_err(damaged)? {
+                let copied = copied_bytes(&batch);
+                if Limits::INDEX.bytes < copied {
+                    return Err(damaged(too_large(copied, Limits::INDEX)));
+                }
+                let read = || {
+                    Ok((
+                        text_column(&batch, "id")?,
+                        number_column(&batch, "position")?,
+                    ))
+                };
+                let (ids, positions) = read().map_err(|source| DatasetError::Columns {
+                    url: self.inner.url.clone(),
+                    path: file.path.clone(),
+                    group,
+                    source,
+                })?;
+                rows.extend(ids.into_iter().zip(positions));
+            }
         }
         Ok(rows)
     }
@@ -285,18 +309,16 @@ impl Dataset {
     /// The whole content of a file of the data set.
     ///
     /// # Errors
-    /// Storage fails.
+    /// Storage fails, or the file has more than 4 GiB; this program writes files of 64 MiB.
     pub async fn bytes_of(&self, path: &str) -> Result<Bytes, DatasetError> {
-        get(
-            self.inner.store.as_ref(),
-            &self.inner.prefix.clone().join(path),
-        )
-        .await
-        .map_err(|source| DatasetError::Read {
-            url: self.inner.url.clone(),
-            path: path.to_owned(),
-            source,
-        })
+        let object = self.inner.prefix.clone().join(path);
+        read_bounded(self.inner.store.as_ref(), &object, FILE_BYTES_MAX)
+            .await
+            .map_err(|source| DatasetError::Read {
+                url: self.inner.url.clone(),
+                path: path.to_owned(),
+                source,
+            })
     }
 
     /// One row group as one batch; `columns` are indices into the schema.
@@ -320,22 +342,28 @@ impl Dataset {
                 format!("{} row groups", footer.metadata().num_row_groups()),
             ));
         }
-        let mut builder =
-            ParquetRecordBatchStreamBuilder::new_with_metadata(self.reader(group.file), footer)
-                .with_row_groups(vec![group.group])
-                .with_batch_size(rows.max(1));
-        if let Some(columns) = columns {
-            let mask = ProjectionMask::roots(builder.parquet_schema(), columns.iter().copied());
-            builder = builder.with_projection(mask);
+        let found = footer.metadata().row_group(group.group).num_rows();
+        if usize::try_from(found) != Ok(rows) {
+            return Err(self.shape_error(group, format!("{found} rows instead of {rows}")));
         }
-        let batches: Vec<RecordBatch> = builder
-            .build()
-            .map_err(failed)?
-            .try_collect()
-            .await
-            .map_err(failed)?;
-        match <[RecordBatch; 1]>::try_from(batches) {
-            Ok([batch]) if batch.num_rows() == rows => Ok(batch),
+        let (mask, limits) = match columns {
+            None => (ProjectionMask::all(), Limits::ROWS),
+            Some(columns) => {
+                let schema = footer.parquet_schema();
+                let mask = ProjectionMask::roots(schema, columns.iter().copied());
+                (mask, Limits::METADATA)
+            }
+        };
+        let object = self.object(&file.path, file.size_bytes);
+        let batches = object.rows(&footer, group.group, &mask, limits).await;
+        match <[RecordBatch; 1]>::try_from(batches.map_err(failed)?) {
+            Ok([batch]) if batch.num_rows() == rows => {
+                let copied = copied_bytes(&batch);
+                if limits.bytes < copied {
+                    return Err(failed(too_large(copied, limits)));
+                }
+                Ok(batch)
+            }
             Ok([batch]) => Err(self.shape_error(
                 group,
                 format!("{} rows instead of {rows}", batch.num_rows()),
@@ -345,21 +373,19 @@ impl Dataset {
     }
 
     async fn footer(&self, file: usize) -> Result<ArrowReaderMetadata, ParquetError> {
-        let load = || async {
-            ArrowReaderMetadata::load_async(&mut self.reader(file), ArrowReaderOptions::new()).await
-        };
+        let entry = &self.inner.manifest.files[file];
+        let object = self.object(&entry.path, entry.size_bytes);
         self.inner.footers[file]
-            .get_or_try_init(load)
+            .get_or_try_init(|| object.footer())
             .await
             .cloned()
     }
 
-    fn reader(&self, file: usize) -> ParquetObject {
-        let file = &self.inner.manifest.files[file];
+    fn object(&self, path: &str, size: u64) -> ParquetObject<'_> {
         ParquetObject {
-            store: Arc::clone(&self.inner.store),
-            path: self.inner.prefix.clone().join(file.path.as_str()),
-            size: file.size_bytes,
+            store: self.inner.store.as_ref(),
+            path: self.inner.prefix.clone().join(path),
+            size,
         }
     }
 
@@ -380,10 +406,6 @@ impl Dataset {
             what,
         }
     }
-}
-
-async fn get(store: &dyn ObjectStore, path: &Path) -> Result<Bytes, object_store::Error> {
-    store.get(path).await?.bytes().await
 }
 
 fn groups_of(manifest: &DatasetManifest) -> Result<Vec<(u64, u32, GroupId)>, String> {

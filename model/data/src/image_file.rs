@@ -2,6 +2,8 @@
 //! (notes 1.2, rows A.4). Deterministic: no choices and no random numbers here. Used by prepare,
 //! the import and the verifier.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use bytes::Bytes;
 use image::imageops::FilterType;
 use image::{DynamicImage, GrayImage, ImageFormat, Rgb, RgbImage};
@@ -107,7 +109,11 @@ pub fn open_image(what: &'static str, bytes: &[u8]) -> Result<DynamicImage, Imag
     limits.max_image_width = Some(LARGEST_SIDE);
     limits.max_image_height = Some(LARGEST_SIDE);
     reader.limits(limits);
-    reader.decode().map_err(|e| fail(e.to_string()))
+    // A panic of a decoder must not end whoever reads an image that a stranger made.
+    let decoded = catch_unwind(AssertUnwindSafe(|| reader.decode()));
+    decoded
+        .map_err(|_| fail("the decoder panicked; the file is damaged".to_owned()))?
+        .map_err(|e| fail(e.to_string()))
 }
 
 /// Converts to RGB. An image with alpha is composited over `background`.

@@ -17,16 +17,16 @@
 //!
 //! A guessed face is the upper part of the mask, and is counted in the report. Images with
 //! transparency are composited over white. An invalid row is skipped and reported with its line and
-//! reason. A `similar` that names a missing or skipped row is dropped and reported. An identity that
-//! is too large for one row group is split into several, and reported. With `strict`, any such
+//! reason. A `similar` that names a missing or skipped row is dropped and reported. An identity
+//! that is too large for one row group is split into several, and reported. With `strict`, any such
 //! report makes the import fail before `dataset.json` is written.
 //!
 //! Images are decoded and encoded on all cores, and written in the order of the rows. Memory is
 //! bounded by [`DECODE_MIB`], [`PART_BYTES`] and the text of `samples.jsonl`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::BufRead;
-use std::path::{Component, Path, PathBuf};
+use std::io::{BufRead, Read};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -42,6 +42,10 @@ use crate::verify::check_box;
 use crate::writer::{DatasetWriter, WriteError, WriteOptions, Written};
 
 pub const SAMPLES_FILE: &str = "samples.jsonl";
+/// Longest line of it.
+const LINE_BYTES_MAX: u64 = 1 << 20;
+/// Largest file of an image or a mask.
+const IMAGE_FILE_BYTES_MAX: u64 = 256 << 20;
 
 /// An identity with more bytes of images is split. A rank reads all of an identity at once, so this
 /// is far below what a row group could hold.
@@ -335,10 +339,14 @@ fn read_rows(folder: &Path, report: &mut ImportReport) -> Result<Vec<Row>, Impor
         path: path.clone(),
         source,
     };
-    let file = std::fs::File::open(&path).map_err(failed)?;
+    let file = storage::confined::open_inside(folder, SAMPLES_FILE)
+        .map_err(|error| failed(std::io::Error::other(error)))?;
     let (mut rows, mut ids) = (Vec::new(), BTreeMap::new());
-    for (index, text) in std::io::BufReader::new(file).split(b'\n').enumerate() {
-        let (line, text) = (index as u64 + 1, text.map_err(failed)?);
+    let mut reader = std::io::BufReader::new(file);
+    for line in 1.. {
+        let Some(text) = read_line(&mut reader, line).map_err(failed)? else {
+            break;
+        };
         if text.trim_ascii().is_empty() {
             continue;
         }
@@ -352,6 +360,23 @@ fn read_rows(folder: &Path, report: &mut ImportReport) -> Result<Vec<Row>, Impor
         }
     }
     Ok(rows)
+}
+
+/// The next line. None at the end of the file.
+fn read_line(reader: &mut impl BufRead, line: u64) -> std::io::Result<Option<Vec<u8>>> {
+    let mut text = Vec::new();
+    if reader
+        .take(LINE_BYTES_MAX + 1)
+        .read_until(b'\n', &mut text)?
+        == 0
+    {
+        return Ok(None);
+    }
+    if LINE_BYTES_MAX < text.len() as u64 {
+        let reason = format!("line {line} has more than {LINE_BYTES_MAX} bytes");
+        return Err(std::io::Error::other(reason));
+    }
+    Ok(Some(text))
 }
 
 fn check_fields(mut row: Row, line: u64, ids: &mut BTreeMap<String, u64>) -> Result<Row, String> {
@@ -576,21 +601,11 @@ fn alpha(image: &DynamicImage) -> GrayImage {
         .expect("one alpha value for each pixel")
 }
 
-/// Reads a file of the folder. A path that leaves the folder is rejected, because import folders
-/// are untrusted.
+/// Reads a file of the folder and of nowhere else, because import folders are untrusted.
 fn read_inside(folder: &Path, field: &str, path: &str) -> Result<Bytes, String> {
-    let relative = Path::new(path);
-    if !relative
-        .components()
-        .all(|c| matches!(c, Component::Normal(_) | Component::CurDir))
-    {
-        return Err(format!(
-            "{field} {path:?} leaves the folder; write a path inside it"
-        ));
-    }
-    std::fs::read(folder.join(relative))
+    storage::confined::read_inside(folder, path, IMAGE_FILE_BYTES_MAX)
         .map(Bytes::from)
-        .map_err(|e| format!("{field} {path:?} cannot be read: {e}"))
+        .map_err(|error| format!("{field} {path:?} {error}"))
 }
 
 /// Union-find over rows that are linked directly or transitively. The smallest index of a group is

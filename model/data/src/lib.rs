@@ -27,6 +27,7 @@ pub mod reference;
 pub mod sample;
 pub mod tags;
 mod text_set;
+mod thrift;
 mod transform;
 pub mod user_image;
 pub mod verify;

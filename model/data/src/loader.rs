@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::{StreamExt, TryStreamExt};
@@ -113,6 +114,93 @@ impl LoaderOptions {
     }
 }
 
+/// Into what a job divides the samples of its data set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    pub training: u64,
+    pub held_out: u64,
+    /// Neither: pairing b needs another image of their identity.
+    pub without_similar: u64,
+}
+
+enum Role {
+    Training,
+    HeldOut,
+    WithoutSimilar,
+}
+
+impl Counts {
+    /// Reads the metadata columns as [`Loader::open`] does, but keeps nothing of them. Also counts
+    /// the prompts of the samples that are trained on that are longer than `tokens`, in the order
+    /// of the first epoch; none if the model reads no prompts.
+    ///
+    /// # Errors
+    /// The data set is damaged, or leaves nothing to train on.
+    pub async fn of(
+        dataset: &Dataset,
+        data: &Data,
+        examples: &ExampleConfig,
+        tokens: Option<u32>,
+    ) -> Result<(Self, Option<CutPrompts>), LoadError> {
+        let tags = match data.prompt_order {
+            PromptOrder::RareFirst if tokens.is_some() => count_tags(dataset).await?,
+            _ => TagCounts::default(),
+        };
+        let (mut counts, mut prompts) = (Self::default(), tokens.map(PromptCounter::new));
+        let mut position = 0;
+        let mut groups = pin!(dataset.metadata());
+        while let Some(rows) = groups.try_next().await? {
+            for row in &rows {
+                let role = counts.add(row, data, examples);
+                if let (Role::Training, Some(prompts)) = (role, &mut prompts) {
+                    prompts.add(&in_order(&row.prompts, data, &tags, 0, position));
+                }
+                position += 1;
+            }
+        }
+        counts.check(dataset)?;
+        Ok((counts, prompts.map(PromptCounter::finish)))
+    }
+
+    fn add(&mut self, row: &Metadata, data: &Data, examples: &ExampleConfig) -> Role {
+        let references = examples.references;
+        let needs_similar = references.is_some_and(|it| it.count > 0 && it.pairing == Pairing::B);
+        if needs_similar && row.similar_positions.is_empty() {
+            self.without_similar += 1;
+            Role::WithoutSimilar
+        } else if is_held_out(data.seed, &row.character, data.holdout) {
+            self.held_out += 1;
+            Role::HeldOut
+        } else {
+            self.training += 1;
+            Role::Training
+        }
+    }
+
+    fn check(&self, dataset: &Dataset) -> Result<(), LoadError> {
+        if self.training > 0 {
+            return Ok(());
+        }
+        Err(LoadError::NothingToTrain {
+            url: dataset.url().to_owned(),
+            samples: dataset.len(),
+            held_out: self.held_out,
+            without_similar: self.without_similar,
+        })
+    }
+}
+
+async fn count_tags(dataset: &Dataset) -> Result<TagCounts, LoadError> {
+    let mut tags = TagCounts::default();
+    let mut groups = pin!(dataset.metadata());
+    while let Some(rows) = groups.try_next().await? {
+        for row in &rows {
+            tags.add(&row.prompts);
+        }
+    }
+    Ok(tags)
+}
+
 /// Cheap to clone; clones share the cache.
 #[derive(Debug, Clone)]
 pub struct Loader {
@@ -143,26 +231,16 @@ impl Loader {
     pub async fn open(data: &Data, options: LoaderOptions) -> Result<Self, LoadError> {
         let dataset = open_version(&data.dataset, options.version).await?;
         let rows = dataset.scan().await?;
-        let references = options.examples.references;
-        let needs_similar = references.is_some_and(|it| it.count > 0 && it.pairing == Pairing::B);
-        let (mut training, mut held_out, mut without_similar) = (Vec::new(), Vec::new(), 0);
+        let (mut training, mut held_out) = (Vec::new(), Vec::new());
+        let mut counts = Counts::default();
         for (position, row) in rows.iter().enumerate() {
-            if needs_similar && row.similar_positions.is_empty() {
-                without_similar += 1;
-            } else if is_held_out(data.seed, &row.character, data.holdout) {
-                held_out.push(position as u64);
-            } else {
-                training.push(position as u64);
+            match counts.add(row, data, &options.examples) {
+                Role::Training => training.push(position as u64),
+                Role::HeldOut => held_out.push(position as u64),
+                Role::WithoutSimilar => {}
             }
         }
-        if training.is_empty() {
-            return Err(LoadError::NothingToTrain {
-                url: data.dataset.clone(),
-                samples: dataset.len(),
-                held_out: held_out.len() as u64,
-                without_similar,
-            });
-        }
+        counts.check(&dataset)?;
         let order = SampleOrder::new(data.seed, training.len() as u64);
         let tags = match data.prompt_order {
             PromptOrder::RareFirst => TagCounts::of(rows.iter().map(|row| row.prompts.as_str())),
@@ -207,22 +285,12 @@ impl Loader {
         &self.inner.held_out
     }
 
-    /// The prompt of a sample in an epoch, in the job's order of tags, before it is perhaps dropped.
+    /// The prompt of a sample in an epoch, in the job's order of tags, before it is perhaps
+    /// dropped.
     #[must_use]
     pub fn prompt(&self, epoch: u64, position: u64) -> String {
         let written = &self.inner.rows[position as usize].prompts;
         self.inner.prompt(written, epoch, position)
-    }
-
-    /// The prompts of the samples that are trained on that are longer than `tokens`, in the order
-    /// of the first epoch.
-    #[must_use]
-    pub fn cut_prompts(&self, tokens: u32) -> CutPrompts {
-        let mut counter = PromptCounter::new(tokens);
-        for position in &self.inner.training {
-            counter.add(&self.prompt(0, *position));
-        }
-        counter.finish()
     }
 
     /// (epoch, position) of the samples `range` within the global batch of `step` (1-based).

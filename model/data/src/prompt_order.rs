@@ -18,18 +18,22 @@ pub struct TagCounts(HashMap<String, u64>);
 impl TagCounts {
     /// Counts the tags of all prompts of a data set, held out or not.
     pub fn of<'a>(prompts: impl IntoIterator<Item = &'a str>) -> Self {
-        let mut counts = HashMap::new();
-        let mut seen = HashSet::new();
+        let mut counts = Self::default();
         for prompt in prompts {
-            seen.clear();
-            for tag in split_tags(prompt).filter(|tag| seen.insert(*tag)) {
-                match counts.get_mut(tag) {
-                    Some(count) => *count += 1,
-                    None => drop(counts.insert(tag.to_owned(), 1)),
-                }
+            counts.add(prompt);
+        }
+        counts
+    }
+
+    /// Counts the tags of one more prompt.
+    pub(crate) fn add(&mut self, prompt: &str) {
+        let mut seen = HashSet::new();
+        for tag in split_tags(prompt).filter(|tag| seen.insert(*tag)) {
+            match self.0.get_mut(tag) {
+                Some(count) => *count += 1,
+                None => drop(self.0.insert(tag.to_owned(), 1)),
             }
         }
-        Self(counts)
     }
 
     fn of_tag(&self, tag: &str) -> u64 {

@@ -72,7 +72,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_a_map_from_text_to_order_of_insertion(names in prop::collection::vec("[ab]{0,4}", 0..60)) {
+        fn it_is_a_map_from_text_to_order_of_insertion(
+            names in prop::collection::vec("[ab]{0,4}", 0..60),
+        ) {
             let mut set = TextSet::default();
             let mut model: BTreeMap<&str, usize> = BTreeMap::new();
             for name in &names {

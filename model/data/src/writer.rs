@@ -4,8 +4,8 @@
 //! checked here but by the import and the verifier.
 //!
 //! File names end in a prefix of their hash, so replacing a data set does not change the files of
-//! an older version. Its `dataset.json` is kept as `dataset-<version>.json`: jobs that are pinned to
-//! it go on.
+//! an older version. Its `dataset.json` is kept as `dataset-<version>.json`: jobs that are pinned
+//! to it go on.
 //!
 //! Time is linear in the number of rows. Memory is one file (`file_bytes`), the rows of one row
 //! group, and for each row its id and about 40 bytes.

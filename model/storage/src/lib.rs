@@ -1,14 +1,17 @@
 //! Opens the object storage that a URL names. This is the only place that turns `file:///…` and
 //! `s3://…` into a store; data sets, weights, checkpoints and the coordinator's state all use it.
 //! [`hash`] computes digests of stored objects, and [`probe`] finds out why a store cannot be used;
-//! it alone writes an object, and deletes it.
+//! it alone writes an object, and deletes it. [`read`] and [`confined`] read files of strangers
+//! within limits.
 //!
 //! S3 endpoint, region and credentials come from the usual environment variables: `AWS_ENDPOINT`,
 //! `AWS_ALLOW_HTTP`, `AWS_REGION`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, … Conditional puts
 //! (`PutMode::Create`) work with both schemes.
 
+pub mod confined;
 pub mod hash;
 pub mod probe;
+pub mod read;
 
 use std::path::PathBuf;
 use std::sync::Arc;

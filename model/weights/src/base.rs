@@ -17,8 +17,13 @@ use proto::public::scheduler::{self, SCHEDULER_FILE};
 use proto::spec::{Architecture, Model};
 
 use crate::header::{Header, HeaderError, other_kind};
+use std::io::ErrorKind;
+use storage::confined::{ConfinedError, open_inside};
+use storage::read::{ReadError, read_bounded};
 use storage::{StoreError, local_folder, open};
 
+/// Largest config or index of weights that is read. They have some 100 KB.
+const TEXT_BYTES_MAX: u64 = 8 << 20;
 /// The component of an exported RetriNet that is not in its U-Net, stored under full tensor names.
 /// A job that starts from the export loads it too.
 pub const RETRINET: &str = proto::architecture::RETRINET;
@@ -33,7 +38,7 @@ pub enum BaseError {
     Read {
         url: String,
         path: String,
-        source: object_store::Error,
+        source: ReadError,
     },
     #[error("{path} of {url} cannot be used: {reason}")]
     Malformed {
@@ -296,13 +301,14 @@ impl Base {
         }]
     }
 
-    /// The whole content of an object of the base.
+    /// The whole content of a config or an index of the base.
     ///
     /// # Errors
-    /// The object cannot be read.
+    /// The object cannot be read, or has more than 8 MiB.
     pub async fn read(&self, name: &str) -> Result<Bytes, BaseError> {
-        let read = async { self.store.get(&self.path(name)).await?.bytes().await };
-        read.await.map_err(|source| self.read_error(name, source))
+        read_bounded(&*self.store, &self.path(name), TEXT_BYTES_MAX)
+            .await
+            .map_err(|source| self.read_error(name, source))
     }
 
     /// A config as text.
@@ -392,11 +398,27 @@ impl Base {
     /// The files that an index names. They must be in the folder of the index.
     async fn files_of_index(&self, folder: &str, index: &str) -> Result<Vec<String>, BaseError> {
         let files: BTreeSet<String> = self.read_index(index).await?.into_values().collect();
-        if let Some(outside) = files.iter().find(|file| file.contains(['/', '\\'])) {
+        let is_name =
+            |file: &str| !matches!(file, "" | "." | "..") && !file.contains(['/', '\\', '\0']);
+        if let Some(outside) = files.iter().find(|file| !is_name(file)) {
             return Err(self.malformed(
                 index,
                 format!("it names {outside:?}, which is not in the same folder"),
             ));
+        }
+        if let Some(base) = &self.local {
+            let folder = base.join(folder);
+            for file in &files {
+                match open_inside(&folder, file) {
+                    Ok(_) => {}
+                    // All that are missing are named together, later.
+                    Err(ConfinedError::Io(error)) if error.kind() == ErrorKind::NotFound => {}
+                    Err(error) => {
+                        let reason = format!("it names {file:?}, which {error}");
+                        return Err(self.malformed(index, reason));
+                    }
+                }
+            }
         }
         Ok(files
             .into_iter()
@@ -445,11 +467,11 @@ impl Base {
         match self.store.head(&self.path(name)).await {
             Ok(_) => Ok(true),
             Err(object_store::Error::NotFound { .. }) => Ok(false),
-            Err(source) => Err(self.read_error(name, source)),
+            Err(source) => Err(self.read_error(name, ReadError::Store(source))),
         }
     }
 
-    pub(crate) fn read_error(&self, path: &str, source: object_store::Error) -> BaseError {
+    pub(crate) fn read_error(&self, path: &str, source: ReadError) -> BaseError {
         BaseError::Read {
             url: self.url.clone(),
             path: path.to_owned(),
@@ -459,7 +481,7 @@ impl Base {
 
     fn header_error(&self, path: &str, error: HeaderError) -> BaseError {
         match error {
-            HeaderError::Store(source) => self.read_error(path, source),
+            HeaderError::Store(source) => self.read_error(path, ReadError::Store(source)),
             HeaderError::Malformed(what) => self.malformed(path, what),
         }
     }
@@ -550,20 +572,92 @@ mod tests {
             index,
         );
         put(folder.path(), "unet/retrinet.safetensors", b"");
+        let error = Base::find(&url).await.unwrap_err().to_string();
+        assert!(
+            error.contains("names \"1.safetensors\", which cannot be read: No such file"),
+            "{error}"
+        );
+        for name in ["unet/1.safetensors", "unet/2.safetensors"] {
+            put(folder.path(), name, b"");
+        }
         let base = Base::find(&url).await.unwrap();
         assert_eq!(base.parts()["autoencoder"].at, "vae");
         assert_eq!(base.parts()["text_encoder"].beside, Vec::<String>::new());
         let unet = &base.parts()["unet"];
         assert_eq!(unet.weights, ["unet/1.safetensors", "unet/2.safetensors"]);
         assert_eq!(base.parts()[RETRINET].at, "unet/retrinet.safetensors");
-        let index = br#"{"weight_map": {"a": "../other.safetensors"}}"#;
-        put(
-            folder.path(),
-            "unet/diffusion_pytorch_model.safetensors.index.json",
-            index,
+    }
+
+    #[tokio::test]
+    async fn an_index_opens_nothing_outside_of_its_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("file://{}/base", folder.path().display());
+        put(folder.path(), "private.safetensors", b"");
+        put(folder.path(), "base/unet/a.safetensors", b"");
+        let unet = folder.path().join("base/unet");
+        let link = |to: &str, name: &str| std::os::unix::fs::symlink(to, unet.join(name)).unwrap();
+        link("a.safetensors", "same.safetensors");
+        link("../../private.safetensors", "link.safetensors");
+        link("/dev/zero", "zero.safetensors");
+        let find = async |name: &str| {
+            let index = format!(r#"{{"weight_map": {{"x": {name:?}}}}}"#);
+            let path = "base/unet/model.safetensors.index.json";
+            put(folder.path(), path, index.as_bytes());
+            Base::find(&url)
+                .await
+                .map(|_| ())
+                .map_err(|error| error.to_string())
+        };
+        find("a.safetensors").await.unwrap();
+        find("same.safetensors").await.unwrap();
+        let absolute = folder
+            .path()
+            .join("private.safetensors")
+            .display()
+            .to_string();
+        for (name, reason) in [
+            ("../../private.safetensors", "is not in the same folder"),
+            (absolute.as_str(), "is not in the same folder"),
+            ("..", "is not in the same folder"),
+            ("", "is not in the same folder"),
+            ("link.safetensors", "through a symbolic link"),
+            ("zero.safetensors", "through a symbolic link"),
+        ] {
+            let error = find(name).await.unwrap_err();
+            let start = format!("unet/model.safetensors.index.json of {url} cannot be used: ");
+            assert!(error.starts_with(&start), "{error}");
+            assert!(
+                error.contains(&format!("{name:?}")) && error.contains(reason),
+                "{error}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn headers_and_texts_have_a_limit() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("file://{}", folder.path().display());
+        let length = (crate::header::HEADER_BYTES_MAX + 1).to_le_bytes();
+        let start = [&length[..], b"{"].concat();
+        put(folder.path(), "long.safetensors", &start);
+        let found = Base::find(&format!("{url}/long.safetensors")).await;
+        let error = found.unwrap_err().to_string();
+        assert!(
+            error.contains("would be 8388609 bytes long; at most 8388608 are read"),
+            "{error}"
         );
+        let index = "unet/model.safetensors.index.json";
+        put(folder.path(), index, b"");
+        let file = std::fs::File::options()
+            .write(true)
+            .open(folder.path().join(index))
+            .unwrap();
+        file.set_len(3 << 30).unwrap();
         let error = Base::find(&url).await.unwrap_err().to_string();
-        assert!(error.contains("\"../other.safetensors\""), "{error}");
+        assert!(
+            error.contains("index.json") && error.contains("at most 8388608 are read"),
+            "{error}"
+        );
     }
 
     #[tokio::test]

@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use serde::Deserialize;
+use storage::read::note;
 
 /// Longest header that is read. Stable Diffusion's has 150 KB.
-const HEADER_BYTES_MAX: u64 = 64 << 20;
+pub(crate) const HEADER_BYTES_MAX: u64 = 8 << 20;
 /// The first read, which contains most headers whole.
 const FIRST_READ: u64 = 256 << 10;
 /// Bytes of the header's length.
@@ -44,6 +45,7 @@ impl Header {
     /// # Errors
     /// The file is missing, is something else, or does not have the size that its header says.
     pub(crate) async fn read(store: &dyn ObjectStore, path: &Path) -> Result<Self, HeaderError> {
+        note(path.as_ref());
         let size = store.head(path).await?.size;
         // An object store refuses an empty range.
         if size == 0 {
@@ -108,6 +110,12 @@ fn header_end(first: &[u8], size: u64) -> Result<u64, String> {
     };
     let length = u64::from_le_bytes(*length);
     // The header is a JSON object, so that only its first byte tells it from any other file.
+    if first.get(LENGTH as usize) == Some(&b'{') && length > HEADER_BYTES_MAX {
+        return Err(format!(
+            "its safetensors header would be {length} bytes long; at most {HEADER_BYTES_MAX} are \
+             read"
+        ));
+    }
     if length > HEADER_BYTES_MAX || first.get(LENGTH as usize).is_some_and(|it| *it != b'{') {
         let quoted = String::from_utf8_lossy(&first[..first.len().min(QUOTED)]);
         return Err(format!(

@@ -8,6 +8,7 @@ use proto::spec::Architecture;
 use proto::text::hex;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
+use storage::read::ReadError;
 
 /// Accumulates the digest. Components are added in the order of [`Base::taken_over`], the files of
 /// each by name.
@@ -58,7 +59,7 @@ async fn sha256(base: &Base, file: &str) -> Result<[u8; 32], BaseError> {
     let (store, path) = base.object(file);
     match storage::hash::of_object(&**store, &path).await {
         Ok(found) => Ok(found.sha256),
-        Err(source) => Err(base.read_error(file, source)),
+        Err(source) => Err(base.read_error(file, ReadError::Store(source))),
     }
 }
 

@@ -208,6 +208,7 @@ fn a_displaced_daemon_stops_its_ranks_says_why_and_exits() {
         assignments: vec![],
         detect_within_ms: DETECT_WITHIN_MS,
         peers: vec![],
+        refused: vec![],
         successor: Some(by.clone()),
     };
     let effects = desk.handle(Input::Desired(state.clone()));
@@ -277,6 +278,7 @@ fn a_refused_assignment_is_reported_as_failed_ranks_and_other_jobs_continue() {
             detect_within_ms: DETECT_WITHIN_MS,
             peers: vec![],
             refused,
+            successor: None,
         })
     };
     let ignored = |effects: &[Effect]| {

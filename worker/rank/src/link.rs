@@ -37,11 +37,20 @@ pub(crate) struct Link {
 
 impl Link {
     /// Connects, reads the first order and starts the task on `runtime`.
-    pub(crate) fn connect(runtime: &Handle, socket: &Path) -> anyhow::Result<(Self, Task)> {
+    ///
+    /// # Errors
+    /// The socket is not that of the daemon, which is process `parent` of this user.
+    pub(crate) fn connect(
+        runtime: &Handle,
+        socket: &Path,
+        parent: i32,
+    ) -> anyhow::Result<(Self, Task)> {
         runtime.block_on(async {
             let stream = UnixStream::connect(socket)
                 .await
                 .with_context(|| format!("cannot reach the daemon at {}", socket.display()))?;
+            check_daemon(&stream, parent)
+                .with_context(|| format!("refused the orders at {}", socket.display()))?;
             let (reader, writer) = stream.into_split();
             let mut lines = BufReader::new(reader).lines();
             let first = lines
@@ -317,6 +326,19 @@ impl Link {
         // Cannot fail: the task ends only with the process.
         let _ = self.messages.blocking_send(message);
     }
+}
+
+/// Orders may only come from the daemon that started this process: whoever listens at the socket
+/// instead could make this user's process read and write as it likes.
+fn check_daemon(stream: &UnixStream, parent: i32) -> anyhow::Result<()> {
+    let peer = stream.peer_cred().context("cannot tell who listens")?;
+    let (uid, own) = (peer.uid(), rustix::process::geteuid().as_raw());
+    anyhow::ensure!(
+        uid == own && peer.pid() == Some(parent),
+        "process {} of user {uid} listens, expected process {parent} of user {own}, the daemon",
+        peer.pid().unwrap_or_default()
+    );
+    Ok(())
 }
 
 pub(crate) fn superseded(generation: Generation) -> CollectiveError {

@@ -83,7 +83,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            shell::errln!("error: {error:#}");
+            shell::print::err_lines(&format!("error: {error:#}"));
             ExitCode::FAILURE
         }
     }

@@ -26,7 +26,7 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
         .worker_threads(RUNTIME_THREADS)
         .enable_all()
         .build()?;
-    let (link, task) = Link::connect(runtime.handle(), &settings.socket)?;
+    let (link, task) = Link::connect(runtime.handle(), &settings.socket, settings.parent)?;
     let begin = || {
         let assignment = &task.assignment;
         let job = proto::job::parse_stored(&assignment.job, &assignment.job_toml)?;

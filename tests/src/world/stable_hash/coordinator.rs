@@ -278,6 +278,10 @@ impl StableHash for coordinator::Event {
             Self::JobFailed { job, .. } => hasher.of_job(13, job),
             Self::JobCancelled { job } => hasher.of_job(14, job),
             Self::Unreachable { .. } => hasher.put(15_u8),
+            Self::WorkerDisplaced { worker, by } => {
+                hasher.of_worker(21, worker);
+                hasher.worker(&by.worker);
+            }
             Self::Ignored { worker, .. } => hasher.of_worker(16, worker),
             Self::UnitFailed {
                 job, unit, worker, ..

