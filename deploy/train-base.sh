@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Trains the weights under deploy/models: an autoencoder, a base model on it, and a RetriNet on that,
-# by a coordinator and two workers of our own on loopback. It takes hours and may be interrupted at
+# Trains the weights under deploy/models: an autoencoder, a base model on it, a RetriNet on that, and
+# a CLIP, by a coordinator and two workers of our own on loopback. It takes hours and may be interrupted at
 # any time: programs, store and data lie in one folder outside the checkout, and `start` goes on from
 # the last checkpoint. Everything runs in the background, at the lowest priority.
 #   train-base.sh start             go on with whatever was training
-#   train-base.sh STAGE             begin a stage: autoencoder, base or figures
+#   train-base.sh STAGE             begin a stage: autoencoder, base, figures or clip
 #                                   (deploy/jobs/STAGE.toml); the stage before is paused
 #   train-base.sh STAGE again       the same from step 0, as a new job: from newer weights of the
 #                                   stage before, or with other fields
@@ -96,10 +96,10 @@ data() {
 
 before() { # the stage whose weights a stage starts from
   case $1 in
-    autoencoder) ;;
+    autoencoder | clip) ;;
     base) echo autoencoder ;;
     figures) echo base ;;
-    *) fail "there is no stage $1; it is autoencoder, base or figures" ;;
+    *) fail "there is no stage $1; it is autoencoder, base, figures or clip" ;;
   esac
 }
 
@@ -121,7 +121,7 @@ stage() {
     sed -e "s|^dataset = .*|dataset = \"file://$root/figures\"|" \
       -e "s|^init = .*|init = \"file://$weights\"|" "deploy/jobs/$1.toml" >"$root/$1.toml"
     local other
-    for other in autoencoder base figures; do
+    for other in autoencoder base figures clip; do
       [ ! -s "$root/$other.id" ] ||
         "$root/bin/coordinator" pause "$(cat "$root/$other.id")" 2>/dev/null || true
     done
@@ -181,7 +181,7 @@ case ${1:-} in
     start
     status
     ;;
-  autoencoder | base | figures) stage "$@" ;;
+  autoencoder | base | figures | clip) stage "$@" ;;
   status) status ;;
   export)
     [ -s "$root/${2:-none}.id" ] || fail "export needs a stage that was begun"

@@ -209,7 +209,7 @@ fn images(spec: &TrainWork, examples: &[Example]) -> Vec<(&'static str, Tensor)>
     let masks = Masks::at_latents(
         &mask(|example| &example.target_mask),
         &mask(|example| &example.face_mask),
-        i64::from(spec.model.architecture.autoencoder().factor()),
+        i64::from(diffusion(spec).autoencoder.factor()),
         diffusion(spec).objective.target_mask_threshold,
     );
     vec![

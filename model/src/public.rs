@@ -217,11 +217,10 @@ pub(crate) fn load(
         })?;
     }
     match component {
-        "autoencoder" => load_autoencoder(
-            source,
-            model.architecture.autoencoder().channel_mult.len(),
-            into,
-        ),
+        "autoencoder" => match model.architecture.autoencoder() {
+            Some(autoencoder) => load_autoencoder(source, autoencoder.channel_mult.len(), into),
+            None => Ok(()),
+        },
         "text_encoder" => load_text(source, into),
         _ => match model.architecture.unet() {
             Some(unet) => load_unet(source, &unet.into(), into).map(drop),

@@ -14,7 +14,11 @@ fn new(architecture: Architecture, precision: Precision) -> Trainer {
     let mut spec = job(architecture, 0.01);
     spec.train.precision = precision;
     // Keep latents in the range of half precision.
-    spec.model.architecture.autoencoder_mut().scaling_factor = 1.0;
+    spec.model
+        .architecture
+        .autoencoder_mut()
+        .unwrap()
+        .scaling_factor = 1.0;
     Trainer::new(&spec, None, Device::Cpu).unwrap()
 }
 

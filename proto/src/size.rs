@@ -1,6 +1,8 @@
 //! Named model sizes: the configurations behind `size = "…"` in job.toml.
 
-use crate::architecture::config::{AutoencoderConfig, TextEncoderConfig, UNetConfig};
+use crate::architecture::config::{
+    AutoencoderConfig, ImageEncoderConfig, TextEncoderConfig, UNetConfig,
+};
 
 /// All sizes that [`named`] supports, smallest first.
 pub const NAMES: [&str; 3] = ["tiny", "small", "sd15"];
@@ -14,6 +16,25 @@ pub fn named(size: &str) -> Option<(UNetConfig, AutoencoderConfig, TextEncoderCo
         "sd15" => Some(sd15()),
         _ => None,
     }
+}
+
+/// The image tower of a CLIP of this size; None if there is no such size.
+#[must_use]
+pub fn image_encoder(size: &str) -> Option<ImageEncoderConfig> {
+    let [width, layers, heads, patch, projection] = match size {
+        "tiny" => [16, 1, 2, 8, 16],
+        "small" => [96, 3, 4, 8, 96],
+        // ViT-L/14, whose text tower is Stable Diffusion's.
+        "sd15" => [1024, 24, 16, 14, 768],
+        _ => return None,
+    };
+    Some(ImageEncoderConfig {
+        width,
+        layers,
+        heads,
+        patch,
+        projection,
+    })
 }
 
 /// For tests, at 32 pixels.

@@ -3,8 +3,8 @@
 //! documents the fields for users.
 
 pub use crate::architecture::config::{
-    Attend, AutoencoderConfig, Component, LossWeighting, Retrieval, RetrievalTime,
-    TextEncoderConfig, UNetConfig,
+    Attend, AutoencoderConfig, Component, ImageEncoderConfig, LossWeighting, Retrieval,
+    RetrievalTime, TextEncoderConfig, UNetConfig,
 };
 pub use crate::architecture::references::{Clothes, Pairing, References, Task, Transform};
 pub use crate::architecture::{Architecture, ArchitectureSpec};

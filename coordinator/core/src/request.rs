@@ -182,6 +182,12 @@ impl Coordinator {
 /// Refuses settings that the job's model does not support.
 fn check_settings(sample: &SampleWork, architecture: &ArchitectureSpec) -> Result<(), String> {
     let facts = architecture.facts();
+    if !facts.sampling.images {
+        return Err(format!(
+            "job {} trained a {}, which makes no images: sample from a job of another architecture",
+            sample.job, facts.noun
+        ));
+    }
     let (prompts, references) = (facts.sampling.prompts, facts.sampling.references);
     let settings = [
         ("references", !sample.references.is_empty(), references),

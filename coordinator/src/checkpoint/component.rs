@@ -79,7 +79,10 @@ impl Component {
         Self {
             part,
             unet: model.architecture.unet().map(Into::into),
-            levels: model.architecture.autoencoder().channel_mult.len(),
+            levels: model
+                .architecture
+                .autoencoder()
+                .map_or(0, |it| it.channel_mult.len()),
         }
     }
 
@@ -114,6 +117,8 @@ impl Component {
                 let names = belongs.then(|| diffusers_autoencoder(name, self.levels));
                 Some(autoencoder_of_today(names?.first()?))
             }
+            // Trained here, so its names are those of `transformers` already.
+            "clip" => Some(name.to_owned()),
             _ => {
                 let known = ["embeddings.", "encoder.", "final_layer_norm."];
                 let short = name.strip_prefix("text_model.").unwrap_or(name);

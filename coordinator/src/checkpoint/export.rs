@@ -10,7 +10,7 @@ use super::{Checkpoint, CheckpointError, TensorLocation};
 use base_weights::base::Base;
 use base_weights::init_digest::init_digest;
 use proto::checkpoint::{CheckpointManifest, MANIFEST_FILE};
-use proto::public::base::{CONFIG_FILE, PARTS, Part};
+use proto::public::base::{CLIP, CONFIG_FILE, PARTS, Part};
 use proto::public::names::{RETRIEVAL_NOTE, RETRINET_FILE};
 use proto::public::write::config;
 use proto::spec::{self, TrainWork};
@@ -175,7 +175,7 @@ impl Export<'_> {
             }
             self.check_complete(part)?;
             let file = match part.name {
-                "text_encoder" => "model.safetensors",
+                "text_encoder" | "clip" => "model.safetensors",
                 _ => "diffusion_pytorch_model.safetensors",
             };
             let config = config(part.name, &self.spec.model, self.spec.data.resolution);
@@ -197,10 +197,12 @@ impl Export<'_> {
     /// The components that the job's architecture uses. Shapes and digests of other components of
     /// its base are unknown.
     fn parts(&self) -> impl Iterator<Item = Part> {
-        let used = self.spec.model.architecture.facts().base_parts;
+        let architecture = &self.spec.model.architecture;
+        let used = architecture.facts().base_parts;
         PARTS
             .into_iter()
             .filter(|part| used.iter().any(|(name, _)| *name == part.name))
+            .chain(architecture.clip().map(|_| CLIP))
     }
 
     /// The trained weights whose names start with `prefix`, by their names without it.
@@ -282,9 +284,12 @@ impl Export<'_> {
     /// Refuses to write an incomplete component: random weights that a job froze are in no
     /// checkpoint.
     fn check_complete(&self, part: Part) -> Result<(), CheckpointError> {
-        use spec::Component::{CrossAttention, Decoder, Encoder, Middle, RetrievalEncoder};
+        use spec::Component::{
+            CrossAttention, Decoder, Encoder, ImageEncoder, Middle, RetrievalEncoder, TextEncoder,
+        };
         let components: &[spec::Component] = match part.name {
             "unet" => &[Encoder, Middle, Decoder, RetrievalEncoder, CrossAttention],
+            "clip" => &[TextEncoder, ImageEncoder],
             _ => &[],
         };
         let in_base = self

@@ -425,6 +425,7 @@ mod tests {
             size: 32,
             seed: 0,
             similar: parse_similar(similar).unwrap(),
+            backgrounds: BackgroundsArg::All,
             out: OutArgs {
                 out: String::new(),
                 replace: false,

@@ -115,7 +115,12 @@ pub(crate) struct SampleArgs {
     base: bool,
     /// Folders that earlier calls of this command wrote, of as many samples with the same seed:
     /// their images stand beside this call's in grid.png, under the names of the folders
-    #[arg(long, value_name = "DIR", value_delimiter = ',', conflicts_with = "prompts")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        value_delimiter = ',',
+        conflicts_with = "prompts"
+    )]
     beside: Vec<PathBuf>,
 }
 

@@ -49,6 +49,7 @@ async fn load(folder: &Path, version: &str) -> Result<Loader, LoadError> {
         dataset: url(folder),
         resolution: 16,
         prompt_drop: 0.0,
+        looks_drop: 0.0,
         prompt_order: PromptOrder::AsWritten,
         holdout: 0.0,
         seed: 1,

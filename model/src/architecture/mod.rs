@@ -2,6 +2,7 @@
 //! each parameter. Only this file knows all architectures; the trainer uses [`interface`].
 
 pub(crate) mod autoencoder;
+pub(crate) mod clip;
 pub(crate) mod interface;
 pub mod retrinet;
 pub(crate) mod text_to_image;
@@ -15,6 +16,7 @@ pub(crate) fn of(spec: &ArchitectureSpec) -> Box<dyn Architecture> {
         ArchitectureSpec::Autoencoder(spec) => Box::new(autoencoder::Autoencoder(spec.clone())),
         ArchitectureSpec::TextToImage(spec) => Box::new(text_to_image::TextToImage(spec.clone())),
         ArchitectureSpec::Retrinet(spec) => Box::new(retrinet::Retrinet(spec.clone())),
+        ArchitectureSpec::Clip(spec) => Box::new(clip::Clip(spec.clone())),
     }
 }
 
@@ -28,12 +30,18 @@ mod tests {
 
     #[test]
     fn prefixes_cover_every_parameter_and_the_components_of_the_job() {
-        for name in ["autoencoder", "text-to-image", "retrinet"] {
+        for name in ["autoencoder", "text-to-image", "retrinet", "clip"] {
             let references = if name == "retrinet" { 1 } else { 0 };
+            let prompt_drop = if name == "clip" { 0.0 } else { 0.5 };
+            let init = if name == "clip" {
+                ""
+            } else {
+                "init = \"file:///none\"\n"
+            };
             let text = format!(
                 "name = \"a\"\n[data]\ndataset = \"file:///none\"\nresolution = 32\nreferences = \
-                {references}\n\
-                 [model]\narchitecture = \"{name}\"\nsize = \"tiny\"\ninit = \"file:///none\"\n\
+                {references}\nprompt_drop = {prompt_drop}\n\
+                 [model]\narchitecture = \"{name}\"\nsize = \"tiny\"\n{init}\
                  [train]\nsteps = 4\nglobal_batch = 1\nmicro_batch = 1\n"
             );
             let spec = proto::job::parse_training("job.toml", &text).expect("the job is valid");

@@ -13,6 +13,7 @@ pub(crate) fn job(architecture: Architecture, learning_rate: f64) -> TrainWork {
         Architecture::Autoencoder => "autoencoder",
         Architecture::TextToImage => "text-to-image",
         Architecture::Retrinet => "retrinet",
+        Architecture::Clip => "clip",
     };
     let references = if architecture == Architecture::Retrinet {
         2
@@ -20,16 +21,23 @@ pub(crate) fn job(architecture: Architecture, learning_rate: f64) -> TrainWork {
         0
     };
     // The job format requires an init for RetriNet; the model itself can start from random weights.
+    let (prompt_drop, init) = if architecture == Architecture::Clip {
+        (0.0, "")
+    } else {
+        (0.5, "init = \"file:///none\"\n")
+    };
     let text = format!(
         "name = \"scene\"\n[data]\ndataset = \"file:///none\"\nresolution = 32\nreferences = \
-        {references}\nseed = 5\n\
-         [model]\narchitecture = \"{name}\"\nsize = \"tiny\"\ninit = \"file:///none\"\n\
+        {references}\nprompt_drop = {prompt_drop}\nseed = 5\n\
+         [model]\narchitecture = \"{name}\"\nsize = \"tiny\"\n{init}\
          [train]\nsteps = 100\nglobal_batch = 4\nmicro_batch = 4\nlearning_rate = \
         {learning_rate}\nwarmup = 0\n"
     );
     let mut spec = proto::job::parse_training("scene.toml", &text).unwrap();
     // A random autoencoder's latents are small, so scale them up to make images matter.
-    spec.model.architecture.autoencoder_mut().scaling_factor = 20.0;
+    if let Some(autoencoder) = spec.model.architecture.autoencoder_mut() {
+        autoencoder.scaling_factor = 20.0;
+    }
     spec
 }
 

@@ -672,7 +672,7 @@ mod tests {
         let autoencoder = Model {
             architecture: proto::spec::ArchitectureSpec::Autoencoder(
                 proto::architecture::Autoencoder {
-                    autoencoder: model().architecture.autoencoder().clone(),
+                    autoencoder: model().architecture.autoencoder().unwrap().clone(),
                     reconstruction: proto::architecture::Reconstruction::default(),
                 },
             ),
@@ -855,7 +855,8 @@ mod tests {
         let autoencoder = Model {
             architecture: proto::spec::ArchitectureSpec::Autoencoder(
                 proto::architecture::Autoencoder {
-                    autoencoder: model().architecture.autoencoder().clone(),
+                    autoencoder: model().architecture.autoencoder().unwrap().clone(),
+                    reconstruction: proto::architecture::Reconstruction::default(),
                 },
             ),
             ..model()

@@ -74,6 +74,7 @@ pub(super) const FACTS: Facts = Facts {
     base_parts: &[("autoencoder", true)],
     own_file: None,
     sampling: Sampling {
+        images: true,
         prompts: false,
         references: false,
     },
@@ -82,7 +83,7 @@ pub(super) const FACTS: Facts = Facts {
 impl Autoencoder {
     pub(super) fn read(fields: &mut Fields, faults: &mut Faults) -> Self {
         Self {
-            autoencoder: fields.autoencoder.clone(),
+            autoencoder: fields.autoencoder(),
             reconstruction: Reconstruction::read(fields, faults),
         }
     }

@@ -16,6 +16,8 @@ pub enum Component {
     Decoder,
     RetrievalEncoder,
     CrossAttention,
+    /// CLIP's image tower, with the scale of its similarities.
+    ImageEncoder,
 }
 
 /// The U-Net in CompVis block layout (notes 3.1). SD 1.5: 320, [1,2,4,4], 2, [0,1,2], 8, 768, 4.
@@ -72,6 +74,20 @@ pub struct TextEncoderConfig {
     pub heads: u32,
     /// Prompts are truncated or padded to this many tokens, including begin and end.
     pub tokens: u32,
+}
+
+/// CLIP's image transformer, and the width of the space that it shares with the text transformer
+/// (notes 5.1). ViT-L/14: 1024, 24, 16, 14, 768.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageEncoderConfig {
+    pub width: u32,
+    pub layers: u32,
+    pub heads: u32,
+    /// Side of a patch in pixels; divides the job's resolution.
+    pub patch: u32,
+    /// Width of the embeddings of images and of texts.
+    pub projection: u32,
 }
 
 /// Design choices of RetriNet's retrieval block that the paper leaves open (notes 3.5). The

@@ -96,7 +96,7 @@ impl Diffusion {
         fields.allow("data.looks_drop");
         fields.allow("data.prompt_order");
         Self {
-            autoencoder: fields.autoencoder.clone(),
+            autoencoder: fields.autoencoder(),
             text_encoder: fields.text_encoder(),
             unet: fields.unet(),
             latents: fields.read("model.latents"),

@@ -22,9 +22,23 @@ pub struct Facts {
     pub sampling: Sampling,
 }
 
+impl Facts {
+    /// The article of `noun`.
+    #[must_use]
+    pub fn article(&self) -> &'static str {
+        if self.noun.starts_with('a') {
+            "an"
+        } else {
+            "a"
+        }
+    }
+}
+
 /// Which inputs of sampling an architecture supports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sampling {
+    /// Whether it makes images at all.
+    pub images: bool,
     /// `prompts`
     pub prompts: bool,
     /// `references`, `task`, `pairing` and `attention`

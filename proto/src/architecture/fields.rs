@@ -2,7 +2,7 @@
 //! architecture takes the fields that it reads. A remaining field has no effect and is rejected,
 //! unless it has its default value, because stored job texts have every field written out.
 
-use super::config::{AutoencoderConfig, TextEncoderConfig, UNetConfig};
+use super::config::{AutoencoderConfig, ImageEncoderConfig, TextEncoderConfig, UNetConfig};
 use crate::job::Origin;
 use crate::job::faults::Faults;
 use crate::size;
@@ -49,31 +49,36 @@ kl_loss_weight = 1e-4
 
 /// See the module's header.
 pub(crate) struct Fields {
-    pub(super) autoencoder: AutoencoderConfig,
-    /// None once taken.
+    /// The networks; None once taken.
+    autoencoder: Option<AutoencoderConfig>,
     unet: Option<UNetConfig>,
     text_encoder: Option<TextEncoderConfig>,
+    image_encoder: Option<ImageEncoderConfig>,
     defaults: BTreeMap<String, Value>,
     /// Fields of job.toml that were not taken yet.
     remaining: BTreeMap<String, Value>,
     origin: Origin,
 }
 
+/// The networks of a named size, with the overrides of job.toml.
+pub(crate) struct Networks {
+    pub(crate) autoencoder: AutoencoderConfig,
+    pub(crate) unet: UNetConfig,
+    pub(crate) text_encoder: TextEncoderConfig,
+    pub(crate) image_encoder: ImageEncoderConfig,
+}
+
 impl Fields {
-    /// `written` holds the tables of job.toml with the types of the raw job. The networks are those
-    /// of the named size with the overrides of job.toml.
-    pub(crate) fn new(
-        written: &Table,
-        (unet, autoencoder, text): (UNetConfig, AutoencoderConfig, TextEncoderConfig),
-        origin: Origin,
-    ) -> Self {
+    /// `written` holds the tables of job.toml with the types of the raw job.
+    pub(crate) fn new(written: &Table, networks: Networks, origin: Origin) -> Self {
         let defaults = leaves(&defaults());
         let mut remaining = leaves(written);
         remaining.retain(|field, _| defaults.contains_key(field));
         Self {
-            autoencoder,
-            unet: Some(unet),
-            text_encoder: Some(text),
+            autoencoder: Some(networks.autoencoder),
+            unet: Some(networks.unet),
+            text_encoder: Some(networks.text_encoder),
+            image_encoder: Some(networks.image_encoder),
             defaults,
             remaining,
             origin,
@@ -111,6 +116,18 @@ impl Fields {
         )
     }
 
+    pub(super) fn autoencoder(&mut self) -> AutoencoderConfig {
+        self.autoencoder
+            .take()
+            .expect("an architecture has one autoencoder")
+    }
+
+    pub(super) fn image_encoder(&mut self) -> ImageEncoderConfig {
+        self.image_encoder
+            .take()
+            .expect("an architecture has one image encoder")
+    }
+
     pub(super) fn unet(&mut self) -> UNetConfig {
         self.unet.take().expect("an architecture has one U-Net")
     }
@@ -133,22 +150,30 @@ impl Fields {
         why_unused: impl Fn(&str) -> String,
         faults: &mut Faults,
     ) {
-        let sizes: Vec<_> = size::NAMES
-            .iter()
-            .filter_map(|name| size::named(name))
-            .collect();
-        let unet = self
-            .unet
-            .is_none_or(|unet| sizes.iter().any(|it| it.0 == unet));
-        let text = self
-            .text_encoder
-            .is_none_or(|text| sizes.iter().any(|it| it.2 == text));
-        for (field, is_of_a_size) in [("model.unet", unet), ("model.text_encoder", text)] {
+        let of_a_size = [
+            ("model.autoencoder", "all but clip", {
+                let found = self.autoencoder;
+                found.is_none_or(|it| sizes().any(|(_, autoencoder, _)| autoencoder == it))
+            }),
+            ("model.unet", "text-to-image and retrinet", {
+                let found = self.unet;
+                found.is_none_or(|it| sizes().any(|(unet, ..)| unet == it))
+            }),
+            ("model.text_encoder", "text-to-image, retrinet and clip", {
+                let found = self.text_encoder;
+                found.is_none_or(|it| sizes().any(|(.., text)| text == it))
+            }),
+            ("model.image_encoder", "clip", {
+                let mut of_sizes = size::NAMES
+                    .iter()
+                    .filter_map(|name| size::image_encoder(name));
+                self.image_encoder
+                    .is_none_or(|it| of_sizes.any(|of_size| of_size == it))
+            }),
+        ];
+        for (field, users, is_of_a_size) in of_a_size {
             faults.need(is_of_a_size, field, || {
-                format!(
-                    "is for text-to-image and retrinet; an {name} has no such component: leave \
-                    the table out"
-                )
+                format!("is for {users}; {name} has no such component: leave the table out")
             });
         }
         let mut unused = self.remaining;
@@ -165,6 +190,11 @@ impl Fields {
             reject(field, value, &why_unused(field), faults);
         }
     }
+}
+
+/// The networks of all named sizes.
+fn sizes() -> impl Iterator<Item = (UNetConfig, AutoencoderConfig, TextEncoderConfig)> {
+    size::NAMES.iter().filter_map(|name| size::named(name))
 }
 
 /// Rejects a field for a reason, unless it has its default value.

@@ -4,6 +4,7 @@
 //! [`ArchitectureSpec`].
 
 mod autoencoder;
+mod clip;
 pub(crate) mod config;
 mod diffusion;
 mod facts;
@@ -13,6 +14,7 @@ mod retrinet;
 mod text_to_image;
 
 pub use autoencoder::{Autoencoder, Reconstruction};
+pub use clip::Clip;
 pub use diffusion::{Diffusion, Latents, Noise, NoiseKind, Objective, Prediction};
 pub use facts::{Facts, Sampling};
 pub use references::References;
@@ -35,6 +37,8 @@ pub enum Architecture {
     TextToImage,
     /// The paper's model, trained from a given base model.
     Retrinet,
+    /// A text tower and an image tower, for scores and for models with image embeddings.
+    Clip,
 }
 
 /// An architecture with everything that it reads from job.toml.
@@ -44,10 +48,16 @@ pub enum ArchitectureSpec {
     Autoencoder(Autoencoder),
     TextToImage(TextToImage),
     Retrinet(Retrinet),
+    Clip(Clip),
 }
 
 impl Architecture {
-    pub const ALL: [Self; 3] = [Self::Autoencoder, Self::TextToImage, Self::Retrinet];
+    pub const ALL: [Self; 4] = [
+        Self::Autoencoder,
+        Self::TextToImage,
+        Self::Retrinet,
+        Self::Clip,
+    ];
 
     #[must_use]
     pub fn facts(self) -> &'static Facts {
@@ -55,6 +65,7 @@ impl Architecture {
             Self::Autoencoder => &autoencoder::FACTS,
             Self::TextToImage => &text_to_image::FACTS,
             Self::Retrinet => &retrinet::FACTS,
+            Self::Clip => &clip::FACTS,
         }
     }
 
@@ -79,6 +90,7 @@ impl Architecture {
             Self::Autoencoder => ArchitectureSpec::Autoencoder(Autoencoder::read(fields, faults)),
             Self::TextToImage => ArchitectureSpec::TextToImage(TextToImage::read(fields, faults)),
             Self::Retrinet => ArchitectureSpec::Retrinet(Retrinet::read(fields, faults)),
+            Self::Clip => ArchitectureSpec::Clip(Clip::read(fields, faults)),
         }
     }
 
@@ -88,6 +100,7 @@ impl Architecture {
             Self::Autoencoder => autoencoder::why_unused(field),
             Self::TextToImage => text_to_image::why_unused(field),
             Self::Retrinet => retrinet::why_unused(field),
+            Self::Clip => clip::why_unused(field),
         }
     }
 }
@@ -99,6 +112,7 @@ impl ArchitectureSpec {
             Self::Autoencoder(_) => Architecture::Autoencoder,
             Self::TextToImage(_) => Architecture::TextToImage,
             Self::Retrinet(_) => Architecture::Retrinet,
+            Self::Clip(_) => Architecture::Clip,
         }
     }
 
@@ -108,19 +122,29 @@ impl ArchitectureSpec {
     }
 
     #[must_use]
-    pub fn autoencoder(&self) -> &AutoencoderConfig {
+    pub fn autoencoder(&self) -> Option<&AutoencoderConfig> {
         match self {
-            Self::Autoencoder(it) => &it.autoencoder,
-            Self::TextToImage(it) => &it.diffusion.autoencoder,
-            Self::Retrinet(it) => &it.diffusion.autoencoder,
+            Self::Autoencoder(it) => Some(&it.autoencoder),
+            Self::TextToImage(it) => Some(&it.diffusion.autoencoder),
+            Self::Retrinet(it) => Some(&it.diffusion.autoencoder),
+            Self::Clip(_) => None,
         }
     }
 
-    pub fn autoencoder_mut(&mut self) -> &mut AutoencoderConfig {
+    pub fn autoencoder_mut(&mut self) -> Option<&mut AutoencoderConfig> {
         match self {
-            Self::Autoencoder(it) => &mut it.autoencoder,
-            Self::TextToImage(it) => &mut it.diffusion.autoencoder,
-            Self::Retrinet(it) => &mut it.diffusion.autoencoder,
+            Self::Autoencoder(it) => Some(&mut it.autoencoder),
+            Self::TextToImage(it) => Some(&mut it.diffusion.autoencoder),
+            Self::Retrinet(it) => Some(&mut it.diffusion.autoencoder),
+            Self::Clip(_) => None,
+        }
+    }
+
+    #[must_use]
+    pub fn clip(&self) -> Option<&Clip> {
+        match self {
+            Self::Clip(it) => Some(it),
+            Self::Autoencoder(_) | Self::TextToImage(_) | Self::Retrinet(_) => None,
         }
     }
 
@@ -128,7 +152,7 @@ impl ArchitectureSpec {
     #[must_use]
     pub fn diffusion(&self) -> Option<&Diffusion> {
         match self {
-            Self::Autoencoder(_) => None,
+            Self::Autoencoder(_) | Self::Clip(_) => None,
             Self::TextToImage(it) => Some(&it.diffusion),
             Self::Retrinet(it) => Some(&it.diffusion),
         }
@@ -136,7 +160,7 @@ impl ArchitectureSpec {
 
     pub fn diffusion_mut(&mut self) -> Option<&mut Diffusion> {
         match self {
-            Self::Autoencoder(_) => None,
+            Self::Autoencoder(_) | Self::Clip(_) => None,
             Self::TextToImage(it) => Some(&mut it.diffusion),
             Self::Retrinet(it) => Some(&mut it.diffusion),
         }
@@ -149,7 +173,8 @@ impl ArchitectureSpec {
 
     #[must_use]
     pub fn text_encoder(&self) -> Option<&TextEncoderConfig> {
-        self.diffusion().map(|it| &it.text_encoder)
+        let of_clip = self.clip().map(|it| &it.text_encoder);
+        self.diffusion().map(|it| &it.text_encoder).or(of_clip)
     }
 
     /// Number of time steps of its noise schedule.
@@ -162,7 +187,7 @@ impl ArchitectureSpec {
     #[must_use]
     pub fn retrieval(&self) -> Option<Retrieval> {
         match self {
-            Self::Autoencoder(_) | Self::TextToImage(_) => None,
+            Self::Autoencoder(_) | Self::TextToImage(_) | Self::Clip(_) => None,
             Self::Retrinet(it) => Some(it.retrieval),
         }
     }
@@ -171,21 +196,26 @@ impl ArchitectureSpec {
     #[must_use]
     pub fn references(&self) -> Option<&References> {
         match self {
-            Self::Autoencoder(_) | Self::TextToImage(_) => None,
+            Self::Autoencoder(_) | Self::TextToImage(_) | Self::Clip(_) => None,
             Self::Retrinet(it) => Some(&it.references),
         }
     }
 
     pub fn references_mut(&mut self) -> Option<&mut References> {
         match self {
-            Self::Autoencoder(_) | Self::TextToImage(_) => None,
+            Self::Autoencoder(_) | Self::TextToImage(_) | Self::Clip(_) => None,
             Self::Retrinet(it) => Some(&mut it.references),
         }
     }
 
     /// All its fields, in the tables of job.toml.
     pub(crate) fn write(&self, written: &mut Written) {
-        written.put("model.autoencoder", self.autoencoder());
+        if let Some(autoencoder) = self.autoencoder() {
+            written.put("model.autoencoder", autoencoder);
+        }
+        if let Some(clip) = self.clip() {
+            clip.write(written);
+        }
         if let Self::Autoencoder(it) = self {
             it.reconstruction.write(written);
         }

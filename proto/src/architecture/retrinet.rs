@@ -48,6 +48,7 @@ pub(super) const FACTS: Facts = Facts {
     ],
     own_file: Some(OWN_FILE),
     sampling: Sampling {
+        images: true,
         prompts: true,
         references: true,
     },

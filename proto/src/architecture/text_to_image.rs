@@ -33,6 +33,7 @@ pub(super) const FACTS: Facts = Facts {
     ],
     own_file: None,
     sampling: Sampling {
+        images: true,
         prompts: true,
         references: false,
     },

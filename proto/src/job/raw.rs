@@ -140,6 +140,8 @@ pub(super) struct ModelToml {
     pub(super) autoencoder: AutoencoderToml,
     #[serde(default)]
     pub(super) text_encoder: TextEncoderToml,
+    #[serde(default, skip_serializing_if = "ImageEncoderToml::is_empty")]
+    pub(super) image_encoder: ImageEncoderToml,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -174,6 +176,23 @@ pub(super) struct AutoencoderToml {
     pub(super) latent_channels: Option<u32>,
     pub(super) scaling_factor: Option<f64>,
     pub(super) norm_groups: Option<u32>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ImageEncoderToml {
+    pub(super) width: Option<u32>,
+    pub(super) layers: Option<u32>,
+    pub(super) heads: Option<u32>,
+    pub(super) patch: Option<u32>,
+    pub(super) projection: Option<u32>,
+}
+
+impl ImageEncoderToml {
+    /// Older releases do not know the table.
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

@@ -116,7 +116,7 @@ fn unknown_keys_get_a_suggestion() {
         "architecture = \"retrinet\"",
         "architecture = \"retronet\"",
         "job.toml:12: model.architecture: unknown variant `retronet`, expected one of \
-        `autoencoder`, `text-to-image`, `retrinet`; did you mean `retrinet`?",
+        `autoencoder`, `text-to-image`, `retrinet`, `clip`; did you mean `retrinet`?",
     );
     check(
         "size = \"small\"",
@@ -132,7 +132,7 @@ fn planned_values_are_distinguished_from_misspellings() {
         "architecture = \"retrinet\"",
         "architecture = \"controlnet\"",
         "job.toml:12: model.architecture: not supported yet: unknown variant `controlnet`, \
-        expected one of `autoencoder`, `text-to-image`, `retrinet`",
+        expected one of `autoencoder`, `text-to-image`, `retrinet`, `clip`",
     );
 }
 

@@ -29,17 +29,17 @@ pub enum Disagreement {
 /// The first field that the networks do not support or that differs.
 pub fn agree(component: &str, config: &str, model: &Model) -> Result<(), Disagreement> {
     let job = &model.architecture;
-    match (component, job.diffusion()) {
-        ("autoencoder", _) => {
-            scaling(config, job.autoencoder())?;
-            autoencoder(&config::autoencoder(config)?, &job.autoencoder().into())
+    match (component, job.autoencoder(), job.diffusion()) {
+        ("autoencoder", Some(job), _) => {
+            scaling(config, job)?;
+            autoencoder(&config::autoencoder(config)?, &job.into())
         }
         // A component that the architecture does not have is not read.
-        (_, None) => Ok(()),
-        ("text_encoder", Some(job)) => {
+        ("autoencoder", None, _) | (_, _, None) => Ok(()),
+        ("text_encoder", _, Some(job)) => {
             text(&config::text(config, false)?, &(&job.text_encoder).into())
         }
-        (_, Some(job)) => unet(&config::unet(config)?, &(&job.unet).into()),
+        (_, _, Some(job)) => unet(&config::unet(config)?, &(&job.unet).into()),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Writes the `config.json` that `diffusers` and `transformers` need for our weights. The inverse
 //! of [`super::config`]. Pure.
 
+use crate::architecture::Clip;
 use crate::layout::{CLIP_END, CLIP_VOCABULARY};
 use crate::spec::{AutoencoderConfig, Model, TextEncoderConfig, UNetConfig};
 use serde_json::{Value, json};
@@ -8,17 +9,19 @@ use serde_json::{Value, json};
 /// The release of diffusers that defines these fields; newer releases read them too.
 pub(super) const DIFFUSERS: &str = "0.42.1";
 
-/// The config of a component ("autoencoder", "text_encoder" or "unet") of a model that works at
+/// The config of a component ("autoencoder", "text_encoder", "unet" or "clip") of a
+/// model that works at
 /// `resolution` pixels; None: its architecture has no such component.
 #[must_use]
 pub fn config(component: &str, model: &Model, resolution: u32) -> Option<String> {
     let architecture = &model.architecture;
     let config = match component {
-        "autoencoder" => autoencoder(architecture.autoencoder(), resolution),
+        "autoencoder" => autoencoder(architecture.autoencoder()?, resolution),
         "text_encoder" => text(architecture.text_encoder()?),
+        "clip" => clip(architecture.clip()?, resolution),
         _ => unet(
             architecture.unet()?,
-            resolution / architecture.autoencoder().factor(),
+            resolution / architecture.autoencoder()?.factor(),
         ),
     };
     Some(format!("{config:#}\n"))
@@ -100,6 +103,36 @@ fn text(config: &TextEncoderConfig) -> Value {
     })
 }
 
+fn clip(config: &Clip, resolution: u32) -> Value {
+    let image = &config.image_encoder;
+    let mut towers = [
+        text(&config.text_encoder),
+        json!({
+            "model_type": "clip_vision_model",
+            "hidden_act": "quick_gelu",
+            "hidden_size": image.width,
+            "image_size": resolution,
+            "intermediate_size": 4 * image.width,
+            "layer_norm_eps": 1e-5,
+            "num_attention_heads": image.heads,
+            "num_channels": 3,
+            "num_hidden_layers": image.layers,
+            "patch_size": image.patch,
+        }),
+    ];
+    for tower in &mut towers {
+        tower["projection_dim"] = json!(image.projection);
+    }
+    let [text, vision] = towers;
+    json!({
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": image.projection,
+        "text_config": text,
+        "vision_config": vision,
+    })
+}
+
 fn widths(first: u32, multiples: &[u32]) -> Vec<u32> {
     multiples.iter().map(|multiple| first * multiple).collect()
 }
@@ -109,6 +142,24 @@ fn widths(first: u32, multiples: &[u32]) -> Vec<u32> {
 mod tests {
     use super::*;
     use crate::public::agree::agree;
+
+    #[test]
+    fn a_clip_is_written_as_both_towers_read_it() {
+        for size in crate::size::NAMES {
+            let text = format!(
+                "name = \"x\"\n[data]\ndataset = \"file:///d\"\nresolution = 56\nprompt_drop = 0\n\
+                 [model]\narchitecture = \"clip\"\nsize = \"{size}\"\n\
+                 [train]\nsteps = 1\nglobal_batch = 1\nmicro_batch = 1\n"
+            );
+            let job = crate::job::parse_training("job.toml", &text).unwrap();
+            let clip = job.model.architecture.clip().unwrap();
+            let written = config("clip", &job.model, 56).unwrap();
+            let text = crate::public::config::text(&written, true).unwrap();
+            assert_eq!(text, clip.text_layout());
+            let image = crate::public::config::image(&written).unwrap();
+            assert_eq!(image, clip.image_layout(56));
+        }
+    }
 
     #[test]
     fn what_is_written_is_read_back_for_every_size() {

@@ -285,6 +285,18 @@ fn check_across_sections(spec: &TrainWork, resources: &Resources, faults: &mut F
             },
         );
     }
+    let (facts, init) = (spec.model.architecture.facts(), &spec.model.init);
+    faults.need(
+        init.is_none() || !facts.base_parts.is_empty(),
+        "model.init",
+        || {
+            format!(
+                "is {:?}; a {} starts from random weights: leave it out",
+                init.as_deref().unwrap_or_default(),
+                facts.noun
+            )
+        },
+    );
     let every = spec.train.validate_every;
     faults.need(
         every == 0 || spec.data.holdout > 0.0,
@@ -302,7 +314,9 @@ fn check_across_sections(spec: &TrainWork, resources: &Resources, faults: &mut F
         field,
         || {
             format!(
-                "is {cache}; it must be 0 for an autoencoder, whose latents change with every step"
+                "is {cache}; it must be 0 for {} {}, which has no latents that recur",
+                spec.model.architecture.facts().article(),
+                spec.model.architecture.facts().noun,
             )
         },
     );

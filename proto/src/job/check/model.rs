@@ -4,13 +4,15 @@
 use super::data::absolute;
 use super::kebab;
 use crate::architecture::Facts;
-use crate::architecture::fields::Fields;
+use crate::architecture::fields::{Fields, Networks};
 use crate::job::Origin;
 use crate::job::faults::Faults;
-use crate::job::raw::{AutoencoderToml, ModelToml, TextEncoderToml, UNetToml};
+use crate::job::raw::{AutoencoderToml, ImageEncoderToml, ModelToml, TextEncoderToml, UNetToml};
 use crate::location::nearest;
 use crate::size;
-use crate::spec::{AutoencoderConfig, Component, Model, TextEncoderConfig, UNetConfig};
+use crate::spec::{
+    AutoencoderConfig, Component, ImageEncoderConfig, Model, TextEncoderConfig, UNetConfig,
+};
 use std::path::Path;
 use toml::Table;
 
@@ -38,12 +40,9 @@ pub(super) fn model(
 }
 
 /// The networks of the named size with the overrides of job.toml.
-fn networks(
-    raw: &ModelToml,
-    faults: &mut Faults,
-) -> (UNetConfig, AutoencoderConfig, TextEncoderConfig) {
-    let size = raw.size.as_deref().unwrap_or("small");
-    let (unet, autoencoder, text_encoder) = size::named(size).unwrap_or_else(|| {
+fn networks(raw: &ModelToml, faults: &mut Faults) -> Networks {
+    let mut size = raw.size.as_deref().unwrap_or("small");
+    if size::named(size).is_none() {
         let hint = nearest(size, &size::NAMES)
             .map(|it| format!("; did you mean {it:?}?"))
             .unwrap_or_default();
@@ -54,13 +53,16 @@ fn networks(
                 size::NAMES.join(", ")
             ),
         );
-        size::named("small").expect("the default size exists")
-    });
-    (
-        unet_over(unet, &raw.unet),
-        autoencoder_over(autoencoder, &raw.autoencoder),
-        text_over(text_encoder, &raw.text_encoder),
-    )
+        size = "small";
+    }
+    let (unet, autoencoder, text_encoder) = size::named(size).expect("the size was checked");
+    let image_encoder = size::image_encoder(size).expect("every size has one");
+    Networks {
+        unet: unet_over(unet, &raw.unet),
+        autoencoder: autoencoder_over(autoencoder, &raw.autoencoder),
+        text_encoder: text_over(text_encoder, &raw.text_encoder),
+        image_encoder: image_over(image_encoder, &raw.image_encoder),
+    }
 }
 
 fn freeze(raw: &ModelToml, facts: &Facts, faults: &mut Faults) -> Vec<Component> {
@@ -172,5 +174,15 @@ fn text_over(base: TextEncoderConfig, raw: &TextEncoderToml) -> TextEncoderConfi
         layers: raw.layers.unwrap_or(base.layers),
         heads: raw.heads.unwrap_or(base.heads),
         tokens: raw.tokens.unwrap_or(base.tokens),
+    }
+}
+
+fn image_over(base: ImageEncoderConfig, raw: &ImageEncoderToml) -> ImageEncoderConfig {
+    ImageEncoderConfig {
+        width: raw.width.unwrap_or(base.width),
+        layers: raw.layers.unwrap_or(base.layers),
+        heads: raw.heads.unwrap_or(base.heads),
+        patch: raw.patch.unwrap_or(base.patch),
+        projection: raw.projection.unwrap_or(base.projection),
     }
 }

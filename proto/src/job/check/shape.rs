@@ -3,11 +3,34 @@
 
 use crate::architecture::Diffusion;
 use crate::job::faults::Faults;
-use crate::spec::TrainWork;
+use crate::spec::{AutoencoderConfig, ImageEncoderConfig, TextEncoderConfig, TrainWork};
 
 /// Checks widths, heads, groups and resolution.
 pub(super) fn shapes(spec: &TrainWork, faults: &mut Faults) {
-    let autoencoder = spec.model.architecture.autoencoder();
+    let mut side_multiple = 1_u32;
+    if let Some(autoencoder) = spec.model.architecture.autoencoder() {
+        autoencoder_shapes(autoencoder, faults);
+        let factor = autoencoder.channel_mult.len().saturating_sub(1);
+        side_multiple <<= factor.min(20);
+    }
+    if let Some(diffusion) = spec.model.architecture.diffusion() {
+        diffusion_shapes(diffusion, faults);
+        side_multiple <<= diffusion.unet.channel_mult.len().saturating_sub(1).min(10);
+    }
+    if let Some(clip) = spec.model.architecture.clip() {
+        text_shapes(&clip.text_encoder, faults);
+        image_shapes(&clip.image_encoder, faults);
+        side_multiple = clip.image_encoder.patch.max(1);
+    }
+    let resolution = spec.data.resolution;
+    faults.need(
+        resolution > 0 && resolution.is_multiple_of(side_multiple),
+        "data.resolution",
+        || format!("is {resolution}; it must be a positive multiple of {side_multiple}"),
+    );
+}
+
+fn autoencoder_shapes(autoencoder: &AutoencoderConfig, faults: &mut Faults) {
     levels(
         "model.autoencoder",
         autoencoder.channels,
@@ -27,17 +50,38 @@ pub(super) fn shapes(spec: &TrainWork, faults: &mut Faults) {
         "model.autoencoder.scaling_factor",
         || format!("is {scaling}; it must be a number above 0"),
     );
-    let factor = autoencoder.channel_mult.len().saturating_sub(1);
-    let mut side_multiple = 1_u32 << factor.min(20);
-    if let Some(diffusion) = spec.model.architecture.diffusion() {
-        diffusion_shapes(diffusion, faults);
-        side_multiple <<= diffusion.unet.channel_mult.len().saturating_sub(1).min(10);
-    }
-    let resolution = spec.data.resolution;
+}
+
+fn image_shapes(image: &ImageEncoderConfig, faults: &mut Faults) {
+    faults.count("model.image_encoder.width", image.width, 8192);
+    faults.count("model.image_encoder.layers", image.layers, 128);
+    faults.count("model.image_encoder.patch", image.patch, 1024);
+    faults.count("model.image_encoder.projection", image.projection, 8192);
+    let (width, heads) = (image.width, image.heads);
     faults.need(
-        resolution > 0 && resolution.is_multiple_of(side_multiple),
-        "data.resolution",
-        || format!("is {resolution}; it must be a positive multiple of {side_multiple}"),
+        heads > 0 && width.is_multiple_of(heads),
+        "model.image_encoder.heads",
+        || format!("is {heads}; it must divide model.image_encoder.width, which is {width}"),
+    );
+}
+
+fn text_shapes(text: &TextEncoderConfig, faults: &mut Faults) {
+    faults.count("model.text_encoder.width", text.width, 8192);
+    faults.count("model.text_encoder.layers", text.layers, 128);
+    faults.need(
+        text.heads > 0 && text.width.is_multiple_of(text.heads),
+        "model.text_encoder.heads",
+        || {
+            format!(
+                "is {}; it must divide model.text_encoder.width, which is {}",
+                text.heads, text.width
+            )
+        },
+    );
+    faults.need(
+        (2..=1024).contains(&text.tokens),
+        "model.text_encoder.tokens",
+        || format!("is {}; a prompt has 2 to 1024 tokens", text.tokens),
     );
 }
 
@@ -106,23 +150,7 @@ fn diffusion_shapes(diffusion: &Diffusion, faults: &mut Faults) {
             )
         },
     );
-    faults.count("model.text_encoder.width", text.width, 8192);
-    faults.count("model.text_encoder.layers", text.layers, 128);
-    faults.need(
-        text.heads > 0 && text.width.is_multiple_of(text.heads),
-        "model.text_encoder.heads",
-        || {
-            format!(
-                "is {}; it must divide model.text_encoder.width, which is {}",
-                text.heads, text.width
-            )
-        },
-    );
-    faults.need(
-        (2..=1024).contains(&text.tokens),
-        "model.text_encoder.tokens",
-        || format!("is {}; a prompt has 2 to 1024 tokens", text.tokens),
-    );
+    text_shapes(text, faults);
 }
 
 fn levels(table: &str, channels: u32, mult: &[u32], groups: u32, faults: &mut Faults) {

@@ -1,11 +1,11 @@
 //! Invalid combinations of fields, and fields that have no effect.
 
-use super::{GOOD, check_canonical, read};
+use super::{GOOD, check_canonical, job, read};
 
 #[test]
 fn wrong_combinations_in_model_and_data_are_refused_by_field_value_and_what_would_be_right() {
     let components = "expected one of `autoencoder`, `text-encoder`, `encoder`, `middle`, \
-    `decoder`, `retrieval-encoder`, `cross-attention`; did you mean `decoder`?";
+    `decoder`, `retrieval-encoder`, `cross-attention`, `image-encoder`; did you mean `decoder`?";
     for (section, line, message) in [
         (
             "[model]",
@@ -162,13 +162,21 @@ fn a_field_that_nothing_would_read_is_refused() {
         let message = format!("{value}; it has no effect because {why}: leave it out");
         check_unused("autoencoder", (section, line), &message);
     }
-    for (line, table) in [
-        ("unet = { channels = 96 }", "unet"),
-        ("text_encoder = { layers = 3 }", "text_encoder"),
+    for (line, table, users) in [
+        (
+            "unet = { channels = 96 }",
+            "unet",
+            "text-to-image and retrinet",
+        ),
+        (
+            "text_encoder = { layers = 3 }",
+            "text_encoder",
+            "text-to-image, retrinet and clip",
+        ),
+        ("image_encoder = { layers = 4 }", "image_encoder", "clip"),
     ] {
         let message = format!(
-            "model.{table}: is for text-to-image and retrinet; an autoencoder has no such \
-            component: leave the table out"
+            "model.{table}: is for {users}; autoencoder has no such component: leave the table out"
         );
         check_unused("autoencoder", ("[model]", line), &message);
     }
@@ -184,7 +192,7 @@ fn the_weights_of_an_autoencoders_loss_are_its_alone() {
         &autoencoder,
         "edge_loss_weight = 0.5\nkl_loss_weight = 1e-6",
     ));
-    let stored = crate::job::to_toml(&read(&autoencoder).unwrap());
+    let stored = crate::job::to_toml(&job(&autoencoder).unwrap());
     assert!(!stored.contains("_loss_weight"), "{stored}");
     for field in ["edge_loss_weight", "kl_loss_weight"] {
         let error = read(&with(&autoencoder, &format!("{field} = -1"))).unwrap_err();
@@ -208,7 +216,7 @@ fn the_weights_of_an_autoencoders_loss_are_its_alone() {
 
 #[test]
 fn a_job_that_keeps_looks_in_its_prompts_does_not_name_the_field() {
-    let stored = crate::job::to_toml(&read(GOOD).unwrap());
+    let stored = crate::job::to_toml(&job(GOOD).unwrap());
     assert!(!stored.contains("looks_drop"), "{stored}");
     check_canonical(&GOOD.replacen("[data]", "[data]\nlooks_drop = 1.0", 1));
 }
@@ -240,5 +248,63 @@ fn the_canonical_text_of_every_architecture_and_size_means_the_same() {
                 .replace("\"small\"", &format!("\"{size}\""));
             check_canonical(&text);
         }
+    }
+}
+
+#[test]
+fn a_clip_reads_prompts_and_images_and_nothing_else() {
+    let clip = GOOD
+        .replace("references = 2\n", "prompt_drop = 0\n")
+        .replace("\"retrinet\"", "\"clip\"");
+    let clip: String = clip
+        .lines()
+        .filter(|line| !line.starts_with("init"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    check_canonical(&clip);
+    check_canonical(&clip.replacen("[data]", "[data]\nlooks_drop = 0.5", 1));
+    let table = "[model.image_encoder]\nlayers = 5\npatch = 16\n[train]";
+    check_canonical(&clip.replacen("[train]", table, 1));
+    let stored = crate::job::to_toml(&job(&clip).unwrap());
+    assert!(!stored.contains("[model.autoencoder]"), "{stored}");
+    for (from, to, message) in [
+        (
+            "prompt_drop = 0",
+            "prompt_drop = 0.5",
+            "data.prompt_drop: is 0.5; it must be 0, because an empty prompt belongs to every image",
+        ),
+        (
+            "[model]",
+            "[model]\ninit = \"file:///b\"",
+            "model.init: is \"file:///b\"; a CLIP starts from random weights",
+        ),
+        (
+            "[train]",
+            "[model.image_encoder]\npatch = 13\n[train]",
+            "data.resolution: is 64; it must be a positive multiple of 13",
+        ),
+        (
+            "[train]",
+            "[model.image_encoder]\nheads = 5\n[train]",
+            "model.image_encoder.heads: is 5; it must divide model.image_encoder.width, which is",
+        ),
+        (
+            "[train]",
+            "[model.autoencoder]\nchannels = 24\n[train]",
+            "model.autoencoder: is for all but clip; clip has no such component",
+        ),
+        (
+            "[train]",
+            "[train]\nedge_loss_weight = 1",
+            "train.edge_loss_weight: is 1.0; it has no effect",
+        ),
+        (
+            "[data]",
+            "[data]\nreferences = 2",
+            "data.references: is 2; it has no effect because clip uses no references",
+        ),
+    ] {
+        let error = read(&clip.replacen(from, to, 1)).unwrap_err();
+        assert!(error.contains(message), "{from}: {error}");
     }
 }
