@@ -31,7 +31,7 @@ import tomllib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from leakage import SIDE, Data, Features, silhouette, unit
+from leakage import SIDE, Data, Features, networks, silhouette, unit
 from PIL import Image
 
 CHARACTERS, OUTFITS, IMAGES = 112, 2, 6
@@ -126,7 +126,9 @@ class World:
             architecture=STAGES[stage][0],
             weights=weights,
             data_fields=data_fields,
-            model_fields=networks(stage),
+            model_fields=networks(
+                tomllib.loads(pathlib.Path(f"deploy/jobs/{STAGES[stage][1]}.toml").read_text())
+            ),
         )
         path = self.run / f"{name}.toml"
         path.write_text(text)
@@ -145,19 +147,6 @@ class World:
         for record in records:
             record["image"] = np.asarray(Image.open(out / record["file"]).convert("RGB"))
         return sorted(records, key=lambda record: record["target"]["id"])
-
-
-def networks(stage):
-    """The tables of [model.*] of the stage's job, whose weights these are."""
-    path = pathlib.Path(f"deploy/jobs/{STAGES[stage][1]}.toml")
-    model = tomllib.loads(path.read_text())["model"]
-    lines = []
-    for name, table in model.items():
-        if isinstance(table, dict):
-            lines.append(f"[model.{name}]")
-            # JSON's numbers, strings and lists are TOML.
-            lines += [f"{field} = {json.dumps(value)}" for field, value in table.items()]
-    return "\n".join(lines)
 
 
 class Faces:
