@@ -107,7 +107,7 @@ before() { # the stage whose weights a stage starts from
 }
 
 newest() { # the exported weights of a stage with the most steps
-  find "$root/weights" -maxdepth 1 -name "$1-*" 2>/dev/null | sort -t- -k2n | tail -n 1
+  find "$root/weights" -maxdepth 1 -name "$1-*" 2>/dev/null | sort -V | tail -n 1
 }
 
 stage() {
@@ -135,10 +135,12 @@ stage() {
 }
 
 export_stage() {
-  local from=$root/weights/$1.new step
+  local from=$root/weights/$1.new step half=(--half)
   rm -rf "$from" "$from.normalized"
-  "$root/bin/coordinator" checkpoint export "$(cat "$root/$1.id")" \
-    "$([ "$1" = autoencoder ] || echo --half)" --out "$from" || fail "$1 cannot be exported"
+  # Normalised in fp32, then halved.
+  [ "$1" != autoencoder ] || half=()
+  "$root/bin/coordinator" checkpoint export "$(cat "$root/$1.id")" "${half[@]}" --out "$from" ||
+    fail "$1 cannot be exported"
   step=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["step"])' \
     "$from/export.json")
   if [ "$1" = autoencoder ]; then
