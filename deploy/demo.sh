@@ -71,7 +71,7 @@ sys.exit(0 if curve["loss_last"] < curve["loss_first"] else 1)
 E2
 ) || fail "the loss did not fall: $summary"
 stop
-echo "swap test: images from another character's references that are nearest to that character in its \
-outfit among 8, before -> after training"
+echo "swap test: images from another character's references that are nearest to that character in \
+its outfit among 8, before -> after training"
 echo "images: $out/images/grid.png, loss curve: $out/loss.png"
 echo "DEMO OK $summary checkpoint=${checkpoint%/manifest.json} images=$out/images"

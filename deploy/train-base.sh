@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Trains the weights under deploy/models: an autoencoder, a base model on it, a RetriNet on that, and
-# a CLIP, by a coordinator and two workers of our own on loopback. It takes hours and may be interrupted at
-# any time: programs, store and data lie in one folder outside the checkout, and `start` goes on from
-# the last checkpoint. Everything runs in the background, at the lowest priority.
+# Trains the weights under deploy/models: an autoencoder, a base model on it, a RetriNet on that,
+# and a CLIP, by a coordinator and two workers of our own on loopback. It takes hours and may be
+# interrupted at any time: programs, store and data lie in one folder outside the checkout, and
+# `start` goes on from the last checkpoint. Everything runs in the background, at the lowest priority.
 #   train-base.sh start             go on with whatever was training
 #   train-base.sh STAGE             begin a stage: autoencoder, base, figures or clip
 #                                   (deploy/jobs/STAGE.toml); the stage before is paused
@@ -13,15 +13,15 @@
 #   train-base.sh install           copy the programs of this checkout again, for the next start
 #   train-base.sh stop              end what it started; nothing is lost but the step in flight
 # A stage starts from the newest exported weights of the one before: look at those first
-# (deploy/experiments/images.sh measures them). The jobs have constant rates and a moving average, so
-# that every checkpoint is as good as if the run had been meant to end there.
+# (deploy/experiments/images.sh measures them). The jobs of the first three have constant rates and a
+# moving average, so that every checkpoint is as good as if the run had been meant to end there.
 # RETRI_TRAINING is the folder (default: training in $RETRI_CACHE or ~/.cache/retri).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=${RETRI_TRAINING:-${RETRI_CACHE:-$HOME/.cache/retri}/training}
 port=${RETRI_TRAINING_PORT:-7390}
-# A step allocates and frees the same memory again and again. If the kernel does not get it back each
-# time, a step in bf16 takes a tenth less.
+# A step allocates and frees the same memory again and again. If the kernel does not get it back
+# each time, a step in bf16 takes a tenth less.
 export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_TOP_PAD_=67108864
 export COORDINATOR_URL=http://127.0.0.1:$port
 # Pinned: the version is the SHA-256 of the data set's dataset.json.

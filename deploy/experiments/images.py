@@ -1,5 +1,5 @@
-"""Measures what samples of the small model look like; `deploy/experiments/images.sh` runs it. It uses
-only the `coordinator` command, and reads the data sets and the generated images itself.
+"""Measures what samples of the small model look like; `deploy/experiments/images.sh` runs it. It
+uses only the `coordinator` command, and reads the data sets and the generated images itself.
 
 The characters were used for no choice: their generator's seed is the first 8 hex digits of the
 SHA-256 of the U-Net (of the autoencoder, where there is none). Samples are made at the defaults of
@@ -249,7 +249,7 @@ def retrinet(world):
 
 def grid(world, sampled, count=24):
     """Columns: the references, the sample, the sample with the references of another character, the
-    autoencoder's own reconstruction of the target, what the base alone samples for the same prompt."""
+    autoencoder's own reconstruction of the target, what the base alone samples for that prompt."""
     data = world.data
     base_weights = world.options.base.resolve()
     rebuilt = world.sample(
@@ -369,7 +369,8 @@ class Measures:
         real = []
         for record in records:
             image, shape = self.data.view(record["target"]["id"])
-            real.append({**record, "image": np.where(shape[..., None], image, 255).astype(np.uint8)})
+            on_white = np.where(shape[..., None], image, 255).astype(np.uint8)
+            real.append({**record, "image": on_white})
         return {"identity": self.identity(real), "clothes": self.clothes(real)}
 
 

@@ -33,7 +33,8 @@ tools=${RETRI_CACHE:-$HOME/.cache/retri}/image-tools
 if [ ! -f "$tools/ready" ]; then
   rm -rf "$tools"
   python3 -m pip install --quiet --no-compile --no-deps --require-hashes --target "$tools" \
-    --requirement deploy/setup/pinned/images.txt || fail "the Python packages could not be installed"
+    --requirement deploy/setup/pinned/images.txt ||
+    fail "the Python packages could not be installed"
   touch "$tools/ready"
 fi
 # An image takes a second on a free machine; on a busy one it must not count as hanging.

@@ -431,7 +431,8 @@ def memory():
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("program")
-    parser.add_argument("--size", choices=("small", "figures", "full", "memory", "all"), default="all")
+    sizes = ("small", "figures", "full", "memory", "all")
+    parser.add_argument("--size", choices=sizes, default="all")
     parser.add_argument(
         "--resolution", type=int, default=384, help="of the full size; 384 is the paper's"
     )

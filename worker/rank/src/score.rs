@@ -76,8 +76,8 @@ impl Identities {
     }
 
     /// Classifies an image that was generated for the sample at `target`, with the references of
-    /// that at `donor` if they were swapped: its identity is then a candidate too. None if its identity has
-    /// no other image, or if there is no other identity.
+    /// that at `donor` if they were swapped: its identity is then a candidate too. None if its
+    /// identity has no other image, or if there is no other identity.
     pub(crate) async fn classify(
         &mut self,
         loader: &Loader,
@@ -103,7 +103,8 @@ impl Identities {
         }))
     }
 
-    /// `own` first, then that of swapped references, then others. Chosen by the target, so that every run has the same candidates.
+    /// `own` first, then that of swapped references, then others. Chosen by the target, so that
+    /// every run has the same candidates.
     fn candidates(&self, own: u64, donor: Option<u64>, target: u64) -> Vec<u64> {
         let first: Vec<u64> = std::iter::once(own).chain(donor).collect();
         if first.iter().any(|it| !self.positions.contains_key(it)) {

@@ -286,8 +286,8 @@ fn choose(loader: &Loader, number: u32, seed: u64) -> anyhow::Result<Chosen> {
     Ok(Chosen { epoch, position })
 }
 
-/// Chooses the sample whose references subject `number` gets in the swap test: the next subject that
-/// is of another character.
+/// Chooses the sample whose references subject `number` gets in the swap test: the next subject
+/// that is of another character.
 fn choose_donor(loader: &Loader, number: u32, seed: u64) -> anyhow::Result<Chosen> {
     let character = |chosen: Chosen| -> anyhow::Result<&str> {
         Ok(&loader.rows()[usize::try_from(chosen.position)?].character)

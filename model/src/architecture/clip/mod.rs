@@ -1,6 +1,7 @@
 //! A small CLIP (Radford et al. 2021): a text tower and an image tower, trained so that each image
 //! of a micro-batch is nearer to its own prompt than to the others'. The comparison stays within a
-//! micro-batch, so that its loss does not depend on how many ranks share a step, and exact sums hold.
+//! micro-batch, so that its loss does not depend on how many ranks share a step, and exact sums
+//! hold.
 
 use super::interface::{Architecture, Network, SampleLosses, SampleOptions, TensorOptions};
 use crate::batch::{Batch, BatchShape};
@@ -19,8 +20,8 @@ use tch::{Kind, Tensor};
 const FIRST_SCALE: f64 = 2.6593;
 const LAST_SCALE: f64 = 4.6052;
 
-/// OpenAI's mean and standard deviation of each colour, of pixels in [0, 1]; every CLIP in the layout
-/// of `transformers` expects them.
+/// OpenAI's mean and standard deviation of each colour, of pixels in [0, 1]; every CLIP in the
+/// layout of `transformers` expects them.
 const MEANS: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 const DEVIATIONS: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 

@@ -271,7 +271,8 @@ fn a_clip_reads_prompts_and_images_and_nothing_else() {
         (
             "prompt_drop = 0",
             "prompt_drop = 0.5",
-            "data.prompt_drop: is 0.5; it must be 0, because an empty prompt belongs to every image",
+            "data.prompt_drop: is 0.5; it must be 0, because an empty prompt belongs to every \
+            image",
         ),
         (
             "[model]",
