@@ -28,7 +28,7 @@ SIM_FLAGS := --seeds $(SEEDS) $(if $(SEED),--seed $(SEED)) $(if $(BUG),--bug $(B
 	$(if $(BUGS),--bugs) $(if $(KINDS),--$(KINDS)) $(if $(TRACE),--trace)
 
 .PHONY: help setup build programs release test sim lint demo chaos bench bench-recovery \
-	bench-loader bench-model bench-schedule bench-writer leakage parity peers gpu-check clean
+	bench-loader bench-model bench-schedule bench-writer measure-images leakage parity peers gpu-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s  %s\n", $$1, $$2} \
@@ -85,7 +85,7 @@ bench: programs ## compare one rank with two, and fast with exact sums, at one g
 	@deploy/bench.sh
 
 bench-model: build ## compare a training micro-step with PyTorch's: speed, and memory
-## SIZE=small, full or memory: one of the three
+## SIZE=small, figures, full or memory: one of the four
 	@deploy/setup/bench_model.sh $(if $(SIZE),--size $(SIZE))
 
 bench-recovery: build ## kill one of four ranks KILLS times (20): time until the next step
@@ -107,6 +107,10 @@ bench-schedule: build ## measure how often per second the coordinator can schedu
 parity: build ## compare with diffusers, transformers and open_clip, also at full size
 ## 20 GB of disk and memory, minutes
 	@deploy/setup/parity.sh
+
+measure-images: programs ## do samples of the small model look like figures, and like references?
+## ARGS="retrinet WEIGHTS BASE": folders of exported weights; half an hour, needs Python
+	@deploy/experiments/images.sh $(ARGS)
 
 leakage: build ## experiment: does training on different images leak less? (hours, resumable)
 	@deploy/experiments/leakage.sh $(ARGS)

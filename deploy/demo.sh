@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # `make demo`: starts a coordinator and two workers on loopback, runs the demo job from sample data
 # to images, and stops everything again, also after a failure or Ctrl-C. The results are in
-# .demo/out-DATA.
+# .demo/out-DATA; images/grid.png shows, from left to right, a target, what the autoencoder makes of
+# it, the references, a sample, one with the references of another character, and one of the base
+# weights alone.
 #   demo.sh [figures|wesnoth]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -44,18 +46,32 @@ echo "job $id"
 foreground $bin/coordinator watch "$id" || fail "job $id did not finish"
 $bin/coordinator describe "$id" --curve "$out/loss.png" --output json >"$out/job.json" ||
   fail "no loss curve"
-foreground $bin/coordinator sample "$id" --count 8 --seed 1 --steps 30 --guidance 3 \
-  --out "$out/images" || fail "no images could be generated"
+# The same prompts and seeds three times: with the references of another character, from the base
+# weights (which ignore them) and from the trained ones, and with the references of the target.
+sample() { # folder, further arguments
+  foreground $bin/coordinator sample "$id" --count 24 --seed 1 --prompt pose --guidance 2 \
+    --method dpm-solver --steps 20 --out "$out/$1" "${@:2}" || fail "no images could be generated"
+}
+sample base --swap-references --base
+sample swapped --swap-references
+sample images --beside "$out/swapped,$out/base"
 checkpoint=$(find "$run/store/jobs/$id/checkpoints" -name manifest.json | sort | tail -n 1)
 [ -n "$checkpoint" ] || fail "there is no checkpoint"
 $bin/coordinator checkpoint verify "$id" >/dev/null || fail "the checkpoint does not verify"
-summary=$(python3 - "$out/job.json" <<'E2'
+summary=$(python3 - "$out" <<'E2'
 import json, sys
-curve = json.load(open(sys.argv[1]))["curve"]
-print(f"steps={curve['steps']} loss={curve['loss_first']:.4f}->{curve['loss_last']:.4f}")
+read = lambda name: json.load(open(f"{sys.argv[1]}/{name}"))
+curve = read("job.json")["curve"]
+before, after = (read(f"{name}/images.json")["summary"] for name in ("base", "swapped"))
+print(
+    f"steps={curve['steps']} loss={curve['loss_first']:.4f}->{curve['loss_last']:.4f} "
+    f"swap={before['correct']}->{after['correct']}/{after['count']}"
+)
 sys.exit(0 if curve["loss_last"] < curve["loss_first"] else 1)
 E2
 ) || fail "the loss did not fall: $summary"
 stop
+echo "swap test: images from another character's references that are nearest to that character in \
+its outfit among 8, before -> after training"
 echo "images: $out/images/grid.png, loss curve: $out/loss.png"
 echo "DEMO OK $summary checkpoint=${checkpoint%/manifest.json} images=$out/images"

@@ -22,11 +22,13 @@ Intervals are 95 %, from 2,000 bootstrap samples of characters within each seed.
 """
 
 import argparse
+import hashlib
 import io
 import json
 import pathlib
 import subprocess
 import sys
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -67,7 +69,8 @@ seed = {seed}
 architecture = "retrinet"
 size = "small"
 init = "file://{base}"
-freeze = ["autoencoder", "text-encoder"]
+freeze = {freeze}
+{networks}
 [train]
 steps = {steps}
 global_batch = 32
@@ -77,7 +80,7 @@ learning_rates = {{ retrieval-encoder = 1.5e-3, cross-attention = 1.5e-3 }}
 warmup = 50
 decay = "cosine"
 clip = 1.0
-loss_weighting = "noise"
+loss_weighting = "{weighting}"
 latent_cache_mib = 128
 [checkpoint]
 every = {every}
@@ -87,15 +90,28 @@ keep = 4
 
 # What a reader must know before carrying the figures over; stands in the report.
 CONDITIONS = [
-    "The encoder is not frozen: all of the U-Net trains (`freeze` names autoencoder and text"
-    " encoder only). The paper freezes encoder and middle.",
     "N = 1: one reference for each sample. The paper uses 4.",
-    '`loss_weighting = "noise"`, which stresses high noise levels, where colours are decided. The '
-    "paper's loss is not weighted.",
     "Identity is judged mostly by colour: the nearest of 16 colour histograms. The shape of face, "
     "hair and clothes does not count; the network's features, which see shape, tell identities "
     "apart less well even on true images.",
 ]
+# What `--freeze` names, and what the report says of it.
+FREEZES = {
+    "unfrozen": (
+        ["autoencoder", "text-encoder"],
+        "The encoder is not frozen: all of the U-Net trains (`freeze` names autoencoder and text"
+        " encoder only). The paper freezes encoder and middle.",
+    ),
+    "paper": (
+        ["autoencoder", "text-encoder", "encoder", "middle"],
+        "Frozen as in the paper: autoencoder, text encoder, and the U-Net's encoder and middle.",
+    ),
+}
+WEIGHTINGS = {
+    "epsilon": "The loss of the prediction is not weighted by noise level, as in the paper.",
+    "noise": '`loss_weighting = "noise"`, which stresses high noise levels, where colours are '
+    "decided. The paper's loss is not weighted.",
+}
 # What pairing a does to target and reference: the defaults of data.transform.
 TRANSFORMS = (
     "Pairing a: target and reference each have a random transform of their own, the defaults of "
@@ -113,7 +129,16 @@ def main():
         "--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[1, 2, 3]
     )
     parser.add_argument("--images", type=int, default=96)
+    parser.add_argument("--freeze", choices=FREEZES, default="unfrozen")
+    parser.add_argument("--base", type=pathlib.Path, default=pathlib.Path("deploy/models/base"))
+    parser.add_argument(
+        "--like",
+        type=pathlib.Path,
+        default=pathlib.Path("deploy/jobs/demo.toml"),
+        help="a job that starts from that base: its networks, noise and loss_weighting are used",
+    )
     options = parser.parse_args()
+    options.like = tomllib.loads(options.like.read_text())
     # Sampled at three steps, so that arms can be compared at equal identity.
     every = options.steps // 3
     cluster = Cluster(options, every)
@@ -137,13 +162,28 @@ def main():
     report(options, Data(options.run / "data"), sampled)
 
 
+def networks(job):
+    """The tables [model.*] of a job, as TOML."""
+    lines = []
+    for name, table in job["model"].items():
+        if isinstance(table, dict):
+            lines.append(f"[model.{name}]")
+            # JSON's numbers, strings and lists are TOML.
+            lines += [f"{field} = {json.dumps(value)}" for field, value in table.items()]
+    return "\n".join(lines)
+
+
 class Cluster:
     """The `coordinator` command, and the jobs submitted so far."""
 
     def __init__(self, options, every):
         self.options = options
         self.every = every
-        self.folder = options.run / f"steps-{options.steps}"
+        # Runs from another base, or with other freezes, have folders of their own.
+        unet = min(options.base.glob("unet*/diff*.safetensors"), default=None)
+        digest = hashlib.sha256((unet or options.base / "unet.safetensors").read_bytes())
+        name = f"steps-{options.steps}-{options.freeze}-{digest.hexdigest()[:8]}"
+        self.folder = options.run / name
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def ask(self, *arguments):
@@ -161,8 +201,11 @@ class Cluster:
         name = f"{task[:4]}-{pairing}-{seed}"
         known = self.folder / f"{name}.id"
         if not known.exists():
-            base = pathlib.Path("deploy/models/base").resolve()
+            base, like = self.options.base.resolve(), self.options.like
             text = JOB.format(
+                freeze=json.dumps(FREEZES[self.options.freeze][0]),
+                networks=networks(like),
+                weighting=like["train"].get("loss_weighting", "epsilon"),
                 name=name,
                 run=self.options.run,
                 task=task,
@@ -534,17 +577,19 @@ def report(options, data, sampled):
     results["equal_identity"] = [
         at_equal_identity(rows, task, rng) for task in ("composition", "reconstruction")
     ]
-    folder = options.run / "report"
+    folder = options.run / f"report-{options.freeze}"
     folder.mkdir(exist_ok=True)
     (folder / "results.json").write_text(json.dumps(results, indent=1))
     plot(folder, results)
     sheet(folder, data, sampled, options.seeds[0])
+    frozen = FREEZES[options.freeze][1]
+    weighted = WEIGHTINGS[options.like["train"].get("loss_weighting", "epsilon")]
     lines = [
         "# Leakage of the reference, pairing a against b\n",
         f"{options.steps} steps of 32 from the small base weights, seeds {options.seeds}, "
         f"{options.images} images of held-out characters for each.\n",
-        "Made under these conditions, of which the first three are not the paper's:\n",
-        *[f"- {condition}" for condition in [*CONDITIONS, TRANSFORMS]],
+        "Made under these conditions; where one differs from the paper it says so:\n",
+        *[f"- {condition}" for condition in [frozen, weighted, *CONDITIONS, TRANSFORMS]],
         "",
         "| arm | " + " | ".join(MEASURES.values()) + " |",
         "|---" * (len(MEASURES) + 1) + "|",

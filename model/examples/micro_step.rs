@@ -79,36 +79,63 @@ fn print_json(value: &serde_json::Value) -> std::io::Result<()> {
     out.flush()
 }
 
-/// A job of the demo's size ("small") or the paper's ("full": one target and four references at 384
-/// pixels).
+/// The example job whose networks are measured as "figures".
+const FIGURES: &str = include_str!("../../deploy/jobs/figures.toml");
+
+/// A job of the size "small" at 64 pixels with four references, one with the networks of
+/// figures.toml and two ("figures"), or the paper's: one target and four references at 384 pixels
+/// ("full").
 fn job(
     size: &str,
     checkpointing: Option<&str>,
     precision: &str,
 ) -> Result<(TrainWork, u32), Box<dyn Error>> {
-    let (size, resolution, micro_batch) = match size {
-        "small" => ("small", 64, 8),
-        "full" => ("sd15", 384, 1),
-        other => return Err(format!("size is {other}; it must be small or full").into()),
+    let (named, resolution, references, micro_batch) = match size {
+        "small" => ("small", 64, 4, 8),
+        "figures" => ("small", 64, 2, 8),
+        "full" => ("sd15", 384, 4, 1),
+        other => {
+            return Err(format!("size is {other}; it must be small, figures or full").into());
+        }
+    };
+    let networks = match size {
+        "figures" => networks_of(FIGURES),
+        _ => String::new(),
     };
     let components: Vec<String> = checkpointing
         .into_iter()
         .flat_map(|list| list.split(','))
         .map(|component| format!("\"{component}\""))
         .collect();
+    let components = components.join(", ");
     let text = format!(
-        "name = \"bench\"\n[data]\ndataset = \"file:///none\"\nresolution = \
-        {resolution}\nreferences = 4\n\
-         [model]\narchitecture = \"retrinet\"\nsize = \"{size}\"\nactivation_checkpointing = [{}]\n\
-         [train]\nsteps = 1000\nglobal_batch = {micro_batch}\nmicro_batch = \
-        {micro_batch}\nlearning_rate = 1e-4\n\
-         precision = \"{precision}\"\n",
-        components.join(", ")
+        "name = \"bench\"\n[data]\ndataset = \"file:///none\"\nresolution = {resolution}\n\
+         references = {references}\n[model]\narchitecture = \"retrinet\"\nsize = \"{named}\"\n\
+         activation_checkpointing = [{components}]\n{networks}[train]\nsteps = 1000\n\
+         global_batch = {micro_batch}\nmicro_batch = {micro_batch}\nlearning_rate = 1e-4\n\
+         precision = \"{precision}\"\n"
     );
     Ok((
         proto::job::parse_training("the benchmark's job", &text)?,
         micro_batch,
     ))
+}
+
+/// The tables of the networks in a job.toml.
+fn networks_of(job: &str) -> String {
+    let mut table = "";
+    let lines = job.lines().filter(|line| {
+        if line.starts_with('[') {
+            table = line;
+        }
+        [
+            "[model.unet]",
+            "[model.autoencoder]",
+            "[model.text_encoder]",
+        ]
+        .contains(&table)
+    });
+    lines.map(|line| format!("{line}\n")).collect()
 }
 
 /// Replaces zero-initialized matrices, which would hide errors in the layers before them.

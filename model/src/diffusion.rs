@@ -403,9 +403,24 @@ impl LatentDiffusion {
             let predicted = predict(&latents, &timesteps);
             latents = sampler.advance(i, &latents, &predicted);
         }
+        Ok(self.decode(&latents))
+    }
+
+    /// An example's target, encoded and decoded.
+    ///
+    /// # Errors
+    /// An example that does not match the job.
+    pub(crate) fn reconstruct(&mut self, example: &Example) -> Result<RgbImage, ModelError> {
+        let batch = self.batch(std::slice::from_ref(example), Some(0))?;
+        let latents = self.latents(&batch).targets;
+        Ok(self.decode(&latents))
+    }
+
+    /// Scaled latents [1, c, h, w] -> an image.
+    fn decode(&self, latents: &Tensor) -> RgbImage {
         let latents = (latents / self.scaling).to_kind(self.options.dtype);
         let images = self.coder.decode(&latents).to_kind(Kind::Float);
-        Ok(to_images(&images).swap_remove(0))
+        to_images(&images).swap_remove(0)
     }
 }
 

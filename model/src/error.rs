@@ -44,6 +44,12 @@ pub enum ModelError {
     },
     #[error("{origin}: tensor {tensor:?} holds a value that is not finite")]
     NonfiniteTensor { origin: String, tensor: String },
+    #[error(
+        "{}: latent channel {channel} does not vary, so it cannot be normalised; train the \
+         autoencoder longer, or with fewer latent channels",
+        path.display()
+    )]
+    ConstantLatent { path: PathBuf, channel: usize },
     #[error("{origin}: tensor {tensor:?} is missing; expected shape {expected:?}")]
     MissingTensor {
         origin: String,
@@ -119,6 +125,7 @@ impl ModelError {
             | Self::PublicConfig { .. }
             | Self::ArchitectureMismatch { .. }
             | Self::NonfiniteTensor { .. }
+            | Self::ConstantLatent { .. }
             | Self::MissingTensor { .. }
             | Self::ExtraTensor { .. }
             | Self::OtherModel { .. }

@@ -165,6 +165,7 @@ fn run(
                     latents: references.flatten(0, 1),
                     words: inputs.float("reference_hidden_states", 4)?.flatten(0, 1),
                     kept: None,
+                    features: None,
                 }),
             };
             vec![("sample", predict(&unet, &block, &latents, &conditions))]

@@ -5,7 +5,7 @@
 //! norm is more than ten times slower.
 
 use crate::parameter::{Init, Scope};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// y = x W^T + b.
 #[derive(Debug)]
@@ -135,6 +135,16 @@ impl PointConv {
     }
 }
 
+/// Runs a norm in fp32; input and output have the dtype of `xs`. The CPU's kernels take half
+/// precision with fp32 weights and compute in fp32 themselves, which saves two copies of the map;
+/// those of a GPU want one dtype.
+fn in_fp32(xs: &Tensor, norm: impl Fn(&Tensor) -> Tensor) -> Tensor {
+    if xs.device() == Device::Cpu {
+        return norm(xs);
+    }
+    norm(&xs.to_kind(Kind::Float)).to_kind(xs.kind())
+}
+
 /// The options of a [`GroupNorm`].
 #[derive(Debug, Clone, Copy)]
 pub struct GroupNormOptions {
@@ -163,9 +173,7 @@ impl GroupNorm {
     pub fn forward(&self, xs: &Tensor) -> Tensor {
         let (weight, bias) = (Some(&self.weight), Some(&self.bias));
         let GroupNormOptions { groups, epsilon } = self.options;
-        xs.to_kind(Kind::Float)
-            .group_norm(groups, weight, bias, epsilon, true)
-            .to_kind(xs.kind())
+        in_fp32(xs, |xs| xs.group_norm(groups, weight, bias, epsilon, true))
     }
 }
 
@@ -203,9 +211,9 @@ impl LayerNorm {
 
     pub fn forward(&self, xs: &Tensor) -> Tensor {
         let (weight, bias) = (Some(&self.weight), self.bias.as_ref());
-        xs.to_kind(Kind::Float)
-            .layer_norm(self.weight.size(), weight, bias, self.epsilon, true)
-            .to_kind(xs.kind())
+        in_fp32(xs, |xs| {
+            xs.layer_norm(self.weight.size(), weight, bias, self.epsilon, true)
+        })
     }
 }
 

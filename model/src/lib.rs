@@ -22,6 +22,7 @@ pub mod mapped;
 pub mod movq;
 pub mod noise;
 mod nonfinite;
+pub mod normalize;
 pub mod optimizer;
 pub mod parameter;
 pub mod public;

@@ -3,10 +3,8 @@
 //! size (notes 3.7). Losses are per sample, so that the trainer can weight them.
 
 use crate::autoencoder::Moments;
+use proto::architecture::Reconstruction;
 use tch::{Kind, Tensor};
-
-/// Weight of the KL divergence in the autoencoder's loss, per latent value.
-const KL_WEIGHT: f64 = 1e-4;
 
 /// Masks of equation 3 at latent resolution, [batch, 1, h, w], values in [0, 1].
 #[derive(Debug)]
@@ -52,16 +50,37 @@ pub fn noise_loss(predicted: &Tensor, noise: &Tensor, masks: &Masks) -> NoiseLos
 }
 
 /// The autoencoder's loss for each image, [batch]: the absolute plus half the squared difference,
-/// plus the posterior's KL divergence times 1e-4. This loss is our own choice; the paper takes its
-/// autoencoder from Stable Diffusion.
+/// plus the edge loss and the posterior's KL divergence with their weights. This loss is our own
+/// choice; the paper takes its autoencoder from Stable Diffusion.
 #[must_use]
-pub fn image_loss(decoded: &Tensor, images: &Tensor, moments: &Moments) -> ImageLoss {
+pub fn image_loss(
+    decoded: &Tensor,
+    images: &Tensor,
+    moments: &Moments,
+    weights: Reconstruction,
+) -> ImageLoss {
     let difference = decoded - images;
     let reconstruction = mean_per_sample(&(difference.abs() + difference.square() * 0.5));
+    let mut total = &reconstruction + moments.divergence() * weights.kl_loss_weight;
+    if weights.edge_loss_weight != 0.0 {
+        total += edge_loss(&difference) * weights.edge_loss_weight;
+    }
     ImageLoss {
-        total: &reconstruction + moments.divergence() * KL_WEIGHT,
+        total,
         reconstruction,
     }
+}
+
+/// The mean absolute difference between horizontal and between vertical neighbours of [batch, c, h,
+/// w]: [batch]. Applied to a difference of images, it is the error of their outlines.
+fn edge_loss(difference: &Tensor) -> Tensor {
+    let along = |dimension: i64| {
+        let length = difference.size()[dimension as usize] - 1;
+        let step =
+            difference.narrow(dimension, 1, length) - difference.narrow(dimension, 0, length);
+        mean_per_sample(&step.abs())
+    };
+    (along(2) + along(3)) * 0.5
 }
 
 /// The result of [`image_loss`], both [batch].
@@ -94,6 +113,37 @@ mod tests {
             Vec::<f32>::try_from(masks.face.flatten(0, -1)).unwrap(),
             [0.25, 0.]
         );
+    }
+
+    #[test]
+    fn the_edge_loss_is_the_mean_change_between_neighbours() {
+        let image = Tensor::from_slice(&[0f32, 1., 3., 0., 1., 3.]).view([1, 1, 2, 3]);
+        // Horizontal steps 1, 2, 1, 2; vertical steps 0, 0, 0.
+        assert_eq!(edge_loss(&image).double_value(&[0]), 0.75);
+        assert_eq!(edge_loss(&(&image + 5.0)).double_value(&[0]), 0.75);
+    }
+
+    #[test]
+    fn the_terms_of_an_image_have_their_weights() {
+        let options = (Kind::Float, Device::Cpu);
+        let images = Tensor::zeros([1, 1, 2, 3], options);
+        let decoded = Tensor::from_slice(&[0f32, 1., 3., 0., 1., 3.]).view([1, 1, 2, 3]);
+        let moments = Moments {
+            mean: Tensor::full([1, 1, 1, 1], 2.0, options),
+            log_variance: Tensor::zeros([1, 1, 1, 1], options),
+        };
+        let total = |edge_loss_weight, kl_loss_weight| {
+            let weights = Reconstruction {
+                edge_loss_weight,
+                kl_loss_weight,
+            };
+            let loss = image_loss(&decoded, &images, &moments, weights);
+            (loss.total - loss.reconstruction).double_value(&[0])
+        };
+        assert_eq!(total(0.0, 0.0), 0.0);
+        assert_eq!(total(2.0, 0.0), 1.5);
+        // The divergence is half the squared mean.
+        assert_eq!(total(0.0, 0.5), 1.0);
     }
 
     #[test]

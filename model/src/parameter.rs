@@ -24,6 +24,7 @@ pub enum Init {
     FanIn,
     /// Normal with this standard deviation.
     Normal(f64),
+    Constant(f64),
 }
 
 /// The values of new parameters.
@@ -139,6 +140,7 @@ impl Parameters {
             (Values::Shapes, _) => Tensor::zeros([1], cpu).expand(shape, false),
             (_, Init::Zeros) => Tensor::zeros(shape, (Kind::Float, self.device)),
             (_, Init::Ones) => Tensor::ones(shape, (Kind::Float, self.device)),
+            (_, Init::Constant(value)) => Tensor::full(shape, value, (Kind::Float, self.device)),
             (Values::Seeded(seed), Init::FanIn | Init::Normal(_)) => {
                 let mut values = vec![0f32; shape.iter().product::<i64>() as usize];
                 let mut rng = stream(seed, name);

@@ -409,6 +409,20 @@ impl Trainer {
         images.collect()
     }
 
+    /// The example's target through the autoencoder alone: the best that the model could draw. None
+    /// for an autoencoder, which samples nothing else.
+    ///
+    /// # Errors
+    /// An example that does not match the job.
+    pub fn reconstruct(
+        &mut self,
+        example: &Example,
+    ) -> Result<Option<image::RgbImage>, ModelError> {
+        catch_panic("reconstructing an image", || {
+            tch::no_grad(|| self.network.reconstruct(example))
+        })
+    }
+
     /// The retrieval encoder's attention maps of a word over a reference image at a time step, one
     /// for each block.
     ///

@@ -4,11 +4,13 @@
 
 mod scene;
 
+use model::SampleOptions;
 use model::error::ModelError;
 use model::trainer::Trainer;
 use model::weights::{NamedTensors, digest};
 use model_data::prompt::Prompts;
 use proto::architecture::{Noise, NoiseKind, Prediction};
+use proto::sample::SampleMethod;
 use proto::spec::{Architecture, LossWeighting, OnNonfinite};
 use scene::{examples, job};
 use tch::Device;
@@ -28,6 +30,18 @@ fn step(trainer: &mut Trainer, step: u64, seed: u64, micro: usize) -> f64 {
     }
     trainer.update(step).unwrap();
     total
+}
+
+fn options() -> SampleOptions {
+    SampleOptions {
+        method: SampleMethod::Ddim,
+        steps: 2,
+        guidance: 1.0,
+        reference_guidance: 1.0,
+        negative_prompt: String::new(),
+        knobs: proto::knobs::Knobs::default(),
+        seed: 0,
+    }
 }
 
 fn state(trainer: &Trainer) -> NamedTensors {
@@ -141,12 +155,33 @@ fn a_retrinet_learns_a_batch() {
 }
 
 #[test]
+fn a_clip_learns_which_prompt_belongs_to_which_image() {
+    let mut trainer = new(Architecture::Clip, 0.01);
+    assert_eq!(trainer.loss_terms(), ["contrast", "misses"]);
+    let first = step(&mut trainer, 1, 1, 4);
+    let last = (2..=80)
+        .map(|s| step(&mut trainer, s, 1, 4))
+        .last()
+        .unwrap();
+    assert!(last < 0.3 * first, "{first} -> {last}");
+    let names = ["validation", "validation_contrast", "validation_misses"];
+    assert_eq!(trainer.validation_terms(), names);
+    let found = trainer.validate(&examples(4, 1)).unwrap();
+    assert_eq!(found[2], 0.0, "each prompt is nearest to its own image");
+    assert!(
+        (found[0] - found[1]).abs() < 1e-6,
+        "misses are not trained on"
+    );
+    let refused = trainer.sample(&examples(1, 1), &options()).unwrap_err();
+    assert!(
+        refused.to_string().contains("sampling of images"),
+        "{refused}"
+    );
+}
+
+#[test]
 fn save_load_step_equals_step() {
-    for architecture in [
-        Architecture::Autoencoder,
-        Architecture::TextToImage,
-        Architecture::Retrinet,
-    ] {
+    for architecture in Architecture::ALL {
         let mut straight = new(architecture, 0.01);
         let mut resumed = new(architecture, 0.01);
         for s in 1..=2 {

@@ -37,6 +37,9 @@ pub struct SampleWork {
     pub knobs: Knobs,
     /// The reference images; empty: those that training would use for each subject.
     pub references: Vec<NamedReference>,
+    /// Every subject gets the references of a subject of another character, while prompt and noise
+    /// stay: the swap test. Ours.
+    pub swap_references: bool,
     /// How references are selected and cropped; None: as in the job.
     pub task: Option<Task>,
     /// Where references come from; None: as in the job.
@@ -92,6 +95,7 @@ impl SampleWork {
             negative_prompt: String::new(),
             knobs: Knobs::default(),
             references: Vec::new(),
+            swap_references: false,
             task: None,
             pairing: None,
             attention: Vec::new(),

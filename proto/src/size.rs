@@ -24,6 +24,26 @@ pub fn named(size: &str) -> Option<(UNetConfig, AutoencoderConfig, TextEncoderCo
     }
 }
 
+/// The image tower of a CLIP that trains here: at full size ViT-L/14, whose text tower is Stable
+/// Diffusion's. Its images have the job's side.
+pub(crate) fn clip_vit(size: &str) -> ImageEncoderConfig {
+    let (width, layers, heads, patch, projection) = match size {
+        "tiny" => (16, 1, 2, 8, 16),
+        "small" => (96, 3, 4, 8, 96),
+        _ => return vit_l(size),
+    };
+    ImageEncoderConfig {
+        width,
+        layers,
+        heads,
+        mlp_width: 4 * width,
+        projection,
+        side: 64,
+        patch,
+        activation: ClipActivation::QuickGelu,
+    }
+}
+
 /// The image encoder of IP-Adapter: at full size OpenCLIP's ViT-H/14 (notes 4.3).
 pub(crate) fn vit_h(size: &str) -> ImageEncoderConfig {
     match size {

@@ -131,6 +131,10 @@ pub struct Data {
     pub resolution: u32,
     /// Probability that a sample's prompt is replaced by the empty string. The paper: 0.5.
     pub prompt_drop: f64,
+    /// Probability that the tags of looks (hair, eyes, skin, clothes) are left out of a prompt, so
+    /// that only the references tell them. Ours: the paper keeps all tags.
+    #[serde(default)]
+    pub looks_drop: f64,
     /// The order of the tags in a prompt. Ours.
     #[serde(default)]
     pub prompt_order: PromptOrder,

@@ -36,7 +36,7 @@ const REFUSED: &[(&str, &str, &str)] = &[
     (
         "controlnet",
         "model.image_encoder: width = 32",
-        "model.image_encoder: is for architectures that read image embeddings; controlnet",
+        "model.image_encoder: is for architectures with image embeddings; controlnet",
     ),
     ("controlnet", "data: alpha = 1", "unknown field `alpha`"),
     (

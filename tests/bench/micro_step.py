@@ -1,9 +1,13 @@
 """Compares one training micro-step (forward, backward, optimizer) of our RetriNet with the same
 network built from public PyTorch parts: blocks of `diffusers` and `transformers`, foreach AdamW and
-scaled-dot-product attention. Both use fp32 on the CPU, the same number of threads, libtorch,
-weights and inputs, and must compute the same losses. Part of `make bench-model`.
+scaled-dot-product attention. Both use fp32 on the CPU (figures: also bf16, PyTorch by autocast),
+the same number of threads, libtorch, weights and inputs, and must compute the same losses. Part of
+`make bench-model`.
 
-    micro_step.py PROGRAM [--size small|full|memory|all] [--resolution PIXELS] [--threads N]
+    micro_step.py PROGRAM [--size small|figures|full|memory|all] [--resolution PIXELS] [--threads N]
+
+`small` is the size of that name with four references, `figures` the networks of
+deploy/jobs/figures.toml with two.
 
 PROGRAM is the built `model/examples/micro_step.rs`. Prints medians, their ratio (ours / PyTorch's;
 below 1 ours is faster) and the fraction of this machine's measured GEMM rate. The full size needs
@@ -37,8 +41,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
 # Losses differ by rounding, which AdamW amplifies from the second step on.
-LOSS_BOUND = 1e-3
-STEPS = {"small": 15, "full": 2}
+LOSS_BOUND = {"fp32": 1e-3, "bf16": 3e-2}
+STEPS = {"small": 15, "figures": 15, "full": 2}
 CHECKPOINTED = "retrieval-encoder,cross-attention,decoder"
 
 
@@ -183,7 +187,8 @@ class RetriNet(nn.Module):
 class Theirs:
     """The same micro-step in PyTorch."""
 
-    def __init__(self, facts, inputs, weights=None):
+    def __init__(self, facts, inputs, weights=None, precision="fp32"):
+        self.autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
         text = facts["text_encoder"]
         # The file contains only floats.
         whole = {
@@ -282,7 +287,8 @@ class Theirs:
     def step(self):
         begun, cpu_begun = time.monotonic(), time.process_time()
         self.optimizer.zero_grad()
-        loss = self.forward()
+        with self.autocast:
+            loss = self.forward()
         loss.backward()
         self.optimizer.step()
         return {
@@ -334,29 +340,39 @@ def report(name, facts, ours, theirs, flops, rates):
     )
 
 
-def agree(first, second, where):
-    if abs(first - second) > LOSS_BOUND * abs(second):
+def agree(first, second, where, precision):
+    if abs(first - second) > LOSS_BOUND[precision] * abs(second):
         sys.exit(
             f"{where}: our loss is {first}, PyTorch's {second}: these are not the same network"
         )
 
 
 def small():
+    compare("small", "fp32")
+
+
+def figures():
+    compare("figures", "fp32")
+    compare("figures", "bf16")
+
+
+def compare(size, precision):
     with tempfile.TemporaryDirectory() as folder:
-        ours = Ours("small", "--export", folder)
-        theirs = Theirs(ours.facts, load_file(f"{folder}/inputs.safetensors"), folder)
+        ours = Ours(size, "--export", folder, "--precision", precision)
+        theirs = Theirs(ours.facts, load_file(f"{folder}/inputs.safetensors"), folder, precision)
     if theirs.count != ours.facts["trained"]:
         sys.exit(f"we train {ours.facts['trained']} values, PyTorch {theirs.count}")
+    name = size if precision == "fp32" else f"{size} in {precision}"
     flops, found, rates = theirs.flops(), ([], []), []
-    for number in range(2 + STEPS["small"]):
+    for number in range(2 + STEPS[size]):
         pair = ours.step(), theirs.step()
-        agree(pair[0]["loss"], pair[1]["loss"], f"small, step {number + 1}")
+        agree(pair[0]["loss"], pair[1]["loss"], f"{name}, step {number + 1}", precision)
         rates.append(gemm_rate())
         if number >= 2:
             for steps, it in zip(found, pair):
                 steps.append(it)
     ours.close()
-    report("small", ours.facts, *found, flops, rates)
+    report(name, ours.facts, *found, flops, rates)
 
 
 def full():
@@ -415,13 +431,14 @@ def memory():
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("program")
-    parser.add_argument("--size", choices=("small", "full", "memory", "all"), default="all")
+    sizes = ("small", "figures", "full", "memory", "all")
+    parser.add_argument("--size", choices=sizes, default="all")
     parser.add_argument(
         "--resolution", type=int, default=384, help="of the full size; 384 is the paper's"
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     ARGS = parser.parse_args()
     torch.set_num_threads(ARGS.threads)
-    for part in (small, full, memory):
+    for part in (small, figures, full, memory):
         if ARGS.size in (part.__name__, "all"):
             part()

@@ -64,6 +64,13 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<OsString>,
     },
+    /// Give the latents of an autoencoder mean 0 and deviation 1 in every channel.
+    #[command(disable_help_flag = true)]
+    NormalizeLatents {
+        /// See `worker normalize-latents --help`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<OsString>,
+    },
     /// Print the tokens of prompts, for comparison with another implementation.
     #[command(disable_help_flag = true)]
     Tokenize {
@@ -123,6 +130,9 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             doctor::run(&config, output)
         }
         Command::Forward { options } => child::run_rank_program("forward", options),
+        Command::NormalizeLatents { options } => {
+            child::run_rank_program("normalize-latents", options)
+        }
         Command::Tokenize { options } => child::run_rank_program("tokenize", options),
     }
 }

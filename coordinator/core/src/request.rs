@@ -183,9 +183,19 @@ impl Coordinator {
 /// Refuses settings that the job's model does not support.
 fn check_settings(sample: &SampleWork, architecture: &ArchitectureSpec) -> Result<(), String> {
     let facts = architecture.facts();
+    if !facts.sampling.images {
+        if let Some((field, why)) = architecture.refuse(sample) {
+            return Err(format!("{field}: job {}: {why}", sample.job));
+        }
+        return Err(format!(
+            "job {} trained a {}, which makes no images: sample from a job of another architecture",
+            sample.job, facts.noun
+        ));
+    }
     let (prompts, references) = (facts.sampling.prompts, facts.sampling.references);
     let settings = [
         ("references", !sample.references.is_empty(), references),
+        ("swap_references", sample.swap_references, references),
         ("task", sample.task.is_some(), references),
         ("pairing", sample.pairing.is_some(), references),
         (

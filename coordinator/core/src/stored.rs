@@ -179,6 +179,7 @@ fn convert_sampling_job(record: JobRecord, resources: Resources, sample: OldSamp
         prompts: sample.prompts,
         negative_prompt: String::new(),
         knobs: proto::knobs::Knobs::default(),
+        swap_references: false,
         references: sample.references,
         task: sample.task,
         pairing: sample.pairing,

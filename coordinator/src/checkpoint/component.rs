@@ -154,6 +154,8 @@ impl Component {
                 let names = belongs.then(|| diffusers_autoencoder(name, self.levels));
                 Some(autoencoder_of_today(names?.first()?))
             }
+            // Trained here, so its names are those of `transformers` already.
+            "clip" => Some(name.to_owned()),
             _ => {
                 if name == "text_projection.weight" {
                     return Some(name.to_owned());

@@ -14,7 +14,7 @@ use base_weights::base::Base;
 use base_weights::init_digest::init_digest;
 use proto::architecture::{IP_ADAPTER, POSTFUSE, RETRINET, UNCLIP};
 use proto::checkpoint::{CheckpointManifest, MANIFEST_FILE};
-use proto::public::base::{CONFIG_FILE, OWN_PARTS, PARTS, Part};
+use proto::public::base::{CLIP, CONFIG_FILE, OWN_PARTS, PARTS, Part};
 use proto::public::names::{RETRIEVAL_NOTE, RETRINET_FILE};
 use proto::public::pipeline;
 use proto::public::scheduler::{self, SCHEDULER_FILE};
@@ -198,7 +198,7 @@ impl Export<'_> {
                 // A file that `IPAdapter` and `load_ip_adapter` read, and those that only this
                 // program reads.
                 IP_ADAPTER | POSTFUSE | UNCLIP => part.file(),
-                "text_encoder" | "image_encoder" => format!("{folder}/model.safetensors"),
+                "text_encoder" | "image_encoder" | "clip" => format!("{folder}/model.safetensors"),
                 _ => format!("{folder}/diffusion_pytorch_model.safetensors"),
             };
             if let Some(text) = config(part.name, &self.spec.model, self.spec.data.resolution) {
@@ -227,13 +227,15 @@ impl Export<'_> {
     /// The components that the job's architecture uses. Shapes and digests of other components of
     /// its base are unknown.
     fn parts(&self) -> impl Iterator<Item = Part> {
-        let facts = self.spec.model.architecture.facts();
+        let architecture = &self.spec.model.architecture;
+        let facts = architecture.facts();
         let own = facts.own_file;
         let used = move |part: &Part| {
             let in_base = facts.base_parts.iter().any(|(name, _)| *name == part.name);
             in_base || own == Some(part.name)
         };
-        PARTS.into_iter().chain(OWN_PARTS).filter(used)
+        let clip = architecture.clip().map(|_| CLIP);
+        PARTS.into_iter().chain(OWN_PARTS).filter(used).chain(clip)
     }
 
     /// The folder of a component.
@@ -377,9 +379,12 @@ impl Export<'_> {
     /// Refuses to write an incomplete component: random weights that a job froze are in no
     /// checkpoint.
     fn check_complete(&self, part: Part) -> Result<(), CheckpointError> {
-        use spec::Component::{CrossAttention, Decoder, Encoder, Middle, RetrievalEncoder};
+        use spec::Component::{
+            CrossAttention, Decoder, Encoder, ImageEncoder, Middle, RetrievalEncoder, TextEncoder,
+        };
         let components: &[spec::Component] = match part.name {
             "unet" => &[Encoder, Middle, Decoder, RetrievalEncoder, CrossAttention],
+            "clip" => &[TextEncoder, ImageEncoder],
             _ => &[],
         };
         let in_base = self

@@ -8,7 +8,7 @@ use crate::pin::LOST_TAGS;
 use crate::text::{bytes, errln, outln};
 use anyhow::{Context, Result, anyhow};
 use clap::Subcommand;
-use figures::synthetic::{Similar, SynthesizeOptions, identities};
+use figures::synthetic::{Backgrounds, Similar, SynthesizeOptions, identities};
 use indicatif::{ProgressBar, ProgressDrawTarget};
 use model_data::dataset::Dataset;
 use model_data::decode::ChangeCounts;
@@ -64,6 +64,9 @@ pub(crate) struct SynthesizeArgs {
         value_name = "all|paper|PARTS"
     )]
     similar: Similar,
+    /// What is behind the figures: all kinds, or only pale colours, half of them white
+    #[arg(long, value_enum, default_value = "all")]
+    backgrounds: BackgroundsArg,
     #[command(flatten)]
     out: OutArgs,
 }
@@ -91,6 +94,12 @@ struct OutArgs {
     /// Replace the data set that is there. Its files are kept, for jobs that were submitted with it
     #[arg(long)]
     replace: bool,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum BackgroundsArg {
+    All,
+    Plain,
 }
 
 fn parse_similar(text: &str) -> Result<Similar, String> {
@@ -150,6 +159,10 @@ async fn synthesize(global: &Global, args: &SynthesizeArgs) -> Result<Outcome> {
         size: args.size,
         seed: args.seed,
         similar: args.similar.clone(),
+        backgrounds: match args.backgrounds {
+            BackgroundsArg::All => Backgrounds::All,
+            BackgroundsArg::Plain => Backgrounds::Plain,
+        },
     };
     let write_options = WriteOptions {
         replace: args.out.replace,
@@ -460,6 +473,7 @@ mod tests {
             size: 32,
             seed: 0,
             similar: parse_similar(similar).unwrap(),
+            backgrounds: BackgroundsArg::All,
             out: OutArgs {
                 out: String::new(),
                 replace: false,

@@ -8,7 +8,9 @@ use super::{Global, Outcome, Output, Target, print_json, watch};
 use crate::text::{errln, outln};
 use anyhow::{Context, Result, anyhow};
 use clap::{Args, ValueEnum};
+use figures::grid::{Cell, beside};
 use futures::TryStreamExt;
+use image::RgbImage;
 use object_store::{ObjectStore, ObjectStoreExt};
 use proto::id::Step;
 use proto::knobs::Knobs;
@@ -21,6 +23,11 @@ use std::path::{Path, PathBuf};
 
 /// Written last by the rank: describes every image and its score.
 const SUMMARY_FILE: &str = "images.json";
+/// Written by the rank.
+const GRID_FILE: &str = "grid.png";
+/// The most rows of that grid, and the side of its images in pixels.
+const GRID_ROWS: u32 = 24;
+const GRID_SIDE: u32 = 96;
 /// Default number of samples to generate.
 const SUBJECTS: u32 = 16;
 
@@ -58,6 +65,10 @@ pub(crate) struct SampleArgs {
     /// are used whole
     #[arg(long, value_name = "[CONCEPT:]ID|FILE[@X,Y,W,H][+MASK]")]
     references: Vec<reference::ReferenceArgs>,
+    /// The swap test: every sample gets the references of a sample of another character. Prompt and
+    /// noise stay, so an image that follows its references changes its looks and nothing else
+    #[arg(long, conflicts_with = "references")]
+    swap_references: bool,
     /// How references are chosen and cropped [default: as in the trained job]
     #[arg(long, value_enum)]
     task: Option<TaskName>,
@@ -107,6 +118,15 @@ pub(crate) struct SampleArgs {
     /// Use the job's initial weights, as a baseline
     #[arg(long)]
     base: bool,
+    /// Folders that earlier calls of this command wrote, of as many samples with the same seed:
+    /// their images stand beside this call's in grid.png, under the names of the folders
+    #[arg(
+        long,
+        value_name = "DIR",
+        value_delimiter = ',',
+        conflicts_with = "prompts"
+    )]
+    beside: Vec<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -182,6 +202,7 @@ impl SampleArgs {
             attention: self.attention.clone(),
             negative_prompt: self.negative_prompt.clone(),
             knobs: Knobs::parse(&self.knobs).map_err(|why| anyhow!("--knob: {why}"))?,
+            swap_references: self.swap_references,
             references: reference::resolve(&reference::flatten(&self.references))?,
             weights: match self.target.step {
                 _ if self.base => Weights::Base,
@@ -211,6 +232,15 @@ pub(crate) async fn sample(global: &Global, args: &SampleArgs) -> Result<Outcome
     let work = args.work()?;
     if args.base && args.target.step.is_some() {
         return Err(anyhow!("--base uses no checkpoint; leave out @STEP"));
+    }
+    if args.beside.len() * args.seeds.len() > args.beside.len() {
+        return Err(anyhow!(
+            "--beside shows one image of each sample, but there are {} seeds; name one",
+            args.seeds.len()
+        ));
+    }
+    for folder in &args.beside {
+        beside_image(folder, 0)?;
     }
     prepare_folder(&args.out)?;
     let mut client = connect(global).await?;
@@ -247,6 +277,9 @@ pub(crate) async fn sample(global: &Global, args: &SampleArgs) -> Result<Outcome
         ));
     }
     let (files, summary) = download(&view, &args.out).await?;
+    if !args.beside.is_empty() {
+        put_beside(args)?;
+    }
     match global.output {
         Output::Json => print_json(&serde_json::json!({
             "job": view.job,
@@ -321,9 +354,58 @@ async fn download(view: &pb::JobView, out: &Path) -> Result<(usize, Value)> {
     Ok((listed.len(), summary))
 }
 
+/// Adds the images of the folders of `--beside` to the grid that was downloaded.
+fn put_beside(args: &SampleArgs) -> Result<()> {
+    let path = args.out.join(GRID_FILE);
+    let read = image::open(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let count = args.count.unwrap_or(SUBJECTS).min(GRID_ROWS);
+    let mut rows = Vec::new();
+    for row in 0..count {
+        let cells = args.beside.iter().map(|folder| {
+            let name = folder.file_name().unwrap_or(folder.as_os_str());
+            let image = beside_image(folder, row)?;
+            Ok(Cell::new(name.to_string_lossy(), image))
+        });
+        rows.push(cells.collect::<Result<Vec<Cell>>>()?);
+    }
+    let grid = beside(&read.into_rgb8(), &rows, GRID_SIDE).ok_or_else(|| {
+        anyhow!(
+            "{} has not one row in a line, {count} in all: --beside needs a job with references",
+            path.display()
+        )
+    })?;
+    grid.save(&path)
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The image of a sample in a folder of `--beside`.
+fn beside_image(folder: &Path, row: u32) -> Result<RgbImage> {
+    let file = folder.join(format!("{row:03}.png"));
+    let read = image::open(&file).with_context(|| {
+        format!(
+            "--beside: cannot read {}; name a folder that `coordinator sample` wrote with as many \
+            samples",
+            file.display()
+        )
+    })?;
+    Ok(read.into_rgb8())
+}
+
 /// Includes how many images are nearest to their own identity, if the rank scored them.
 fn summary_line(job: &str, out: &Path, files: usize, summary: &Value) -> String {
     let number = |key: &str| summary.get(key).and_then(Value::as_u64);
+    if let (Some(correct), Some(count), Some(of), Some(old)) = (
+        number("correct"),
+        number("count"),
+        number("of"),
+        number("old"),
+    ) {
+        return format!(
+            "{job}: {files} files in {}; {correct} of {count} are nearest to the character and \
+            outfit of their swapped references among {of}, {old} to those of their target",
+            out.display()
+        );
+    }
     let score = match (number("correct"), number("count"), number("of")) {
         // Images from explicit references have no identity to score against.
         (_, Some(0), _) => String::new(),
@@ -364,6 +446,12 @@ mod tests {
             line,
             "demo-1-sample-2: 18 files in out; 11 of 16 are nearest to their own character and \
             outfit among 8"
+        );
+        let swapped = serde_json::json!({ "correct": 11, "count": 16, "of": 8, "old": 2 });
+        assert_eq!(
+            summary_line("a-1", Path::new("out"), 18, &swapped),
+            "a-1: 18 files in out; 11 of 16 are nearest to the character and outfit of their \
+            swapped references among 8, 2 to those of their target"
         );
         let unscored = serde_json::json!({ "correct": 0, "count": 0, "of": 0 });
         assert_eq!(

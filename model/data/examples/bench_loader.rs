@@ -57,6 +57,7 @@ fn job(url: &str, resolution: u32, count: u32) -> (Data, LoaderOptions) {
         dataset: url.to_owned(),
         resolution,
         prompt_drop: 0.5,
+        looks_drop: 0.0,
         prompt_order: PromptOrder::AsWritten,
         ratings: Ratings::default(),
         holdout: 0.0,
@@ -67,6 +68,7 @@ fn job(url: &str, resolution: u32, count: u32) -> (Data, LoaderOptions) {
         pairing: Pairing::B,
         count,
         drop: 0.0,
+        joint_drop: None,
         transform: Transform::default(),
         face_probability: 0.5,
         face_enlargement: 1.33,
@@ -78,6 +80,7 @@ fn job(url: &str, resolution: u32, count: u32) -> (Data, LoaderOptions) {
     let options = LoaderOptions {
         examples: ExampleConfig {
             references: Some(references),
+            view: None,
             timesteps: 1000,
         },
         cache_bytes: 0,

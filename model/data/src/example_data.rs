@@ -10,6 +10,7 @@ pub(crate) fn data() -> Data {
         dataset: String::new(),
         resolution: 64,
         prompt_drop: 0.5,
+        looks_drop: 0.0,
         prompt_order: PromptOrder::AsWritten,
         holdout: 0.1,
         ratings: proto::rating::Ratings::default(),

@@ -15,6 +15,7 @@ use crate::image_file::{
 };
 use crate::random::{Purpose, random};
 use crate::reference::{Slot, Source, are_dropped};
+use crate::tags::without_appearance;
 use crate::transform::View;
 use crate::view::{as_gray, as_rgb, view_of};
 
@@ -102,6 +103,7 @@ pub fn prepare(
     let mut views = stream(Purpose::ReferenceTransform);
     let mut objects = stream(Purpose::ObjectView);
     let drops = Drops::random(data, config, epoch, target.position);
+    let without_looks = stream(Purpose::LooksDrop).random_bool(data.looks_drop.clamp(0.0, 1.0));
     Example {
         position: target.position,
         target: image,
@@ -131,6 +133,8 @@ pub fn prepare(
         references_dropped: drops.references,
         prompt: if drops.prompt {
             String::new()
+        } else if without_looks {
+            without_appearance(&target.metadata.prompts)
         } else {
             target.metadata.prompts.clone()
         },
@@ -452,6 +456,24 @@ mod tests {
                 assert_eq!(pixel, pad, "the pad has one colour");
             }
         }
+    }
+
+    #[test]
+    fn the_tags_of_looks_are_left_out_as_often_as_the_job_says() {
+        let mut target = figure(1, 64, 64);
+        target.metadata.prompts = "1girl, blue_hair, smile".to_owned();
+        let count = |looks_drop| {
+            let data = Data {
+                prompt_drop: 0.0,
+                looks_drop,
+                ..data()
+            };
+            let prompts =
+                (0..200).map(|epoch| prepare(&data, &example_config(), epoch, &target, &[]).prompt);
+            prompts.filter(|prompt| prompt == "1girl, smile").count()
+        };
+        assert_eq!((count(0.0), count(1.0)), (0, 200));
+        assert!((70..130).contains(&count(0.5)), "{}", count(0.5));
     }
 
     #[test]

@@ -31,6 +31,8 @@ pub enum Purpose {
     ObjectKeep = 15,
     /// The order of the tags in a prompt.
     PromptOrder = 13,
+    /// Whether the tags of looks are left out of a prompt.
+    LooksDrop = 16,
 }
 
 /// The random stream of one sample for one purpose. `sample` is the position in the data set,

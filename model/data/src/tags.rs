@@ -154,6 +154,12 @@ pub fn is_appearance_tag(tag: &str) -> bool {
         && (WORDS.contains(&tag) || ENDINGS.iter().any(|ending| ending_matches(tag, ending)))
 }
 
+/// The prompt without appearance tags.
+#[must_use]
+pub fn without_appearance(prompt: &str) -> String {
+    join_tags(split_tags(prompt).filter(|tag| !is_appearance_tag(tag)))
+}
+
 /// The prompt without appearance and background tags, on a white background. The identity must then
 /// come from the references, and the figure can be segmented to identify it.
 #[must_use]
@@ -182,6 +188,15 @@ mod tests {
             pose_prompt(prompt),
             "1girl, closed_eyes, full_body, one_eye_closed, simple_background, smile, solo, \
             standing, waving, white_background"
+        );
+    }
+
+    #[test]
+    fn without_appearance_the_background_stays() {
+        let prompt = "1girl, beach, blue_hair, red_eyes, sailor_collar, smile, white_shirt";
+        assert_eq!(
+            without_appearance(prompt),
+            "1girl, beach, sailor_collar, smile"
         );
     }
 

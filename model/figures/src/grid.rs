@@ -51,6 +51,20 @@ pub fn image_grid(rows: &[Vec<Cell>], side: u32, across: u32) -> RgbImage {
     sheet
 }
 
+/// A grid with one row in a line, and further cells to the right of its rows. None if the grid has
+/// another number of lines, or its images another side.
+#[must_use]
+pub fn beside(grid: &RgbImage, rows: &[Vec<Cell>], side: u32) -> Option<RgbImage> {
+    let right = image_grid(rows, side, 1);
+    if grid.height() != right.height() {
+        return None;
+    }
+    let mut sheet = RgbImage::new(grid.width() + right.width(), grid.height());
+    image::imageops::replace(&mut sheet, grid, 0, 0);
+    image::imageops::replace(&mut sheet, &right, i64::from(grid.width()), 0);
+    Some(sheet)
+}
+
 /// Rows of cells below each other, each with a caption that wraps at the width of the grid.
 #[must_use]
 pub fn captioned_grid(rows: &[(Vec<Cell>, String)], side: u32) -> RgbImage {
@@ -187,6 +201,10 @@ mod tests {
             sheet.pixels().any(|p| *p == LABEL_TEXT),
             "labels are written"
         );
+        let one_in_a_line = image_grid(&rows, 32, 1);
+        let wider = beside(&one_in_a_line, &rows[..3], 32).map(|it| it.dimensions());
+        assert_eq!(wider, Some((2 * 84, 3 * (32 + 17) + 4)));
+        assert_eq!(beside(&one_in_a_line, &rows[..2], 32), None);
         let captioned = captioned_grid(&[(rows[0].clone(), "a word and more words".into())], 32);
         // Two cells, and a text of two lines of twelve characters.
         assert_eq!(

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use figures::synthetic::{Similar, SynthesizeOptions, identities, synthesize};
+use figures::synthetic::{Backgrounds, Similar, SynthesizeOptions, identities, synthesize};
 use image::{DynamicImage, GrayImage, ImageFormat, Luma, Rgb, RgbImage, Rgba, RgbaImage};
 use model_data::columns::{schema, to_batch};
 use model_data::dataset::{Dataset, DatasetError};
@@ -28,6 +28,7 @@ fn options() -> SynthesizeOptions {
         size: 32,
         seed: 3,
         similar: Similar::All,
+        backgrounds: Backgrounds::All,
     }
 }
 
@@ -60,6 +61,7 @@ fn data(folder: &Path) -> Data {
         dataset: url(folder),
         resolution: 32,
         prompt_drop: 0.5,
+        looks_drop: 0.0,
         prompt_order: PromptOrder::AsWritten,
         holdout: 0.3,
         ratings: proto::rating::Ratings::default(),
@@ -268,6 +270,7 @@ fn the_papers_histogram_of_similar_can_be_requested() {
         size: 16,
         seed: 1,
         similar: Similar::Paper,
+        backgrounds: Backgrounds::All,
     };
     let lengths: Vec<usize> = synthesize(&options)
         .map(|s| s.metadata.similar.len())

@@ -1,6 +1,6 @@
 //! Accuracy of `model_data::identity` on synthetic figures.
 
-use figures::synthetic::{Similar, SynthesizeOptions, identities};
+use figures::synthetic::{Backgrounds, Similar, SynthesizeOptions, identities};
 use model_data::identity::{Histogram, figure_mask, histogram, mean, nearest};
 use model_data::image_file::decode;
 
@@ -14,6 +14,7 @@ fn figures(count: u32) -> Vec<Vec<(Histogram, Option<Histogram>)>> {
         size: 64,
         seed: 5,
         similar: Similar::All,
+        backgrounds: Backgrounds::All,
     };
     identities(&options)
         .map(|identity| {

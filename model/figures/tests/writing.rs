@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use figures::synthetic::{Similar, SynthesizeOptions, identities};
+use figures::synthetic::{Backgrounds, Similar, SynthesizeOptions, identities};
 use image::{GrayImage, Luma, Rgb, RgbImage};
 use model_data::dataset::Dataset;
 use model_data::import::{ImportError, ImportOptions, ImportReport, PART_ROWS, import};
@@ -27,6 +27,7 @@ fn figures(seed: u64) -> impl Iterator<Item = Vec<Sample>> {
         size: 16,
         seed,
         similar: Similar::All,
+        backgrounds: Backgrounds::All,
     };
     identities(&options).collect::<Vec<_>>().into_iter()
 }
@@ -48,6 +49,7 @@ async fn load(folder: &Path, version: &str) -> Result<Loader, LoadError> {
         dataset: url(folder),
         resolution: 16,
         prompt_drop: 0.0,
+        looks_drop: 0.0,
         prompt_order: PromptOrder::AsWritten,
         ratings: proto::rating::Ratings::default(),
         holdout: 0.0,

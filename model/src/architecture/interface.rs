@@ -78,6 +78,15 @@ pub(crate) trait Network: Debug {
         options: &SampleOptions,
     ) -> Result<RgbImage, ModelError>;
 
+    /// The example's target through the autoencoder alone: the best that the model could draw. None
+    /// if sampling does nothing else. Called under `no_grad`.
+    ///
+    /// # Errors
+    /// An example that does not match the job.
+    fn reconstruct(&mut self, _example: &Example) -> Result<Option<RgbImage>, ModelError> {
+        Ok(None)
+    }
+
     /// Attention maps of a word over a reference image at a time step, one for each block; None if
     /// the model has no references. Called under `no_grad`.
     ///

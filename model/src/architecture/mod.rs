@@ -2,6 +2,7 @@
 //! each parameter. Only this file knows all architectures; the trainer uses [`interface`].
 
 pub(crate) mod autoencoder;
+pub(crate) mod clip;
 pub mod controlnet;
 pub mod fastcomposer;
 pub(crate) mod interface;
@@ -20,6 +21,7 @@ pub(crate) fn of(spec: &ArchitectureSpec) -> Box<dyn Architecture> {
         ArchitectureSpec::Autoencoder(spec) => Box::new(autoencoder::Autoencoder(spec.clone())),
         ArchitectureSpec::TextToImage(spec) => Box::new(text_to_image::TextToImage(spec.clone())),
         ArchitectureSpec::Retrinet(spec) => Box::new(retrinet::Retrinet(spec.clone())),
+        ArchitectureSpec::Clip(spec) => Box::new(clip::Clip(spec.clone())),
         ArchitectureSpec::ControlNet(spec) => Box::new(controlnet::ControlNet(spec.clone())),
         ArchitectureSpec::IpAdapter(spec) => Box::new(ip_adapter::IpAdapter(spec.clone())),
         ArchitectureSpec::FastComposer(spec) => Box::new(fastcomposer::FastComposer(spec.clone())),
@@ -44,13 +46,17 @@ mod tests {
     fn prefixes_cover_every_parameter_and_the_components_of_the_job() {
         for name in Architecture::ALL.map(Architecture::name) {
             let references = match name {
-                "autoencoder" | "text-to-image" | "kandinsky-prior" => 0,
+                "autoencoder" | "text-to-image" | "clip" | "kandinsky-prior" => 0,
                 _ => 1,
+            };
+            let (prompt_drop, init) = match name {
+                "clip" => (0.0, ""),
+                _ => (0.5, "init = \"file:///none\"\n"),
             };
             let text = format!(
                 "name = \"a\"\n[data]\ndataset = \"file:///none\"\nresolution = 32\nreferences = \
-                {references}\n\
-                 [model]\narchitecture = \"{name}\"\nsize = \"tiny\"\ninit = \"file:///none\"\n\
+                {references}\nprompt_drop = {prompt_drop}\n\
+                 [model]\narchitecture = \"{name}\"\nsize = \"tiny\"\n{init}\
                  [train]\nsteps = 4\nglobal_batch = 1\nmicro_batch = 1\n"
             );
             let spec = proto::job::parse_training("job.toml", &text).expect("the job is valid");

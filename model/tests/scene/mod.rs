@@ -13,6 +13,7 @@ pub(crate) fn job(architecture: Architecture, learning_rate: f64) -> TrainWork {
         Architecture::Autoencoder => "autoencoder",
         Architecture::TextToImage => "text-to-image",
         Architecture::Retrinet => "retrinet",
+        Architecture::Clip => "clip",
         Architecture::ControlNet => "controlnet",
         Architecture::IpAdapter => "ip-adapter",
         Architecture::FastComposer => "fastcomposer",
@@ -20,7 +21,10 @@ pub(crate) fn job(architecture: Architecture, learning_rate: f64) -> TrainWork {
         Architecture::KandinskyDecoder => "kandinsky-decoder",
     };
     let references = match architecture {
-        Architecture::Autoencoder | Architecture::TextToImage | Architecture::KandinskyPrior => 0,
+        Architecture::Autoencoder
+        | Architecture::TextToImage
+        | Architecture::Clip
+        | Architecture::KandinskyPrior => 0,
         Architecture::Retrinet => 2,
         Architecture::ControlNet
         | Architecture::IpAdapter
@@ -28,10 +32,15 @@ pub(crate) fn job(architecture: Architecture, learning_rate: f64) -> TrainWork {
         | Architecture::KandinskyDecoder => 1,
     };
     // The job format requires an init for RetriNet; the model itself can start from random weights.
+    let (prompt_drop, init) = if architecture == Architecture::Clip {
+        (0.0, "")
+    } else {
+        (0.5, "init = \"file:///none\"\n")
+    };
     let text = format!(
         "name = \"scene\"\n[data]\ndataset = \"file:///none\"\nresolution = 32\nreferences = \
-        {references}\nseed = 5\n\
-         [model]\narchitecture = \"{name}\"\nsize = \"tiny\"\ninit = \"file:///none\"\n\
+        {references}\nprompt_drop = {prompt_drop}\nseed = 5\n\
+         [model]\narchitecture = \"{name}\"\nsize = \"tiny\"\n{init}\
          [train]\nsteps = 100\nglobal_batch = 4\nmicro_batch = 4\nlearning_rate = \
         {learning_rate}\nwarmup = 0\n"
     );

@@ -724,6 +724,7 @@ mod tests {
             architecture: proto::spec::ArchitectureSpec::Autoencoder(
                 proto::architecture::Autoencoder {
                     autoencoder: model().architecture.autoencoder().unwrap().clone(),
+                    reconstruction: proto::architecture::Reconstruction::default(),
                 },
             ),
             ..model()
@@ -908,6 +909,7 @@ mod tests {
             architecture: proto::spec::ArchitectureSpec::Autoencoder(
                 proto::architecture::Autoencoder {
                     autoencoder: model().architecture.autoencoder().unwrap().clone(),
+                    reconstruction: proto::architecture::Reconstruction::default(),
                 },
             ),
             ..model()

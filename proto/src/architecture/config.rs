@@ -121,12 +121,19 @@ impl ImageEncoderConfig {
         of_size: fn(&str) -> Self,
         faults: &mut Faults,
     ) -> Self {
-        let base = of_size(fields.size());
+        let config = Self::of(of_size(fields.size()), fields);
+        faults.count("model.image_encoder.side", config.side, 1024);
+        config.check(config.side.max(1), faults);
+        config
+    }
+
+    /// `base` with the fields of job.toml.
+    pub(super) fn of(base: Self, fields: &mut Fields) -> Self {
         let mut number = |name: &str, default: u32| {
             let field = format!("model.image_encoder.{name}");
             fields.written(&field).unwrap_or(default)
         };
-        let config = Self {
+        Self {
             width: number("width", base.width),
             layers: number("layers", base.layers),
             heads: number("heads", base.heads),
@@ -137,19 +144,17 @@ impl ImageEncoderConfig {
             activation: fields
                 .written("model.image_encoder.activation")
                 .unwrap_or(base.activation),
-        };
-        config.check(faults);
-        config
+        }
     }
 
-    fn check(&self, faults: &mut Faults) {
+    /// Checks all but the side. `max_patch` is the largest side of a patch.
+    pub(super) fn check(&self, max_patch: u32, faults: &mut Faults) {
         for (name, value, max) in [
             ("width", self.width, 8192),
             ("layers", self.layers, 128),
             ("mlp_width", self.mlp_width, 65_536),
             ("projection", self.projection, 8192),
-            ("side", self.side, 1024),
-            ("patch", self.patch, self.side.max(1)),
+            ("patch", self.patch, max_patch),
         ] {
             faults.count(&format!("model.image_encoder.{name}"), value, max);
         }

@@ -59,6 +59,7 @@ pub(super) const FACTS: Facts = Facts {
         ..Defaults::OURS
     },
     sampling: Sampling {
+        images: true,
         prompts: true,
         references: true,
         references_max: 1,

@@ -94,6 +94,7 @@ const STEPS: std::ops::RangeInclusive<u32> = 10..=10_000;
 impl Diffusion {
     pub(super) fn read(fields: &mut Fields, faults: &mut Faults) -> Self {
         fields.allow("data.prompt_drop");
+        fields.allow("data.looks_drop");
         fields.allow("data.prompt_order");
         Self {
             autoencoder: fields.autoencoder(),

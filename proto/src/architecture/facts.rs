@@ -59,9 +59,23 @@ impl Defaults {
     };
 }
 
+impl Facts {
+    /// The article of `noun`.
+    #[must_use]
+    pub fn article(&self) -> &'static str {
+        if self.noun.starts_with(['a', 'i']) {
+            "an"
+        } else {
+            "a"
+        }
+    }
+}
+
 /// Which inputs of sampling an architecture supports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sampling {
+    /// Whether it makes images at all.
+    pub images: bool,
     /// `prompts`
     pub prompts: bool,
     /// `references`, `task` and `pairing`

@@ -72,6 +72,7 @@ pub(super) const FACTS: Facts = Facts {
         ..Defaults::OURS
     },
     sampling: Sampling {
+        images: true,
         prompts: true,
         references: true,
         references_max: 1,

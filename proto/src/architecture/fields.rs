@@ -20,6 +20,7 @@ reference_drop = 0.0
 joint_drop = 0.0
 transform = { crop = [0.8, 1.0], flip = 0.5, target_scale = 0.8 }
 prompt_drop = 0.5
+looks_drop = 0.0
 prompt_order = "as-written"
 face_probability = 0.5
 face_enlargement = 1.33
@@ -66,13 +67,14 @@ target_mask_threshold = 0.5
 loss_weighting = "epsilon"
 mask_loss = 0.5
 localization = 0.001
+edge_loss_weight = 0.0
+kl_loss_weight = 1e-4
 "#;
 
 /// See the module's header.
 pub(crate) struct Fields {
-    /// None once taken.
+    /// The networks; None once taken.
     autoencoder: Option<AutoencoderConfig>,
-    /// None once taken.
     unet: Option<UNetConfig>,
     text_encoder: Option<TextEncoderConfig>,
     defaults: BTreeMap<String, Value>,
@@ -81,6 +83,8 @@ pub(crate) struct Fields {
     origin: Origin,
     /// The value of `model.size`.
     size: String,
+    /// The value of `data.resolution`.
+    resolution: u32,
 }
 
 impl Fields {
@@ -94,6 +98,7 @@ impl Fields {
     ) -> Self {
         let defaults = leaves(&defaults());
         let mut remaining = leaves(written);
+        let resolution = remaining.get("data.resolution").and_then(Value::as_integer);
         remaining.retain(|field, _| defaults.contains_key(field));
         Self {
             autoencoder: Some(autoencoder),
@@ -103,6 +108,7 @@ impl Fields {
             remaining,
             origin,
             size: size.to_owned(),
+            resolution: resolution.and_then(|it| it.try_into().ok()).unwrap_or(0),
         }
     }
 
@@ -110,6 +116,11 @@ impl Fields {
     /// every field.
     pub(super) fn size(&self) -> &str {
         &self.size
+    }
+
+    /// The side of the job's images in pixels.
+    pub(super) fn resolution(&self) -> u32 {
+        self.resolution
     }
 
     /// Takes a field; returns its default if job.toml does not set it.
@@ -217,7 +228,7 @@ impl Fields {
         {
             unused.retain(|field, _| !field.starts_with("model.image_encoder."));
             let message = format!(
-                "is for architectures that read image embeddings; {name} has no image encoder: \
+                "is for architectures with image embeddings; {name} has no image encoder: \
                 leave it out"
             );
             faults.add("model.image_encoder", message);

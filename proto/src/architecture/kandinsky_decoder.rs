@@ -91,6 +91,7 @@ pub(super) const FACTS: Facts = Facts {
     own_file: Some(UNCLIP),
     defaults: DEFAULTS,
     sampling: Sampling {
+        images: true,
         prompts: true,
         references: true,
         references_max: 1,

@@ -61,6 +61,7 @@ pub(super) const FACTS: Facts = Facts {
     own_file: None,
     defaults: super::kandinsky_decoder::DEFAULTS,
     sampling: Sampling {
+        images: false,
         prompts: true,
         references: false,
         references_max: 0,

@@ -4,6 +4,7 @@
 //! [`ArchitectureSpec`].
 
 mod autoencoder;
+mod clip;
 pub(crate) mod config;
 mod controlnet;
 mod diffusion;
@@ -18,7 +19,8 @@ mod retrinet;
 mod text_to_image;
 mod view;
 
-pub use autoencoder::Autoencoder;
+pub use autoencoder::{Autoencoder, Reconstruction};
+pub use clip::Clip;
 pub use controlnet::{ControlNet, OWN_PART as CONTROLNET};
 pub use diffusion::{Diffusion, Latents, Noise, NoiseKind, Objective, Prediction};
 pub use facts::{Defaults, Facts, Sampling};
@@ -52,6 +54,8 @@ pub enum Architecture {
     TextToImage,
     /// The paper's model, trained from a given base model.
     Retrinet,
+    /// A text tower and an image tower, for scores and for models with image embeddings.
+    Clip,
     /// A peer of the paper: a U-Net that is controlled by a copy of its encoder.
     #[serde(rename = "controlnet")]
     ControlNet,
@@ -73,6 +77,7 @@ pub enum ArchitectureSpec {
     Autoencoder(Autoencoder),
     TextToImage(TextToImage),
     Retrinet(Retrinet),
+    Clip(Clip),
     #[serde(rename = "controlnet")]
     ControlNet(ControlNet),
     IpAdapter(IpAdapter),
@@ -83,10 +88,11 @@ pub enum ArchitectureSpec {
 }
 
 impl Architecture {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Autoencoder,
         Self::TextToImage,
         Self::Retrinet,
+        Self::Clip,
         Self::ControlNet,
         Self::IpAdapter,
         Self::FastComposer,
@@ -100,6 +106,7 @@ impl Architecture {
             Self::Autoencoder => &autoencoder::FACTS,
             Self::TextToImage => &text_to_image::FACTS,
             Self::Retrinet => &retrinet::FACTS,
+            Self::Clip => &clip::FACTS,
             Self::ControlNet => &controlnet::FACTS,
             Self::IpAdapter => &ip_adapter::FACTS,
             Self::FastComposer => &fastcomposer::FACTS,
@@ -126,9 +133,10 @@ impl Architecture {
     /// Takes the architecture's fields from those of job.toml.
     pub(crate) fn read(self, fields: &mut Fields, faults: &mut Faults) -> ArchitectureSpec {
         match self {
-            Self::Autoencoder => ArchitectureSpec::Autoencoder(Autoencoder::read(fields)),
+            Self::Autoencoder => ArchitectureSpec::Autoencoder(Autoencoder::read(fields, faults)),
             Self::TextToImage => ArchitectureSpec::TextToImage(TextToImage::read(fields, faults)),
             Self::Retrinet => ArchitectureSpec::Retrinet(Retrinet::read(fields, faults)),
+            Self::Clip => ArchitectureSpec::Clip(Clip::read(fields, faults)),
             Self::ControlNet => ArchitectureSpec::ControlNet(ControlNet::read(fields, faults)),
             Self::IpAdapter => ArchitectureSpec::IpAdapter(IpAdapter::read(fields, faults)),
             Self::FastComposer => {
@@ -149,6 +157,7 @@ impl Architecture {
             Self::Autoencoder => autoencoder::why_unused(field),
             Self::TextToImage => text_to_image::why_unused(field),
             Self::Retrinet => retrinet::why_unused(field),
+            Self::Clip => clip::why_unused(field),
             Self::ControlNet => controlnet::why_unused(field),
             Self::IpAdapter => ip_adapter::why_unused(field),
             Self::FastComposer => fastcomposer::why_unused(field),
@@ -165,6 +174,7 @@ impl ArchitectureSpec {
             Self::Autoencoder(_) => Architecture::Autoencoder,
             Self::TextToImage(_) => Architecture::TextToImage,
             Self::Retrinet(_) => Architecture::Retrinet,
+            Self::Clip(_) => Architecture::Clip,
             Self::ControlNet(_) => Architecture::ControlNet,
             Self::IpAdapter(_) => Architecture::IpAdapter,
             Self::FastComposer(_) => Architecture::FastComposer,
@@ -194,11 +204,19 @@ impl ArchitectureSpec {
         }
     }
 
+    #[must_use]
+    pub fn clip(&self) -> Option<&Clip> {
+        match self {
+            Self::Clip(it) => Some(it),
+            _ => None,
+        }
+    }
+
     /// The latent diffusion model that it is or contains.
     #[must_use]
     pub fn diffusion(&self) -> Option<&Diffusion> {
         match self {
-            Self::Autoencoder(_) | Self::KandinskyPrior(_) => None,
+            Self::Autoencoder(_) | Self::Clip(_) | Self::KandinskyPrior(_) => None,
             Self::TextToImage(it) => Some(&it.diffusion),
             Self::Retrinet(it) => Some(&it.diffusion),
             Self::ControlNet(it) => Some(&it.diffusion),
@@ -210,7 +228,7 @@ impl ArchitectureSpec {
 
     pub fn diffusion_mut(&mut self) -> Option<&mut Diffusion> {
         match self {
-            Self::Autoencoder(_) | Self::KandinskyPrior(_) => None,
+            Self::Autoencoder(_) | Self::Clip(_) | Self::KandinskyPrior(_) => None,
             Self::TextToImage(it) => Some(&mut it.diffusion),
             Self::Retrinet(it) => Some(&mut it.diffusion),
             Self::ControlNet(it) => Some(&mut it.diffusion),
@@ -265,6 +283,7 @@ impl ArchitectureSpec {
     #[must_use]
     pub fn text_encoder(&self) -> Option<&TextEncoderConfig> {
         match self {
+            Self::Clip(it) => Some(&it.text_encoder),
             Self::KandinskyPrior(it) => Some(&it.text_encoder),
             _ => self.diffusion().map(|it| &it.text_encoder),
         }
@@ -288,7 +307,10 @@ impl ArchitectureSpec {
     #[must_use]
     pub fn references(&self) -> Option<&References> {
         match self {
-            Self::Autoencoder(_) | Self::TextToImage(_) | Self::KandinskyPrior(_) => None,
+            Self::Autoencoder(_)
+            | Self::TextToImage(_)
+            | Self::Clip(_)
+            | Self::KandinskyPrior(_) => None,
             Self::Retrinet(it) => Some(&it.references),
             Self::ControlNet(it) => Some(&it.references),
             Self::IpAdapter(it) => Some(&it.references),
@@ -299,7 +321,10 @@ impl ArchitectureSpec {
 
     pub fn references_mut(&mut self) -> Option<&mut References> {
         match self {
-            Self::Autoencoder(_) | Self::TextToImage(_) | Self::KandinskyPrior(_) => None,
+            Self::Autoencoder(_)
+            | Self::TextToImage(_)
+            | Self::Clip(_)
+            | Self::KandinskyPrior(_) => None,
             Self::Retrinet(it) => Some(&mut it.references),
             Self::ControlNet(it) => Some(&mut it.references),
             Self::IpAdapter(it) => Some(&mut it.references),
@@ -388,6 +413,12 @@ impl ArchitectureSpec {
     pub(crate) fn write(&self, written: &mut Written) {
         if let Some(autoencoder) = self.autoencoder() {
             written.put("model.autoencoder", autoencoder);
+        }
+        if let Some(clip) = self.clip() {
+            clip.write(written);
+        }
+        if let Self::Autoencoder(it) = self {
+            it.reconstruction.write(written);
         }
         if let Some(diffusion) = self.diffusion() {
             diffusion.write(written, self.facts().equation_3);

@@ -1,5 +1,6 @@
 //! The paper's model (section 5.1), trained from a given base model.
 
+use super::autoencoder;
 use super::config::{Component, Retrieval};
 use super::diffusion::Diffusion;
 use super::facts::{Defaults, Facts, Sampling};
@@ -56,6 +57,7 @@ pub(super) const FACTS: Facts = Facts {
     own_file: Some(OWN_FILE),
     defaults: Defaults::OURS,
     sampling: Sampling {
+        images: true,
         prompts: true,
         references: true,
         references_max: 64,
@@ -83,7 +85,10 @@ impl Retrinet {
     }
 }
 
-/// It reads all fields except those of the paper's peers.
-pub(super) fn why_unused(_field: &str) -> String {
+/// It reads all fields except those of an autoencoder's loss and of the paper's peers.
+pub(super) fn why_unused(field: &str) -> String {
+    if autoencoder::has(field) {
+        return autoencoder::why_foreign("retrinet");
+    }
     "retrinet does not use it".to_owned()
 }

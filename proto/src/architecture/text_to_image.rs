@@ -1,5 +1,6 @@
 //! A text-to-image U-Net with its text encoder, trained with a given autoencoder.
 
+use super::autoencoder;
 use super::config::Component;
 use super::diffusion::Diffusion;
 use super::facts::{Defaults, Facts, Sampling};
@@ -37,6 +38,7 @@ pub(super) const FACTS: Facts = Facts {
     own_file: None,
     defaults: Defaults::OURS,
     sampling: Sampling {
+        images: true,
         prompts: true,
         references: false,
         references_max: 0,
@@ -53,7 +55,10 @@ impl TextToImage {
     }
 }
 
-/// It reads all fields except those about references.
-pub(super) fn why_unused(_field: &str) -> String {
+/// It reads all fields except those about references and those of an autoencoder's loss.
+pub(super) fn why_unused(field: &str) -> String {
+    if autoencoder::has(field) {
+        return autoencoder::why_foreign("text-to-image model");
+    }
     "text-to-image uses no references".to_owned()
 }

@@ -207,6 +207,9 @@ fn training_toml(work: &TrainWork) -> TrainingToml {
     written.put("data.resolution", data.resolution);
     written.put("data.prompt_drop", data.prompt_drop);
     // Older releases do not know the field, so only jobs that use it name it.
+    if data.looks_drop != 0.0 {
+        written.put("data.looks_drop", data.looks_drop);
+    }
     if data.prompt_order != PromptOrder::default() {
         written.put("data.prompt_order", data.prompt_order);
     }
@@ -263,6 +266,7 @@ fn sample_toml(work: &SampleWork) -> SampleToml {
         // Older releases do not know the field, so only jobs that use it name it.
         negative_prompt: Some(work.negative_prompt.clone()).filter(|prompt| !prompt.is_empty()),
         knobs: Some(work.knobs.clone()).filter(|knobs| !knobs.is_empty()),
+        swap_references: Some(true).filter(|_| work.swap_references),
         task: work.task,
         pairing: work.pairing,
         attention: work.attention.clone(),
@@ -320,6 +324,8 @@ fn train_toml(train: &Train) -> TrainToml {
         face_loss_weight: None,
         target_mask_threshold: None,
         loss_weighting: None,
+        edge_loss_weight: None,
+        kl_loss_weight: None,
         mask_loss: None,
         localization: None,
         precision: Some(train.precision),

@@ -109,16 +109,17 @@ fn unknown_keys_get_a_suggestion() {
         "job.toml:18: train.globl_batch: unknown field `globl_batch`, expected one of `steps`, \
         `global_batch`, `micro_batch`, `learning_rate`, `learning_rates`, `warmup`, `decay`, \
         `clip`, `ema`, `face_loss_weight`, `target_mask_threshold`, `loss_weighting`, \
-         `mask_loss`, `localization`, `precision`, `on_nonfinite`, `latent_cache_mib`, \
-         `reduction`, `threads`, `digest_every`, `validate_every`, `validate_samples`, \
-         `time_limit`, `optimizer`; did you mean `global_batch`?",
+        `edge_loss_weight`, `kl_loss_weight`, `mask_loss`, `localization`, `precision`, \
+        `on_nonfinite`, `latent_cache_mib`, `reduction`, `threads`, `digest_every`, \
+        `validate_every`, `validate_samples`, `time_limit`, `optimizer`; did you mean \
+        `global_batch`?",
     );
     check(
         "architecture = \"retrinet\"",
         "architecture = \"retronet\"",
         "job.toml:12: model.architecture: unknown variant `retronet`, expected one of \
-        `autoencoder`, `text-to-image`, `retrinet`, `controlnet`, `ip-adapter`, `fastcomposer`, \
-        `kandinsky-prior`, `kandinsky-decoder`; did you mean `retrinet`?",
+        `autoencoder`, `text-to-image`, `retrinet`, `clip`, `controlnet`, `ip-adapter`, \
+        `fastcomposer`, `kandinsky-prior`, `kandinsky-decoder`; did you mean `retrinet`?",
     );
     check(
         "size = \"small\"",

@@ -29,6 +29,15 @@ impl Part {
     }
 }
 
+/// A CLIP's two towers, in the layout of a `CLIPModel`. No base model has it.
+pub const CLIP: Part = Part {
+    name: "clip",
+    folder: "clip",
+    also: None,
+    prefix: "clip.",
+};
+
+/// The components of a base model.
 pub const PARTS: [Part; 3] = [
     Part {
         name: "autoencoder",

@@ -3,7 +3,7 @@
 
 use super::config::{image_unet_blocks, movq_blocks};
 use crate::architecture::{
-    CONTROLNET, IP_ADAPTER, KandinskyDecoder, POSTFUSE, PRIOR, PriorConfig, UNCLIP,
+    CONTROLNET, Clip, IP_ADAPTER, KandinskyDecoder, POSTFUSE, PRIOR, PriorConfig, UNCLIP,
 };
 use crate::layout::{CLIP_END, CLIP_VOCABULARY, hint_widths};
 use crate::spec::{
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 /// The release of diffusers that defines these fields; newer releases read them too.
 pub(super) const DIFFUSERS: &str = "0.42.1";
 
-/// The config of a component ("autoencoder", "text_encoder" or "unet") of a model that works at
+/// The config of a component ("autoencoder", "text_encoder", "unet", …) of a model that works at
 /// `resolution` pixels; None: its architecture has no such component.
 #[must_use]
 pub fn config(component: &str, model: &Model, resolution: u32) -> Option<String> {
@@ -34,6 +34,7 @@ pub fn config(component: &str, model: &Model, resolution: u32) -> Option<String>
                 _ => text(config),
             }
         }
+        ("clip", _) => clip(architecture.clip()?),
         ("image_encoder", _) => image(architecture.image_encoder()?),
         (PRIOR, _) => prior(
             architecture.prior()?,
@@ -247,6 +248,19 @@ fn image(config: ImageEncoderConfig) -> Value {
     })
 }
 
+fn clip(config: &Clip) -> Value {
+    let image_encoder = config.image_encoder;
+    let (mut texts, images) = (text(&config.text_encoder), image(image_encoder));
+    texts["projection_dim"] = json!(image_encoder.projection);
+    json!({
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": image_encoder.projection,
+        "text_config": texts,
+        "vision_config": images,
+    })
+}
+
 fn widths(first: u32, multiples: &[u32]) -> Vec<u32> {
     multiples.iter().map(|multiple| first * multiple).collect()
 }
@@ -256,6 +270,24 @@ fn widths(first: u32, multiples: &[u32]) -> Vec<u32> {
 mod tests {
     use super::*;
     use crate::public::agree::agree;
+
+    #[test]
+    fn a_clip_is_written_as_both_towers_read_it() {
+        for size in crate::size::NAMES {
+            let text = format!(
+                "name = \"x\"\n[data]\ndataset = \"file:///d\"\nresolution = 56\nprompt_drop = 0\n\
+                 [model]\narchitecture = \"clip\"\nsize = \"{size}\"\n\
+                 [train]\nsteps = 1\nglobal_batch = 1\nmicro_batch = 1\n"
+            );
+            let job = crate::job::parse_training("job.toml", &text).unwrap();
+            let clip = job.model.architecture.clip().unwrap();
+            let written = config("clip", &job.model, 56).unwrap();
+            let text = crate::public::config::text(&written, true).unwrap();
+            assert_eq!(text, clip.text_layout());
+            let image = crate::public::config::image(&written).unwrap();
+            assert_eq!(image, clip.image_layout());
+        }
+    }
 
     #[test]
     fn what_is_written_is_read_back_for_every_size() {

@@ -414,6 +414,7 @@ fn spec(job: &PlannedJob) -> JobSpec {
         dataset: "file:///toy".to_owned(),
         resolution: 8,
         prompt_drop: 0.5,
+        looks_drop: 0.0,
         prompt_order: PromptOrder::AsWritten,
         holdout: 0.0,
         ratings: proto::rating::Ratings::default(),

@@ -13,9 +13,12 @@ use serde::Serialize;
 const GRID: &str = "grid.png";
 const LIST: &str = "images.json";
 
-/// At most so many rows are in the grid.
+/// At most so many rows are in the grid. `coordinator sample --beside` relies on this and on
+/// [`GRID_SIDE`].
 const GRID_ROWS: u64 = 24;
-/// Rows side by side.
+/// Rows of at most this many images stand side by side. Those with references do not, so that
+/// `coordinator sample --beside` can add to them.
+const NARROW: usize = 3;
 const GRID_ACROSS: u32 = 2;
 /// Side of an image in the grid, in pixels.
 const GRID_SIDE: u32 = 96;
@@ -38,8 +41,12 @@ struct Record {
 /// Accuracy of the identity test, over the images whose identity can be evaluated.
 #[derive(Debug, Serialize, PartialEq)]
 struct Summary {
+    /// Nearest to the identity of their references.
     correct: usize,
     count: usize,
+    /// With swapped references: nearest to the identity of their target.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    old: Option<usize>,
     /// Candidate identities per image.
     #[serde(rename = "of")]
     candidates: usize,
@@ -57,7 +64,7 @@ pub(crate) fn close(runner: &mut UnitRunner<'_>, unit: u64) -> anyhow::Result<()
     let (images, missing) = runner.wait(unit, read_all(runner))?;
     let rows = grid_rows(runner, unit)?;
     let widest = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let across = if widest > 6 { 1 } else { GRID_ACROSS };
+    let across = if widest > NARROW { 1 } else { GRID_ACROSS };
     let grid = image_grid(&rows, GRID_SIDE, across);
     runner.wait(unit, runner.images.put_image(GRID, grid))?;
     let summary = summarize(runner, &images);
@@ -126,21 +133,32 @@ fn grid_rows(runner: &mut UnitRunner<'_>, unit: u64) -> anyhow::Result<Vec<Vec<C
             continue;
         }
         let subject = runner.take_subject(unit, u32::try_from(row / prompts)?)?;
-        rows.push(grid_row(&subject.1, images));
+        let decoded = match subject.1.target {
+            Some(_) => runner.reconstruct(&subject.1)?,
+            None => None,
+        };
+        rows.push(grid_row(&subject.1, decoded, images));
         runner.cache_subject(subject);
     }
     Ok(rows)
 }
 
-/// Target, references with their concepts, and the image of each seed.
-fn grid_row(subject: &Subject, images: Vec<Cell>) -> Vec<Cell> {
+/// Target, its reconstruction by the autoencoder, references with their concepts, and the image of
+/// each seed.
+fn grid_row(subject: &Subject, decoded: Option<RgbImage>, images: Vec<Cell>) -> Vec<Cell> {
     let target = subject
         .target
         .map(|_| Cell::new("target", subject.example.target.clone()));
+    let decoded = decoded.map(|image| Cell::new("decoded", image));
     let references = subject.example.references.iter();
     let references =
         references.map(|reference| Cell::new(reference.concept.word(), reference.image.clone()));
-    target.into_iter().chain(references).chain(images).collect()
+    target
+        .into_iter()
+        .chain(decoded)
+        .chain(references)
+        .chain(images)
+        .collect()
 }
 
 fn summarize(runner: &UnitRunner<'_>, images: &[ImageRecord]) -> Summary {
@@ -155,18 +173,24 @@ fn summarize(runner: &UnitRunner<'_>, images: &[ImageRecord]) -> Summary {
         runner.identities.candidate_count(&runner.loader, *position)
     });
     let correct = evaluated.iter().filter(|(_, correct)| *correct).count();
-    summary(
-        correct,
-        evaluated.len(),
-        candidates,
-        !runner.loader.held_out().is_empty(),
-    )
+    let targets = images.iter().filter_map(|image| image.target.as_ref());
+    let old = targets.filter(|target| target.nearest == Some(0)).count();
+    Summary {
+        old: Some(old).filter(|_| runner.work.swap_references),
+        ..summary(
+            correct,
+            evaluated.len(),
+            candidates,
+            !runner.loader.held_out().is_empty(),
+        )
+    }
 }
 
 fn summary(correct: usize, count: usize, candidates: usize, held_out: bool) -> Summary {
     Summary {
         correct,
         count,
+        old: None,
         candidates,
         chance: if candidates == 0 {
             0.0

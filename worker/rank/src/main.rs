@@ -22,6 +22,7 @@ mod init;
 mod link;
 mod load;
 mod maps;
+mod normalize;
 mod outage;
 mod position;
 mod prefetch;
@@ -62,6 +63,7 @@ enum Command {
     /// Compare the GPU with the CPU, try NCCL and time steps. Needs only a GPU.
     GpuCheck(gpu_check::Options),
     Forward(forward::Options),
+    NormalizeLatents(normalize::Options),
     Tokenize(tokenize::Options),
 }
 
@@ -74,6 +76,7 @@ fn main() -> ExitCode {
         Command::Doctor(node) => doctor::run(&node),
         Command::GpuCheck(options) => gpu_check::run(&options).map(|()| true),
         Command::Forward(options) => forward::run(&options).map(|()| true),
+        Command::NormalizeLatents(options) => normalize::run(&options).map(|()| true),
         Command::Tokenize(options) => tokenize::run(&options).map(|()| true),
     };
     match outcome {

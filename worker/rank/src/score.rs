@@ -28,7 +28,7 @@ pub(crate) struct Identities {
 /// The result of the identity test for one image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Classification {
-    /// Index of the nearest candidate; 0 is the target's identity.
+    /// Index of the nearest candidate; 0 is the target's identity, 1 that of swapped references.
     pub(crate) nearest: usize,
     /// Number of the nearest identity in the data set.
     pub(crate) identity: u64,
@@ -67,8 +67,8 @@ impl Identities {
 
     /// Number of candidates for the sample at `target`.
     pub(crate) fn candidate_count(&self, loader: &Loader, target: u64) -> usize {
-        let row = usize::try_from(target).expect("positions are indices");
-        self.candidates(loader.rows()[row].identity, target).len()
+        self.candidates(identity(loader, target), None, target)
+            .len()
     }
 
     /// True if every image gets all its candidates.
@@ -76,17 +76,19 @@ impl Identities {
         self.positions.len() >= CANDIDATES
     }
 
-    /// Classifies an image that was generated for the sample at `target`. None if its identity has
-    /// no other image, or if there is no other identity.
+    /// Classifies an image that was generated for the sample at `target`, with the references of
+    /// that at `donor` if they were swapped: its identity is then a candidate too. None if its
+    /// identity has no other image, or if there is no other identity.
     pub(crate) async fn classify(
         &mut self,
         loader: &Loader,
         target: u64,
+        donor: Option<u64>,
         image: &RgbImage,
     ) -> Result<Option<Classification>, LoadError> {
-        let row = usize::try_from(target).expect("positions are indices");
-        let own = loader.rows()[row].identity;
-        let candidates = self.candidates(own, target);
+        let own = identity(loader, target);
+        let donor = donor.map(|donor| identity(loader, donor));
+        let candidates = self.candidates(own, donor, target);
         if candidates.len() < 2 {
             return Ok(None);
         }
@@ -102,17 +104,22 @@ impl Identities {
         }))
     }
 
-    /// `own` first, then others. Chosen by the target, so that every run has the same candidates.
-    fn candidates(&self, own: u64, target: u64) -> Vec<u64> {
-        if !self.positions.contains_key(&own) {
+    /// `own` first, then that of swapped references, then others. Chosen by the target, so that
+    /// every run has the same candidates.
+    fn candidates(&self, own: u64, donor: Option<u64>, target: u64) -> Vec<u64> {
+        let first: Vec<u64> = std::iter::once(own).chain(donor).collect();
+        if first.iter().any(|it| !self.positions.contains_key(it)) {
             return Vec::new();
         }
         let all: Vec<u64> = self.positions.keys().copied().collect();
         let order = SampleOrder::new(self.seed ^ target, all.len() as u64);
         let shuffled = (0..order.samples())
             .map(|index| all[usize::try_from(order.at(index).1).expect("an index")]);
-        std::iter::once(own)
-            .chain(shuffled.filter(|&identity| identity != own))
+        let others = shuffled.filter(|identity| !first.contains(identity));
+        first
+            .iter()
+            .copied()
+            .chain(others)
             .take(CANDIDATES)
             .collect()
     }
@@ -142,4 +149,9 @@ impl Identities {
         }
         Ok(mean(&histograms))
     }
+}
+
+fn identity(loader: &Loader, position: u64) -> u64 {
+    let row = usize::try_from(position).expect("positions are indices");
+    loader.rows()[row].identity
 }

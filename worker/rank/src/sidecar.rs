@@ -77,10 +77,14 @@ pub(crate) struct Target {
     pub(crate) id: String,
     pub(crate) character: String,
     pub(crate) outfit: String,
-    /// Index of the candidate that the image is nearest to; 0 is the target's identity. None if the
-    /// identity cannot be evaluated.
+    /// The sample whose references the image was generated from, if they were swapped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) references_of: Option<String>,
+    /// Index of the candidate that the image is nearest to; 0 is the target's identity, and with
+    /// swapped references 1 is theirs. None if the identity cannot be evaluated.
     pub(crate) nearest: Option<usize>,
     pub(crate) nearest_identity: Option<u64>,
+    /// Whether that is the identity of the references.
     pub(crate) correct: Option<bool>,
 }
 
@@ -120,17 +124,24 @@ impl Target {
     pub(crate) fn of(
         loader: &Loader,
         position: u64,
+        donor: Option<u64>,
         classification: Option<Classification>,
     ) -> anyhow::Result<Self> {
         let sample = &loader.rows()[usize::try_from(position)?];
+        let references_of = match donor {
+            Some(donor) => Some(loader.rows()[usize::try_from(donor)?].id.clone()),
+            None => None,
+        };
+        let wanted = usize::from(donor.is_some());
         Ok(Self {
+            references_of,
             position,
             id: sample.id.clone(),
             character: sample.character.clone(),
             outfit: sample.outfit.clone(),
             nearest: classification.map(|found| found.nearest),
             nearest_identity: classification.map(|found| found.identity),
-            correct: classification.map(|found| found.nearest == 0),
+            correct: classification.map(|found| found.nearest == wanted),
         })
     }
 }

@@ -28,6 +28,8 @@ pub(crate) struct Subject {
     pub(crate) prompts: Vec<String>,
     /// Position of the sample that the images should reproduce; None for named references.
     pub(crate) target: Option<u64>,
+    /// Position of the sample whose references it has, if they are swapped.
+    pub(crate) donor: Option<u64>,
     /// The origin of each reference.
     pub(crate) origins: Vec<Origin>,
 }
@@ -86,19 +88,22 @@ pub(crate) struct Chosen {
     pub(crate) position: u64,
 }
 
-/// The subject of a sample, prepared as in training.
+/// The subject of a sample, prepared as in training; with the references of `donor`, if any.
 pub(crate) async fn from_sample(
     loader: &Loader,
     spec: &TrainWork,
     chosen: Chosen,
+    donor: Option<Chosen>,
     request: &SampleWork,
 ) -> anyhow::Result<Subject> {
-    let example = loader
-        .examples_at(vec![(chosen.epoch, chosen.position)])
-        .await?
-        .into_iter()
-        .next();
-    let mut example = example.context("the data set gave no example")?;
+    let wanted = [Some(chosen), donor].into_iter().flatten();
+    let wanted = wanted.map(|it| (it.epoch, it.position)).collect();
+    let mut examples = loader.examples_at(wanted).await?.into_iter();
+    let mut example = examples.next().context("the data set gave no example")?;
+    if donor.is_some() {
+        let donor = examples.next().context("the data set gave no example")?;
+        example.references = donor.references;
+    }
     if spec.model.architecture.references().is_none() {
         example.references.clear();
     }
@@ -123,6 +128,7 @@ pub(crate) async fn from_sample(
             request.prompts.clone()
         },
         target: Some(chosen.position),
+        donor: donor.map(|donor| donor.position),
         example,
     })
 }
@@ -203,6 +209,7 @@ pub(crate) async fn from_request(
             (prompts, _) => prompts.to_vec(),
         },
         target: None,
+        donor: None,
         origins,
     })
 }

@@ -11,7 +11,7 @@ use crate::score::Identities;
 use crate::sidecar::{Checkpoint, Provenance, Target};
 use crate::subject::{Chosen, Subject, from_request, from_sample};
 use crate::{device, environment};
-use anyhow::Context;
+use anyhow::{Context, bail};
 use image::RgbImage;
 use model::SampleOptions;
 use model::trainer::Trainer;
@@ -155,7 +155,7 @@ impl<'a> UnitRunner<'a> {
         // Classify the stored image: one from another kind of device may differ in the last bits.
         let image = self.wait(unit, self.images.put_image(&record.file, image))?;
         if let Some(position) = subject.target {
-            record.target = Some(self.classify(unit, position, &image)?);
+            record.target = Some(self.classify(unit, position, subject.donor, &image)?);
         }
         let json = serde_json::to_vec_pretty(&record)?;
         self.wait(unit, self.images.put(&format!("{name}.json"), json))?;
@@ -163,12 +163,20 @@ impl<'a> UnitRunner<'a> {
         Ok(())
     }
 
-    fn classify(&mut self, unit: u64, position: u64, image: &RgbImage) -> anyhow::Result<Target> {
+    fn classify(
+        &mut self,
+        unit: u64,
+        position: u64,
+        donor: Option<u64>,
+        image: &RgbImage,
+    ) -> anyhow::Result<Target> {
         self.rank.link.progress().wait_for_store();
-        let operation = self.identities.classify(&self.loader, position, image);
+        let operation = self
+            .identities
+            .classify(&self.loader, position, donor, image);
         let classification = self.rank.runtime.block_on(operation)?;
         self.rank.link.progress().begin_unit(unit);
-        Target::of(&self.loader, position, classification)
+        Target::of(&self.loader, position, donor, classification)
     }
 
     /// Renders the attention maps of one subject, unless they exist.
@@ -192,6 +200,11 @@ impl<'a> UnitRunner<'a> {
         )
     }
 
+    /// The subject's target through the autoencoder alone, if the model has one to decode with.
+    pub(crate) fn reconstruct(&mut self, subject: &Subject) -> anyhow::Result<Option<RgbImage>> {
+        Ok(self.trainer.reconstruct(&subject.example)?)
+    }
+
     /// Takes the cached subject if it has this number, or reads it.
     pub(crate) fn take_subject(
         &mut self,
@@ -208,7 +221,12 @@ impl<'a> UnitRunner<'a> {
         let (work, loader) = (self.work, &self.loader);
         if work.references.is_empty() {
             let chosen = choose(loader, number, first_seed(work))?;
-            return self.wait(unit, from_sample(loader, &self.spec, chosen, work));
+            let donor = if work.swap_references {
+                Some(choose_donor(loader, number, first_seed(work))?)
+            } else {
+                None
+            };
+            return self.wait(unit, from_sample(loader, &self.spec, chosen, donor, work));
         }
         let store = &self.rank.task.assignment.store_url;
         self.wait(unit, from_request(loader, store, &self.spec, work))
@@ -268,4 +286,21 @@ fn choose(loader: &Loader, number: u32, seed: u64) -> anyhow::Result<Chosen> {
     let position = pool.get(usize::try_from(index)?).copied();
     let position = position.context("the data set has no samples")?;
     Ok(Chosen { epoch, position })
+}
+
+/// Chooses the sample whose references subject `number` gets in the swap test: the next subject
+/// that is of another character.
+fn choose_donor(loader: &Loader, number: u32, seed: u64) -> anyhow::Result<Chosen> {
+    let character = |chosen: Chosen| -> anyhow::Result<&str> {
+        Ok(&loader.rows()[usize::try_from(chosen.position)?].character)
+    };
+    let own = character(choose(loader, number, seed)?)?;
+    let tries = u32::try_from(loader.rows().len())?;
+    for other in 1..=tries {
+        let chosen = choose(loader, number.wrapping_add(other), seed)?;
+        if character(chosen)? != own {
+            return Ok(chosen);
+        }
+    }
+    bail!("swap_references needs two characters to sample from, and there is only {own:?}")
 }

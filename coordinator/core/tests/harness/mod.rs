@@ -537,6 +537,7 @@ pub(crate) fn spec(workers_min: u32, workers_max: u32) -> JobSpec {
         dataset: "file:///data".to_owned(),
         resolution: 64,
         prompt_drop: 0.5,
+        looks_drop: 0.0,
         prompt_order: PromptOrder::AsWritten,
         holdout: 0.1,
         ratings: proto::rating::Ratings::default(),

@@ -8,6 +8,7 @@ use rand::Rng;
 use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
 
+use super::Backgrounds;
 use super::colour::{Colour, WHITE};
 use super::pose::Framing;
 
@@ -15,10 +16,14 @@ use super::pose::Framing;
 pub(super) fn draw(
     size: u32,
     framing: Framing,
+    backgrounds: Backgrounds,
     rng: &mut ChaCha8Rng,
 ) -> (String, Vec<&'static str>) {
     let mut scene = Scene { svg: String::new() };
-    let kind = rng.random_range(0..18);
+    let kind = match backgrounds {
+        Backgrounds::All => rng.random_range(0..18),
+        Backgrounds::Plain => rng.random_range(0..6),
+    };
     let tags = match kind {
         0..=5 => simple(&mut scene, kind, rng),
         6 | 7 => gradient(&mut scene, rng),
@@ -284,12 +289,25 @@ mod tests {
     fn the_tags_of_all_backgrounds_are_background_tags() {
         let mut seen = std::collections::BTreeSet::new();
         for seed in 0..300 {
-            let (_, tags) = draw(16, Framing::FullBody, &mut ChaCha8Rng::seed_from_u64(seed));
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            let (_, tags) = draw(16, Framing::FullBody, Backgrounds::All, &mut rng);
             for tag in tags {
                 assert!(is_background_tag(tag), "{tag}");
                 seen.insert(tag);
             }
         }
         assert!(seen.len() > 20, "{seen:?}");
+    }
+
+    #[test]
+    fn plain_backgrounds_are_one_colour_and_half_of_them_white() {
+        let mut white = 0;
+        for seed in 0..300 {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            let (_, tags) = draw(16, Framing::Portrait, Backgrounds::Plain, &mut rng);
+            assert_eq!((tags.len(), tags[0]), (2, "simple_background"), "{tags:?}");
+            white += u32::from(tags[1] == "white_background");
+        }
+        assert!((120..=180).contains(&white), "{white} of 300");
     }
 }

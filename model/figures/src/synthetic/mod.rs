@@ -76,6 +76,16 @@ const PAPER_SIMILAR: [(u32, usize); 7] = [
     (4_232, 16),
 ];
 
+/// What is behind the figures.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Backgrounds {
+    /// Colours, gradients, patterns and scenery.
+    #[default]
+    All,
+    /// One pale colour, white in half of the images.
+    Plain,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SynthesizeOptions {
     pub characters: u32,
@@ -87,14 +97,20 @@ pub struct SynthesizeOptions {
     pub size: u32,
     pub seed: u64,
     pub similar: Similar,
+    pub backgrounds: Backgrounds,
 }
 
 impl SynthesizeOptions {
     /// One line that describes the origin of the data set, for humans.
     #[must_use]
     pub fn source(&self) -> String {
+        let backgrounds = match self.backgrounds {
+            Backgrounds::All => "",
+            Backgrounds::Plain => ", plain backgrounds",
+        };
         format!(
-            "synthetic figures: {} characters x {} outfits x {} images of {} px, seed {}",
+            "synthetic figures: {} characters x {} outfits x {} images of {} px, seed \
+            {}{backgrounds}",
             self.characters, self.outfits, self.images, self.size, self.seed
         )
     }
@@ -153,7 +169,14 @@ fn identity(options: &SynthesizeOptions, character_index: u32, outfit_index: u32
                 rating: Rating::General.word().to_owned(),
                 ..Metadata::default()
             };
-            sample(base, artist, &character, &outfit, &mut rng)
+            sample(
+                base,
+                artist,
+                &character,
+                &outfit,
+                options.backgrounds,
+                &mut rng,
+            )
         })
         .collect()
 }
@@ -163,10 +186,12 @@ fn sample(
     artist: Artist,
     character: &Character,
     outfit: &Outfit,
+    backgrounds: Backgrounds,
     rng: &mut ChaCha8Rng,
 ) -> Sample {
     let shot = Shot::sample(rng);
-    let (background, background_tags) = background::draw(base.width, shot.framing, rng);
+    let (background, background_tags) =
+        background::draw(base.width, shot.framing, backgrounds, rng);
     let figure = scene::figure(artist, character, outfit, &shot, base.width);
     let (image, mask) = render::render(&background, &figure, base.width);
     let mut cloths = outfit.tags(shot.framing.depth());

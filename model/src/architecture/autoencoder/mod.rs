@@ -10,6 +10,7 @@ use crate::loss::image_loss;
 use crate::parameter::Scope;
 use image::RgbImage;
 use model_data::example::Example;
+use proto::architecture::Reconstruction;
 use proto::spec::{Component, TrainWork};
 use tch::{Kind, Tensor};
 
@@ -39,6 +40,7 @@ impl Architecture for Autoencoder {
                 references: None,
                 timesteps: spec.model.architecture.timesteps() as usize,
             },
+            weights: self.0.reconstruction,
             options,
         }))
     }
@@ -48,6 +50,7 @@ impl Architecture for Autoencoder {
 struct AutoencoderNetwork {
     autoencoder: AutoencoderKl,
     shape: BatchShape,
+    weights: Reconstruction,
     options: TensorOptions,
 }
 
@@ -63,7 +66,7 @@ impl Network for AutoencoderNetwork {
             .autoencoder
             .decode(&latents.to_kind(self.options.dtype));
         let decoded = decoded.to_kind(Kind::Float);
-        let loss = image_loss(&decoded, &batch.images, &moments);
+        let loss = image_loss(&decoded, &batch.images, &moments, self.weights);
         Ok(SampleLosses {
             total: mean_per_example(&batch, &loss.total),
             terms: vec![mean_per_example(&batch, &loss.reconstruction)],

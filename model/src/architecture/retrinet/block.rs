@@ -9,7 +9,7 @@ use crate::recompute::ActivationCheckpoint;
 use crate::unet::{BlockAttention, Encoder, UNet, UNetInputs, repeat_batch};
 use proto::layout::UNetLayout;
 use proto::spec::{Attend, Retrieval, RetrievalTime};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// The layers that RetriNet adds to a U-Net.
 #[derive(Debug)]
@@ -33,6 +33,8 @@ pub struct References {
     /// [batch, 1, 1, 1]: 0 for targets that are predicted without their references, as the U-Net
     /// alone predicts, 1 for the others. None: all are predicted with them.
     pub kept: Option<Tensor>,
+    /// The result of [`RetrievalBlock::encode`], if it is known already.
+    pub features: Option<Vec<Tensor>>,
 }
 
 impl RetrievalBlock {
@@ -69,6 +71,21 @@ impl RetrievalBlock {
             RetrievalTime::Target => timesteps.shallow_clone(),
             RetrievalTime::Zero => timesteps.zeros_like(),
         }
+    }
+
+    /// The features of the references if they are the same at every time step, so that sampling
+    /// encodes them once.
+    #[must_use]
+    pub fn constant_features(&self, unet: &UNet, references: &References) -> Option<Vec<Tensor>> {
+        (self.time == RetrievalTime::Zero).then(|| {
+            let targets = references.latents.size()[0] / references.per_target.max(1);
+            let options = (Kind::Int64, references.latents.device());
+            let timesteps = Tensor::zeros([targets], options);
+            self.encode(
+                references,
+                &unet.embed_time(&timesteps, references.latents.kind()),
+            )
+        })
     }
 
     /// g_{i,n}: the reference features of each input block, [batch * n, C_i, H_i, W_i]. `time` is
@@ -129,8 +146,15 @@ pub fn predict(
     // 1. time
     let time = unet.embed(&inputs);
     // 2. the references, encoded once for all branches
-    let reference_time = unet.embed_time(&block.timesteps(&conditions.timesteps), latents.kind());
-    let features = block.encode(references, &reference_time);
+    let computed;
+    let features = match &references.features {
+        Some(known) => known,
+        None => {
+            let time = block.timesteps(&conditions.timesteps);
+            computed = block.encode(references, &unet.embed_time(&time, latents.kind()));
+            &computed
+        }
+    };
     let features: Vec<Tensor> = features
         .iter()
         .map(|it| repeat_batch(it, inputs.branches()))

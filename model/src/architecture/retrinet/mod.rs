@@ -104,6 +104,7 @@ impl RetrinetNetwork {
                 words,
                 per_target: batch.references,
                 kept: None,
+                features: None,
             }),
         }
     }
@@ -127,6 +128,10 @@ impl Network for RetrinetNetwork {
         Ok(self.diffusion.losses(&batch, examples, &noisy, &predicted))
     }
 
+    fn reconstruct(&mut self, example: &Example) -> Result<Option<RgbImage>, ModelError> {
+        self.diffusion.reconstruct(example).map(Some)
+    }
+
     /// Accepts any number of references.
     fn sample(
         &mut self,
@@ -142,6 +147,9 @@ impl Network for RetrinetNetwork {
         }
         let latents = self.diffusion.latents(&batch);
         let mut conditions = self.conditions(&batch, &latents, &prompts);
+        if let Some(references) = &mut conditions.references {
+            references.features = self.block.constant_features(&self.unet, references);
+        }
         let mut unconditional = Conditions {
             timesteps: conditions.timesteps.shallow_clone(),
             text: self
@@ -185,6 +193,7 @@ impl Network for RetrinetNetwork {
             words,
             per_target: 1,
             kept: None,
+            features: None,
         };
         let timesteps = self.diffusion.timesteps(&batch.timesteps);
         let time = self
@@ -231,7 +240,7 @@ fn as_target(reference: &RgbImage, timestep: usize) -> Example {
 mod tests {
     use super::*;
     use crate::parameter::Parameters;
-    use proto::spec::Retrieval;
+    use proto::spec::{Retrieval, RetrievalTime};
 
     /// Standard normal values, different for each seed.
     fn normal(seed: u64, shape: &[i64]) -> Tensor {
@@ -269,6 +278,7 @@ mod tests {
                 words: normal(4, &[4, 7, width]),
                 per_target: 2,
                 kept,
+                features: None,
             }),
         };
         let predicted = |references, kept: Option<&[f32]>| {
@@ -285,5 +295,52 @@ mod tests {
         assert!(mixed.get(1).equal(&with.get(1)));
         assert!(predicted(true, Some(&[0.0, 0.0])).equal(&without));
         assert!(predicted(true, Some(&[1.0, 1.0])).equal(&with));
+    }
+
+    /// Sampling encodes the references once if that changes no bit.
+    #[test]
+    fn features_that_do_not_depend_on_the_time_step_are_known_before_it() {
+        tch::set_num_threads(1);
+        let (config, ..) = proto::size::named("tiny").unwrap();
+        let layout = UNetLayout::from(&config);
+        for time in [RetrievalTime::Target, RetrievalTime::Zero] {
+            let parameters = Parameters::seeded(1, Device::Cpu);
+            let scope = parameters.root();
+            let unet = UNet::new(&scope.sub("unet"), &layout);
+            let retrieval = Retrieval {
+                time,
+                ..Retrieval::default()
+            };
+            let block = RetrievalBlock::new(&scope, &layout, retrieval);
+            for (name, mut tensor) in parameters.tensors() {
+                if tensor.abs().max().double_value(&[]) == 0.0 && name.ends_with("weight") {
+                    let values = normal(name.len() as u64, &tensor.size()) * 0.1;
+                    tch::no_grad(|| tensor.copy_(&values));
+                }
+            }
+            let channels = i64::from(config.latent_channels);
+            let width = i64::from(config.context_dim);
+            let mut conditions = Conditions {
+                timesteps: Tensor::from_slice(&[700i64]),
+                text: normal(2, &[1, 7, width]),
+                references: Some(References {
+                    latents: normal(3, &[2, channels, 8, 8]),
+                    words: normal(4, &[2, 7, width]),
+                    per_target: 2,
+                    kept: None,
+                    features: None,
+                }),
+            };
+            let latents = normal(1, &[1, channels, 8, 8]);
+            let predicted = |conditions: &Conditions| {
+                tch::no_grad(|| predict(&unet, &block, &latents, conditions))
+            };
+            let expected = predicted(&conditions);
+            let references = conditions.references.as_mut().unwrap();
+            let known = tch::no_grad(|| block.constant_features(&unet, references));
+            assert_eq!(known.is_some(), time == RetrievalTime::Zero);
+            references.features = known;
+            assert!(predicted(&conditions).equal(&expected));
+        }
     }
 }

@@ -70,6 +70,10 @@ impl Network for TextToImageNetwork {
         Ok(self.diffusion.losses(&batch, examples, &noisy, &predicted))
     }
 
+    fn reconstruct(&mut self, example: &Example) -> Result<Option<RgbImage>, ModelError> {
+        self.diffusion.reconstruct(example).map(Some)
+    }
+
     fn sample(
         &mut self,
         example: &Example,

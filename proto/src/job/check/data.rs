@@ -18,12 +18,14 @@ pub(super) fn data(
         dataset: absolute("data.dataset", &raw.dataset, directory, faults),
         resolution: raw.resolution,
         prompt_drop: raw.prompt_drop.unwrap_or(defaults.prompt_drop),
+        looks_drop: raw.looks_drop.unwrap_or(0.0),
         prompt_order: raw.prompt_order.unwrap_or_default(),
         holdout: raw.holdout.unwrap_or(0.0),
         ratings: ratings(raw.ratings.as_deref(), faults),
         seed: raw.seed.unwrap_or(0),
     };
     faults.fraction("data.prompt_drop", data.prompt_drop);
+    faults.fraction("data.looks_drop", data.looks_drop);
     faults.need((0.0..1.0).contains(&data.holdout), "data.holdout", || {
         format!(
             "is {}; it must be at least 0 and below 1, because otherwise no training data is left",

@@ -286,6 +286,18 @@ fn check_across_sections(spec: &TrainWork, resources: &Resources, faults: &mut F
             },
         );
     }
+    let (facts, init) = (spec.model.architecture.facts(), &spec.model.init);
+    faults.need(
+        init.is_none() || !facts.base_parts.is_empty(),
+        "model.init",
+        || {
+            format!(
+                "is {:?}; a {} starts from random weights: leave it out",
+                init.as_deref().unwrap_or_default(),
+                facts.noun
+            )
+        },
+    );
     let every = spec.train.validate_every;
     faults.need(
         every == 0 || spec.data.holdout > 0.0,
@@ -301,7 +313,13 @@ fn check_across_sections(spec: &TrainWork, resources: &Resources, faults: &mut F
     faults.need(
         cache == 0 || spec.model.architecture.diffusion().is_some(),
         field,
-        || format!("is {cache}; it must be 0 for an architecture without a frozen autoencoder"),
+        || {
+            format!(
+                "is {cache}; it must be 0 for {} {}, which has no latents that recur",
+                spec.model.architecture.facts().article(),
+                spec.model.architecture.facts().noun,
+            )
+        },
     );
     let exact_on_gpu =
         spec.train.reduction == Reduction::Exact && resources.device == DeviceKind::Cuda;

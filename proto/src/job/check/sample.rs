@@ -35,6 +35,7 @@ pub(super) fn sample(raw: &SampleToml, is_local: bool, faults: &mut Faults) -> S
         negative_prompt: raw.negative_prompt.clone().unwrap_or_default(),
         knobs: raw.knobs.clone().unwrap_or_default(),
         references: references(&raw.references, is_local, faults),
+        swap_references: raw.swap_references.unwrap_or(false),
         task: raw.task,
         pairing: raw.pairing,
         attention: raw.attention.clone(),
@@ -59,6 +60,10 @@ pub(super) fn sample(raw: &SampleToml, is_local: bool, faults: &mut Faults) -> S
     }
     work.knobs.check(faults);
     negative_prompt(&work, faults);
+    let swapped_by_name = work.swap_references && !work.references.is_empty();
+    faults.need(!swapped_by_name, "sample.swap_references", || {
+        "is true; it has no effect with named references: leave it out".into()
+    });
     lists(&work, faults);
     work
 }

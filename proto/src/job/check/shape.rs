@@ -20,6 +20,9 @@ pub(super) fn shapes(spec: &TrainWork, faults: &mut Faults) {
     } else if let Some(text) = spec.model.architecture.text_encoder() {
         text_shapes(text, faults);
     }
+    if let Some(clip) = spec.model.architecture.clip() {
+        side_multiple = clip.image_encoder.patch.max(1);
+    }
     let resolution = spec.data.resolution;
     faults.need(
         resolution > 0 && resolution.is_multiple_of(side_multiple),

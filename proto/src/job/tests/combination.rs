@@ -1,6 +1,6 @@
 //! Invalid combinations of fields, and fields that have no effect.
 
-use super::{GOOD, check_canonical, read};
+use super::{GOOD, check_canonical, job, read};
 use crate::architecture::Architecture;
 
 #[test]
@@ -29,6 +29,11 @@ fn wrong_combinations_in_model_and_data_are_refused_by_field_value_and_what_woul
             "[data]",
             "prompt_drop = nan",
             "data.prompt_drop: is NaN; it must lie between 0 and 1",
+        ),
+        (
+            "[data]",
+            "looks_drop = 1.5",
+            "data.looks_drop: is 1.5; it must lie between 0 and 1",
         ),
         (
             "[data]",
@@ -132,6 +137,7 @@ fn a_field_that_nothing_would_read_is_refused() {
     }
     let of_noise = [
         ("[data]", "prompt_drop = 0.1", "data.prompt_drop: is 0.1"),
+        ("[data]", "looks_drop = 0.1", "data.looks_drop: is 0.1"),
         (
             "[data]",
             "prompt_order = \"shuffle\"",
@@ -171,6 +177,45 @@ fn a_field_that_nothing_would_read_is_refused() {
 }
 
 #[test]
+fn the_weights_of_an_autoencoders_loss_are_its_alone() {
+    let autoencoder = GOOD
+        .replace("references = 2\n", "")
+        .replace("\"retrinet\"", "\"autoencoder\"");
+    let with = |text: &str, line: &str| text.replacen("[train]", &format!("[train]\n{line}"), 1);
+    check_canonical(&with(
+        &autoencoder,
+        "edge_loss_weight = 0.5\nkl_loss_weight = 1e-6",
+    ));
+    let stored = crate::job::to_toml(&job(&autoencoder).unwrap());
+    assert!(!stored.contains("_loss_weight"), "{stored}");
+    for field in ["edge_loss_weight", "kl_loss_weight"] {
+        let error = read(&with(&autoencoder, &format!("{field} = -1"))).unwrap_err();
+        assert!(error.contains(&format!("train.{field}: is -1")), "{error}");
+        for architecture in ["retrinet", "text-to-image"] {
+            let text = if architecture == "retrinet" {
+                GOOD.to_owned()
+            } else {
+                autoencoder.replace("\"autoencoder\"", "\"text-to-image\"")
+            };
+            let error = read(&with(&text, &format!("{field} = 1"))).unwrap_err();
+            assert!(
+                error.contains(&format!(
+                    "train.{field}: is 1.0; it has no effect because it "
+                )),
+                "{architecture}: {error}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_job_that_keeps_looks_in_its_prompts_does_not_name_the_field() {
+    let stored = crate::job::to_toml(&job(GOOD).unwrap());
+    assert!(!stored.contains("looks_drop"), "{stored}");
+    check_canonical(&GOOD.replacen("[data]", "[data]\nlooks_drop = 1.0", 1));
+}
+
+#[test]
 fn a_task_has_the_fields_that_it_reads() {
     let with = |lines: &str| read(&GOOD.replacen("[data]", &format!("[data]\n{lines}"), 1));
     with("task = \"multitask\"\nmultitask_reconstruction = 0.1\nface_probability = 1").unwrap();
@@ -191,10 +236,14 @@ fn a_task_has_the_fields_that_it_reads() {
 fn the_canonical_text_of_every_peer_and_size_means_the_same() {
     for architecture in Architecture::ALL.map(Architecture::facts) {
         for size in architecture.sizes {
-            let text = GOOD
-                .replace("references = 2\n", "")
-                .replace("\"retrinet\"", &format!("\"{}\"", architecture.name))
-                .replace("resolution = 64", "resolution = 256")
+            let good = match architecture.name {
+                "clip" => clip_job(),
+                name => GOOD
+                    .replace("references = 2\n", "")
+                    .replace("\"retrinet\"", &format!("\"{name}\"")),
+            };
+            let text = good
+                .replace("resolution = 64", "resolution = 448")
                 .replace("\"small\"", &format!("\"{size}\""));
             check_canonical(&text);
         }
@@ -211,5 +260,76 @@ fn the_canonical_text_of_every_architecture_and_size_means_the_same() {
                 .replace("\"small\"", &format!("\"{size}\""));
             check_canonical(&text);
         }
+    }
+}
+
+fn clip_job() -> String {
+    let clip = GOOD
+        .replace("references = 2\n", "prompt_drop = 0\n")
+        .replace("\"retrinet\"", "\"clip\"");
+    clip.lines()
+        .filter(|line| !line.starts_with("init"))
+        .map(|line| format!("{line}\n"))
+        .collect()
+}
+
+#[test]
+fn a_clip_reads_prompts_and_images_and_nothing_else() {
+    let clip = clip_job();
+    check_canonical(&clip);
+    check_canonical(&clip.replacen("[data]", "[data]\nlooks_drop = 0.5", 1));
+    let table = "[model.image_encoder]\nlayers = 5\npatch = 16\n[train]";
+    check_canonical(&clip.replacen("[train]", table, 1));
+    let stored = crate::job::to_toml(&job(&clip).unwrap());
+    assert!(!stored.contains("channel_mult"), "{stored}");
+    for derived in ["side =", "mlp_width", "activation ="] {
+        assert!(!stored.contains(derived), "{derived}: {stored}");
+    }
+    for (from, to, message) in [
+        (
+            "prompt_drop = 0",
+            "prompt_drop = 0.5",
+            "data.prompt_drop: is 0.5; it must be 0, because an empty prompt belongs to every \
+            image",
+        ),
+        (
+            "[model]",
+            "[model]\ninit = \"file:///b\"",
+            "model.init: is \"file:///b\"; a CLIP starts from random weights",
+        ),
+        (
+            "[train]",
+            "[model.image_encoder]\npatch = 13\n[train]",
+            "data.resolution: is 64; it must be a positive multiple of 13",
+        ),
+        (
+            "[train]",
+            "[model.image_encoder]\nheads = 5\n[train]",
+            "model.image_encoder.heads: is 5; it must divide model.image_encoder.width, which is",
+        ),
+        (
+            "[train]",
+            "[model.image_encoder]\nside = 64\n[train]",
+            "model.image_encoder.side: has no effect because a clip reads images of the side \
+            data.resolution: leave it out",
+        ),
+        (
+            "[train]",
+            "[model.autoencoder]\nchannels = 24\n[train]",
+            "model.autoencoder: is for other architectures; clip has no such component",
+        ),
+        (
+            "[train]",
+            "[train]\nedge_loss_weight = 1",
+            "train.edge_loss_weight: is 1.0; it has no effect",
+        ),
+        (
+            "[data]",
+            "[data]\nreferences = 2",
+            "data.references: is 2; it has no effect because clip uses no references",
+        ),
+    ] {
+        let error = read(&clip.replacen(from, to, 1)).unwrap_err();
+        assert!(error.contains(message), "{from}: {error}");
     }
 }

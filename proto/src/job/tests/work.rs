@@ -178,7 +178,8 @@ fn what_stands_in_sample_is_bounded() {
         "resolution = 64",
         "resolution: unknown field `resolution`, expected one of `job`, `weights`, `count`, \
         `method`, `steps`, `guidance`, `reference_guidance`, `seeds`, `prompt`, `prompts`, \
-        `negative_prompt`, `knobs`, `task`, `pairing`, `attention`, `on_failed_unit`, `references`",
+        `negative_prompt`, `knobs`, `swap_references`, `task`, `pairing`, `attention`, \
+        `on_failed_unit`, `references`",
     );
     let two = format!("{SAMPLE}count = 2\nreferences = [{{ id = \"7\" }}]\n");
     check_error(
@@ -192,6 +193,24 @@ fn what_stands_in_sample_is_bounded() {
         &file,
         "job.toml:5: sample.references: names me.png without its sha256; `coordinator submit` \
         stores the file and adds the digest",
+    );
+}
+
+#[test]
+fn references_are_swapped_among_subjects_and_not_if_they_are_named() {
+    let with = |lines: &str| format!("{SAMPLE}{lines}\n");
+    let text = with("swap_references = true");
+    let Work::Sample(work) = job(&text).unwrap().work else {
+        panic!("the job samples")
+    };
+    assert!(work.swap_references);
+    check_canonical(&text);
+    // Older releases do not know the field.
+    assert!(!to_toml(&job(SAMPLE).unwrap()).contains("swap_references"));
+    check_error(
+        &with("swap_references = true\nreferences = [{ id = \"7\" }]"),
+        "job.toml:5: sample.swap_references: is true; it has no effect with named references: \
+        leave it out",
     );
 }
 

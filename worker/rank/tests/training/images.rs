@@ -58,6 +58,49 @@ fn images_are_generated_from_a_checkpoint_and_evaluated() {
 }
 
 #[test]
+fn swapped_references_are_another_characters_and_nothing_else_changes() {
+    let world = World::new();
+    let request = |swap_references| SampleWork {
+        count: 4,
+        method: SampleMethod::DpmSolver,
+        steps: 2,
+        swap_references,
+        ..SampleWork::of(world.assignment.job.clone())
+    };
+    let images = |job: &str, swap| world.images(&world.assignment, job, &request(swap), None);
+    let (own, files) = images("tiny-1-sample-1", false);
+    let (swapped, same) = images("tiny-1-sample-2", true);
+    // A RetriNet that was not trained ignores its references, so only the noise and the prompt
+    // decide.
+    assert_eq!(files, same);
+    // The ids of synthetic figures begin with the number of their character.
+    let character = |id: &Value| id.as_str().unwrap().split('-').next().unwrap().to_owned();
+    for index in 0..4 {
+        let [own, swapped] = [&own, &swapped].map(|record| &record["images"][index]);
+        assert_eq!(own["prompt"], swapped["prompt"]);
+        assert_eq!(own["target"]["id"], swapped["target"]["id"]);
+        assert!(own["target"].get("references_of").is_none());
+        let target = character(&own["target"]["id"]);
+        let donor = character(&swapped["target"]["references_of"]);
+        assert_ne!(target, donor);
+        for (record, expected) in [(own, &target), (swapped, &donor)] {
+            for reference in record["references"].as_array().unwrap() {
+                assert_eq!(character(&reference["sample"]), *expected, "{record}");
+            }
+        }
+        let (nearest, correct) = (&swapped["target"]["nearest"], &swapped["target"]["correct"]);
+        assert_eq!(correct.as_bool().unwrap(), *nearest == 1);
+    }
+    assert!(own["summary"].get("old").is_none());
+    let nearest = |index: usize| {
+        let images = swapped["images"].as_array().unwrap().iter();
+        images.filter(|it| it["target"]["nearest"] == index).count()
+    };
+    assert_eq!(swapped["summary"]["old"], nearest(0));
+    assert_eq!(swapped["summary"]["correct"], nearest(1));
+}
+
+#[test]
 fn images_are_generated_with_the_moving_average_if_there_is_one() {
     let world = World::new();
     let quick = world

@@ -1,6 +1,6 @@
 //! The data set, the store and the daemon for the tests of rank processes.
 
-use figures::synthetic::{Similar, SynthesizeOptions, identities};
+use figures::synthetic::{Backgrounds, Similar, SynthesizeOptions, identities};
 use model_data::writer::{DatasetWriter, WriteOptions};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef, MANIFEST_FILE, checkpoint_folder};
 use proto::id::{Generation, JobId, Rank, Step};
@@ -56,6 +56,7 @@ impl World {
             size: 32,
             seed: 1,
             similar: Similar::All,
+            backgrounds: Backgrounds::All,
         };
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

@@ -1,0 +1,201 @@
+#!/usr/bin/env bash
+# Trains the weights under deploy/models: an autoencoder, a base model on it, a RetriNet on that,
+# and a CLIP, by a coordinator and two workers of our own on loopback. It takes hours and may be
+# interrupted at any time: programs, store and data lie in one folder outside the checkout, and
+# `start` goes on from the last checkpoint. Everything runs in the background, at the lowest priority.
+#   train-base.sh start             go on with whatever was training
+#   train-base.sh STAGE             begin a stage: autoencoder, base, figures or clip
+#                                   (deploy/jobs/STAGE.toml); the stage before is paused
+#   train-base.sh STAGE again       the same from step 0, as a new job: from newer weights of the
+#                                   stage before, or with other fields
+#   train-base.sh export STAGE      the newest checkpoint as fp16 weights, into weights/STAGE-STEP
+#   train-base.sh status            what runs, and how far it is
+#   train-base.sh install           copy the programs of this checkout again, for the next start
+#   train-base.sh stop              end what it started; nothing is lost but the step in flight
+# A stage starts from the newest exported weights of the one before: look at those first
+# (deploy/experiments/images.sh measures them). The jobs of the first three have constant rates and a
+# moving average, so that every checkpoint is as good as if the run had been meant to end there.
+# RETRI_TRAINING is the folder (default: training in $RETRI_CACHE or ~/.cache/retri).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+root=${RETRI_TRAINING:-${RETRI_CACHE:-$HOME/.cache/retri}/training}
+port=${RETRI_TRAINING_PORT:-7390}
+# A step allocates and frees the same memory again and again. If the kernel does not get it back
+# each time, a step in bf16 takes a tenth less.
+export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_TOP_PAD_=67108864
+export COORDINATOR_URL=http://127.0.0.1:$port
+# Pinned: the version is the SHA-256 of the data set's dataset.json.
+synthesize=(--characters 4000 --outfits 2 --images 4 --size 96 --seed 11 --backgrounds plain)
+version=5288ff00305e288aa329a5d7e9043e16946301056318d8705c93e73d28b55f8d
+
+fail() {
+  echo "train-base.sh: $1" >&2
+  exit 1
+}
+
+install() {
+  mkdir -p "$root/bin"
+  local program
+  for program in coordinator worker worker-rank; do
+    [ -x "target/debug/$program" ] || fail "target/debug/$program is missing: make build"
+    # A new file, because the old one may be running.
+    cp "target/debug/$program" "$root/bin/$program.new"
+    mv "$root/bin/$program.new" "$root/bin/$program"
+  done
+  git rev-parse HEAD >"$root/bin/commit"
+}
+
+running() { # process name: true if the process that we started as this is alive
+  local pid
+  pid=$(cat "$root/run/$1.pid" 2>/dev/null) || return 1
+  # A process id may have been reused, so its program must be ours too.
+  [ "$(readlink "/proc/$pid/exe" 2>/dev/null | sed 's/ (deleted)$//')" = "$root/bin/$2" ]
+}
+
+launch() { # process name, program, arguments; settings are in the environment
+  local name=$1 program=$2
+  shift
+  running "$name" "$program" && return
+  shift
+  # Linux shares the processor between sessions before it looks at niceness, so the session's own
+  # priority counts.
+  # shellcheck disable=SC2016
+  setsid nice -n 19 bash -c 'echo 19 2>/dev/null >/proc/self/autogroup || true; exec "$0" "$@"' \
+    "$root/bin/$program" "$@" >>"$root/run/$name.log" 2>&1 </dev/null &
+  echo $! >"$root/run/$name.pid"
+}
+
+start() {
+  mkdir -p "$root/run"
+  [ -x "$root/bin/worker-rank" ] || install
+  RETRI_COORDINATOR__LISTEN=127.0.0.1:$port RETRI_COORDINATOR__METRICS_LISTEN=127.0.0.1:0 \
+    RETRI_COORDINATOR__STORE="file://$root/store" RETRI_COORDINATOR__DETECT_WITHIN_MS=30000 \
+    launch coordinator coordinator serve
+  local worker
+  for worker in w1 w2; do
+    RETRI_WORKER__NAME=$worker RETRI_WORKER__COORDINATOR=$COORDINATOR_URL RETRI_WORKER__DEVICES=1 \
+      RETRI_WORKER__METRICS_LISTEN=127.0.0.1:0 RETRI_WORKER__RUN_DIR="$root/run/$worker" \
+      RETRI_WORKER__CACHE_DIR="$root/cache" launch $worker worker daemon
+  done
+  local try
+  for ((try = 0; try < 120; try++)); do
+    "$root/bin/coordinator" jobs >/dev/null 2>&1 && return
+    sleep 1
+  done
+  fail "the coordinator does not answer at $COORDINATOR_URL (log: $root/run/coordinator.log)"
+}
+
+data() {
+  if [ ! -f "$root/figures/dataset.json" ]; then
+    rm -rf "$root/figures"
+    nice -n 19 "$root/bin/coordinator" dataset synthesize "${synthesize[@]}" \
+      --out "file://$root/figures" || fail "the figures could not be generated"
+  fi
+  local found
+  found=$(sha256sum "$root/figures/dataset.json" | cut -d' ' -f1)
+  [ "$found" = "$version" ] ||
+    fail "$root/figures has version $found; these weights are made from $version"
+}
+
+before() { # the stage whose weights a stage starts from
+  case $1 in
+    autoencoder | clip) ;;
+    base) echo autoencoder ;;
+    figures) echo base ;;
+    *) fail "there is no stage $1; it is autoencoder, base, figures or clip" ;;
+  esac
+}
+
+newest() { # the exported weights of a stage with the most steps
+  find "$root/weights" -maxdepth 1 -name "$1-*" 2>/dev/null | sort -V | tail -n 1
+}
+
+stage() {
+  local from weights=
+  from=$(before "$1")
+  [ -x "$root/bin/worker-rank" ] || install
+  data
+  start
+  if [ ! -s "$root/$1.id" ] || [ "${2:-}" = again ]; then
+    if [ -n "$from" ]; then
+      weights=$(newest "$from")
+      [ -n "$weights" ] || fail "there are no weights of $from: train-base.sh export $from"
+    fi
+    sed -e "s|^dataset = .*|dataset = \"file://$root/figures\"|" \
+      -e "s|^init = .*|init = \"file://$weights\"|" "deploy/jobs/$1.toml" >"$root/$1.toml"
+    local other
+    for other in autoencoder base figures clip; do
+      [ ! -s "$root/$other.id" ] ||
+        "$root/bin/coordinator" pause "$(cat "$root/$other.id")" 2>/dev/null || true
+    done
+    "$root/bin/coordinator" submit "$root/$1.toml" >"$root/$1.id.new" || fail "$1 was refused"
+    mv "$root/$1.id.new" "$root/$1.id"
+  fi
+  status
+}
+
+export_stage() {
+  local from=$root/weights/$1.new step half=(--half)
+  rm -rf "$from" "$from.normalized"
+  # Normalised in fp32, then halved.
+  [ "$1" != autoencoder ] || half=()
+  "$root/bin/coordinator" checkpoint export "$(cat "$root/$1.id")" "${half[@]}" --out "$from" ||
+    fail "$1 cannot be exported"
+  step=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["step"])' \
+    "$from/export.json")
+  if [ "$1" = autoencoder ]; then
+    "$root/bin/worker" normalize-latents --weights "$from" --dataset "file://$root/figures" \
+      --holdout 0.05 --seed 7 --storage fp16 --out "$from.normalized" >/dev/null ||
+      fail "the latents cannot be normalised"
+    cp "$from/export.json" "$from.normalized/autoencoder.json"
+    rm -rf "$from"
+    from=$from.normalized
+  fi
+  rm -rf "$root/weights/$1-$step"
+  mv "$from" "$root/weights/$1-$step"
+  echo "$root/weights/$1-$step"
+}
+
+status() {
+  local name
+  for name in coordinator w1 w2; do
+    if running $name "$([ $name = coordinator ] && echo coordinator || echo worker)"; then
+      echo "$name: runs as process $(cat "$root/run/$name.pid")"
+    else
+      echo "$name: does not run"
+    fi
+  done
+  "$root/bin/coordinator" jobs || true
+}
+
+stop() {
+  local name program pid
+  # Workers first, so that none reports a lost coordinator.
+  for name in w1 w2 coordinator; do
+    program=$([ $name = coordinator ] && echo coordinator || echo worker)
+    running $name "$program" || continue
+    pid=$(cat "$root/run/$name.pid")
+    kill -TERM "$pid"
+    timeout 120 tail --pid="$pid" -f /dev/null || fail "$name, process $pid, does not end"
+    rm "$root/run/$name.pid"
+  done
+}
+
+case ${1:-} in
+  start)
+    start
+    status
+    ;;
+  autoencoder | base | figures | clip) stage "$@" ;;
+  status) status ;;
+  export)
+    [ -s "$root/${2:-none}.id" ] || fail "export needs a stage that was begun"
+    export_stage "$2"
+    ;;
+  install) install ;;
+  stop) stop ;;
+  *)
+    sed -n '2,/^set /p' "$0" | sed -e '/^set /d' -e 's/^# \{0,1\}//' >&2
+    exit 2
+    ;;
+esac
