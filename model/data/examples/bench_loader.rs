@@ -67,6 +67,7 @@ fn job(url: &str, resolution: u32, count: u32) -> (Data, LoaderOptions) {
         pairing: Pairing::B,
         count,
         drop: 0.0,
+        joint_drop: None,
         transform: Transform::default(),
         face_probability: 0.5,
         face_enlargement: 1.33,
@@ -78,6 +79,7 @@ fn job(url: &str, resolution: u32, count: u32) -> (Data, LoaderOptions) {
     let options = LoaderOptions {
         examples: ExampleConfig {
             references: Some(references),
+            view: None,
             timesteps: 1000,
         },
         cache_bytes: 0,
