@@ -30,11 +30,11 @@ type Client = ControlClient<InterceptedService<Channel, Stamp>>;
 
 struct Server {
     child: Child,
-    client: Client,
+    rpc: Endpoint,
 }
 
 impl Server {
-    async fn start(folder: &Path) -> Self {
+    fn start(folder: &Path) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_coordinator"))
             .arg("serve")
             .env("RETRI_COORDINATOR__LISTEN", "127.0.0.1:0")
@@ -51,14 +51,15 @@ impl Server {
             .nth(1)
             .and_then(|it| it.split(' ').next())
             .unwrap();
-        let channel = Endpoint::from_shared(rpc.to_owned())
-            .unwrap()
-            .connect()
-            .await
-            .unwrap();
+        let rpc = Endpoint::from_shared(rpc.to_owned()).unwrap();
+        Self { child, rpc }
+    }
+
+    /// A new connection: one that waits for its first request is closed after a while, and making
+    /// a hostile data set may take longer.
+    fn client(&self) -> Client {
         let stamp: Stamp = version::stamp;
-        let client = ControlClient::with_interceptor(channel, stamp);
-        Self { child, client }
+        ControlClient::with_interceptor(self.rpc.connect_lazy(), stamp)
     }
 
     /// The most memory that it has had.
@@ -96,7 +97,7 @@ impl Server {
 
     /// The message with which a job is refused. The server must still serve and be small.
     async fn refusal(&mut self, job: String) -> String {
-        let status = submit(self.client.clone(), job).await.unwrap_err();
+        let status = submit(self.client(), job).await.unwrap_err();
         assert_eq!(status.code(), Code::InvalidArgument, "{status}");
         assert!(
             self.child.try_wait().unwrap().is_none(),
@@ -211,10 +212,10 @@ fn write_dataset(folder: &Path, bytes: &[u8], row_groups: Vec<u32>) {
 #[tokio::test]
 async fn hostile_data_sets_are_refused_by_file_and_cost_the_coordinator_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let mut server = Server::start(dir.path()).await;
+    let mut server = Server::start(dir.path());
     let good = good_dataset(&dir.path().join("good")).await;
     for _ in 0..2 {
-        submit(server.client.clone(), job(&good, "")).await.unwrap();
+        submit(server.client(), job(&good, "")).await.unwrap();
     }
 
     // A page of 200 MiB in some KB: more than a row group's texts may have.
@@ -275,14 +276,14 @@ async fn hostile_data_sets_are_refused_by_file_and_cost_the_coordinator_nothing(
             && message.contains("names \"../../private.safetensors\", which is not in the same"),
         "{message}"
     );
-    submit(server.client.clone(), job(&good, "")).await.unwrap();
+    submit(server.client(), job(&good, "")).await.unwrap();
 }
 
 /// A data set that is a pipe without a writer: its reader never returns.
 #[tokio::test]
 async fn others_are_served_while_a_data_set_blocks_its_reader() {
     let dir = tempfile::tempdir().unwrap();
-    let mut server = Server::start(dir.path()).await;
+    let server = Server::start(dir.path());
     let good = good_dataset(&dir.path().join("good")).await;
     let folder = dir.path().join("pipe");
     std::fs::create_dir(&folder).unwrap();
@@ -291,13 +292,13 @@ async fn others_are_served_while_a_data_set_blocks_its_reader() {
         .status();
     assert!(made.unwrap().success());
     assert_eq!(server.children(), 0);
-    let blocked = tokio::spawn(submit(server.client.clone(), job(&url(&folder), "")));
+    let blocked = tokio::spawn(submit(server.client(), job(&url(&folder), "")));
     while server.children() == 0 {
         tokio::task::yield_now().await;
     }
-    submit(server.client.clone(), job(&good, "")).await.unwrap();
+    submit(server.client(), job(&good, "")).await.unwrap();
     let workers = server
-        .client
+        .client()
         .list_workers(pb::ListWorkersRequest {})
         .await
         .unwrap();

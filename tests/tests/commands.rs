@@ -223,7 +223,8 @@ fn an_import_reports_each_rejected_row_and_strict_makes_nothing() {
         ),
         "{output_text}"
     );
-    let changed = "ratings: 1 explicit, 1 unrated\nchanged or guessed, in samples:\n  \
+    let changed = "ratings: 1 explicit, 1 unrated\nno prompt is longer than the 77 tokens of \
+                   CLIP\nchanged or guessed, in samples:\n  \
                    1: byte order mark (BOM) at the start of a line skipped (for instance line \
                    1)\n  \
                    1: short or capitalised rating spelled out (for instance line 1: \"Explicit\" \

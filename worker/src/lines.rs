@@ -84,7 +84,7 @@ mod tests {
         let long = next().await.unwrap();
         assert_eq!(
             long,
-            format!("{} … (cut: it has 100 bytes)", "x".repeat(11))
+            format!("{} … (cut: it has 100 bytes)", "x".repeat(12))
         );
         assert_eq!(next().await.unwrap(), "");
         assert_eq!(next().await.unwrap(), "last");

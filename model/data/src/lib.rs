@@ -8,6 +8,7 @@ mod clean;
 pub mod columns;
 pub mod dataset;
 pub mod decode;
+pub mod decoded;
 pub mod describe;
 pub mod example;
 #[cfg(test)]

@@ -13,8 +13,9 @@ use proto::spec::{ArchitectureSpec, Data, PromptOrder};
 
 use crate::cache::Cache;
 use crate::dataset::{Dataset, DatasetError, GroupId};
+use crate::decoded::{Decoded, decode};
 use crate::example::Example;
-use crate::image_file::{Decoded, ImageError, decode};
+use crate::image_file::ImageError;
 use crate::names;
 use crate::order::SampleOrder;
 use crate::prepare::{ExampleConfig, prepare};

@@ -8,9 +8,10 @@ use proto::spec::{ArchitectureSpec, Clothes, Data, References, Task, Transform};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
+use crate::decoded::Decoded;
 use crate::example::{Concept, Example, Reference};
 use crate::image_file::{
-    Along, Decoded, Region, crop, face_region, fill, mask_region, on_pad, place, region_mask,
+    Along, Region, crop, face_region, fill, mask_region, on_pad, place, region_mask,
     replace_background,
 };
 use crate::random::{Purpose, random};

@@ -3,7 +3,8 @@
 //! are stored, and by ranks.
 
 use crate::decode::{Change, Expect, MaskSource, Origin, decode};
-use crate::image_file::{Decoded, ImageError};
+use crate::decoded::Decoded;
+use crate::image_file::ImageError;
 use crate::sample::Metadata;
 use crate::verify::check_box;
 

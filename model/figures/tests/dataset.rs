@@ -239,7 +239,7 @@ fn figures_have_true_boxes_masks_and_tags() {
             .find(|f| tags.contains(f))
             .unwrap();
         *framings.entry(framing).or_insert(0) += 1;
-        let decoded = model_data::image_file::decode(&sample, 0).unwrap();
+        let decoded = model_data::decoded::decode(&sample, 0).unwrap();
         let face = decoded.face(1.0);
         let inside = model_data::image_file::region_mask(64, face);
         let (mut on_figure, mut all) = (0, 0);

@@ -1,8 +1,8 @@
 //! Accuracy of `model_data::identity` on synthetic figures.
 
 use figures::synthetic::{Backgrounds, Similar, SynthesizeOptions, identities};
+use model_data::decoded::decode;
 use model_data::identity::{Histogram, figure_mask, histogram, mean, nearest};
-use model_data::image_file::decode;
 
 /// (histogram by true mask, histogram by computed mask if the background is plain) of each image of
 /// each identity.

@@ -4,8 +4,9 @@
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 use image::{GrayImage, Rgb, RgbImage};
+use model_data::decoded::Decoded;
 use model_data::example::{Example, Reference};
-use model_data::image_file::{Along, Decoded, IMAGE_FILE_BYTES_MAX, on_pad, place};
+use model_data::image_file::{Along, IMAGE_FILE_BYTES_MAX, on_pad, place};
 use model_data::loader::Loader;
 use model_data::prepare::named_reference;
 use model_data::tags::pose_prompt;

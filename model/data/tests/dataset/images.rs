@@ -3,7 +3,7 @@
 use crate::folder::{Folder, SIDE, encode, figure, picture, row};
 use image::{DynamicImage, GrayImage, ImageFormat, Luma, Rgb, RgbImage, Rgba, RgbaImage};
 use model_data::describe::describe;
-use model_data::image_file::decode;
+use model_data::decoded::decode;
 use serde_json::{Value, json};
 
 /// A JPEG with an APP1 segment of EXIF that says orientation 6.
