@@ -2,7 +2,8 @@
 # Trains the weights under deploy/models: an autoencoder, a base model on it, a RetriNet on that,
 # and a CLIP, by a coordinator and two workers of our own on loopback. It takes hours and may be
 # interrupted at any time: programs, store and data lie in one folder outside the checkout, and
-# `start` goes on from the last checkpoint. Everything runs in the background, at the lowest priority.
+# `start` goes on from the last checkpoint. Everything runs in the background, at the lowest
+# priority.
 #   train-base.sh start             go on with whatever was training
 #   train-base.sh STAGE             begin a stage: autoencoder, base, figures or clip
 #                                   (deploy/jobs/STAGE.toml); the stage before is paused
@@ -13,8 +14,8 @@
 #   train-base.sh install           copy the programs of this checkout again, for the next start
 #   train-base.sh stop              end what it started; nothing is lost but the step in flight
 # A stage starts from the newest exported weights of the one before: look at those first
-# (deploy/experiments/images.sh measures them). The jobs of the first three have constant rates and a
-# moving average, so that every checkpoint is as good as if the run had been meant to end there.
+# (deploy/experiments/images.sh measures them). The first three jobs have constant rates and a moving
+# average, so that every checkpoint is as good as if the run had been meant to end there.
 # RETRI_TRAINING is the folder (default: training in $RETRI_CACHE or ~/.cache/retri).
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -109,8 +109,8 @@ fn unknown_keys_get_a_suggestion() {
         `global_batch`, `micro_batch`, `learning_rate`, `learning_rates`, `warmup`, `decay`, \
         `clip`, `ema`, `face_loss_weight`, `target_mask_threshold`, `loss_weighting`, \
         `edge_loss_weight`, `kl_loss_weight`, `precision`, `on_nonfinite`, `latent_cache_mib`, \
-        `reduction`, `threads`, `digest_every`, `validate_every`, `validate_samples`, `time_limit`, `optimizer`; did you mean \
-        `global_batch`?",
+        `reduction`, `threads`, `digest_every`, `validate_every`, `validate_samples`, \
+        `time_limit`, `optimizer`; did you mean `global_batch`?",
     );
     check(
         "architecture = \"retrinet\"",
