@@ -2,10 +2,11 @@
 # Trains the weights under deploy/models: an autoencoder, a base model on it, a RetriNet on that,
 # and a CLIP, by a coordinator and two workers of our own on loopback. It takes hours and may be
 # interrupted at any time: programs, store and data lie in one folder outside the checkout, and
-# `start` goes on from the last checkpoint. Everything runs in the background, at the lowest priority.
+# `start` goes on from the last checkpoint. Everything runs in the background, at the lowest
+# priority.
 #   train-base.sh start             go on with whatever was training
-#   train-base.sh STAGE             begin a stage: autoencoder, base, figures or clip
-#                                   (deploy/jobs/STAGE.toml); the stage before is paused
+#   train-base.sh STAGE             begin a stage, or go on with it: autoencoder, base, figures or
+#                                   clip (deploy/jobs/STAGE.toml); the others are paused
 #   train-base.sh STAGE again       the same from step 0, as a new job: from newer weights of the
 #                                   stage before, or with other fields
 #   train-base.sh export STAGE      the newest checkpoint as fp16 weights, into weights/STAGE-STEP
@@ -13,8 +14,8 @@
 #   train-base.sh install           copy the programs of this checkout again, for the next start
 #   train-base.sh stop              end what it started; nothing is lost but the step in flight
 # A stage starts from the newest exported weights of the one before: look at those first
-# (deploy/experiments/images.sh measures them). The jobs of the first three have constant rates and a
-# moving average, so that every checkpoint is as good as if the run had been meant to end there.
+# (deploy/experiments/images.sh measures them). The first three jobs have constant rates and a moving
+# average, so that every checkpoint is as good as if the run had been meant to end there.
 # RETRI_TRAINING is the folder (default: training in $RETRI_CACHE or ~/.cache/retri).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -111,26 +112,32 @@ newest() { # the exported weights of a stage with the most steps
 }
 
 stage() {
-  local from weights=
+  local from weights= other
   from=$(before "$1")
   [ -x "$root/bin/worker-rank" ] || install
   data
   start
-  if [ ! -s "$root/$1.id" ] || [ "${2:-}" = again ]; then
-    if [ -n "$from" ]; then
-      weights=$(newest "$from")
-      [ -n "$weights" ] || fail "there are no weights of $from: train-base.sh export $from"
-    fi
-    sed -e "s|^dataset = .*|dataset = \"file://$root/figures\"|" \
-      -e "s|^init = .*|init = \"file://$weights\"|" "deploy/jobs/$1.toml" >"$root/$1.toml"
-    local other
-    for other in autoencoder base figures clip; do
-      [ ! -s "$root/$other.id" ] ||
-        "$root/bin/coordinator" pause "$(cat "$root/$other.id")" 2>/dev/null || true
-    done
-    "$root/bin/coordinator" submit "$root/$1.toml" >"$root/$1.id.new" || fail "$1 was refused"
-    mv "$root/$1.id.new" "$root/$1.id"
+  # One stage at a time; a job that is done cannot be paused.
+  for other in autoencoder base figures clip; do
+    [ "$other" = "$1" ] || [ ! -s "$root/$other.id" ] ||
+      "$root/bin/coordinator" pause "$(cat "$root/$other.id")" 2>/dev/null || true
+  done
+  if [ -s "$root/$1.id" ] && [ "${2:-}" != again ]; then
+    "$root/bin/coordinator" resume "$(cat "$root/$1.id")" 2>/dev/null || true
+    status
+    return
   fi
+  if [ -n "$from" ]; then
+    weights=$(newest "$from")
+    [ -n "$weights" ] || fail "there are no weights of $from: train-base.sh export $from"
+  fi
+  sed -e "s|^dataset = .*|dataset = \"file://$root/figures\"|" \
+    -e "s|^init = .*|init = \"file://$weights\"|" "deploy/jobs/$1.toml" >"$root/$1.toml"
+  if [ -s "$root/$1.id" ]; then
+    "$root/bin/coordinator" pause "$(cat "$root/$1.id")" 2>/dev/null || true
+  fi
+  "$root/bin/coordinator" submit "$root/$1.toml" >"$root/$1.id.new" || fail "$1 was refused"
+  mv "$root/$1.id.new" "$root/$1.id"
   status
 }
 
