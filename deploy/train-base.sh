@@ -14,8 +14,8 @@
 #   train-base.sh install           copy the programs of this checkout again, for the next start
 #   train-base.sh stop              end what it started; nothing is lost but the step in flight
 # A stage starts from the newest exported weights of the one before: look at those first
-# (deploy/experiments/images.sh measures them). The first three jobs have constant rates and a moving
-# average, so that every checkpoint is as good as if the run had been meant to end there.
+# (deploy/experiments/images.sh measures them). The first three jobs have constant rates and a
+# moving average, so that every checkpoint is as good as if the run had been meant to end there.
 # RETRI_TRAINING is the folder (default: training in $RETRI_CACHE or ~/.cache/retri).
 set -euo pipefail
 cd "$(dirname "$0")/.."
