@@ -229,11 +229,16 @@ async fn hostile_data_sets_are_refused_by_file_and_cost_the_coordinator_nothing(
         "{message}"
     );
 
-    // Every row group is within its limits; those that are read at once are not.
-    let prompts = vec!["x".repeat(120 << 20); 16];
+    // Every row group is within its limits; all tags of the set together, which "rare-first" counts,
+    // are not.
+    let prompts = (0..16).map(|number| format!("{number}{}", "x".repeat(120 << 20)));
+    let prompts: Vec<String> = prompts.collect();
     let many = dataset_of(&dir.path().join("many"), &prompts);
     drop(prompts);
-    let message = server.refusal(job(&many, "")).await;
+    let counting = job(&many, "")
+        .replace("[model]", "prompt_order = \"rare-first\"\n[model]")
+        .replace("\"autoencoder\"", "\"text-to-image\"");
+    let message = server.refusal(counting).await;
     let reason =
         format!("reading \"samples.parquet\" of {many} takes more than 1024 MiB of memory");
     assert!(

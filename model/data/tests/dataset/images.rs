@@ -2,8 +2,8 @@
 
 use crate::folder::{Folder, SIDE, encode, figure, picture, row};
 use image::{DynamicImage, GrayImage, ImageFormat, Luma, Rgb, RgbImage, Rgba, RgbaImage};
-use model_data::describe::describe;
 use model_data::decoded::decode;
+use model_data::describe::describe;
 use serde_json::{Value, json};
 
 /// A JPEG with an APP1 segment of EXIF that says orientation 6.
