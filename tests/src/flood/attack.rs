@@ -303,7 +303,7 @@ impl Flood {
                         if sent.is_err() {
                             break;
                         }
-                        if self.tally.sent % 1000 == 0 {
+                        if self.tally.sent.is_multiple_of(1000) {
                             self.round();
                         }
                     }
