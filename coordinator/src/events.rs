@@ -13,33 +13,11 @@ static MANY: LazyLock<LogLimit> = LazyLock::new(|| LogLimit::burst(200));
 
 pub(crate) fn log(event: &Event) {
     match event {
-        Event::WorkerUp { worker } => {
-            if let Some(count) = WORKERS.admit() {
-                tracing::info!(%worker, count, "worker is up");
-            }
-            if let Some(workers) = MANY.admit() {
-                tracing::warn!(
-                    workers,
-                    last = %worker,
-                    "many workers came up within ten seconds; if the cluster has fewer, somebody \
-                     invents them, and they are forgotten an hour after they left"
-                );
-            }
-        }
-        Event::WorkerDown { worker, reason } => {
-            if let Some(count) = WORKERS.admit() {
-                tracing::warn!(%worker, %reason, count, "worker is down");
-            }
-        }
-        Event::WorkersForgotten { workers } => {
-            let first = workers.first().map(|it| it.name.as_str());
-            let count = workers.len();
-            tracing::info!(
-                count,
-                first,
-                "workers that never held anything are forgotten"
-            );
-        }
+        Event::WorkerUp { .. }
+        | Event::WorkerDown { .. }
+        | Event::WorkersForgotten { .. }
+        | Event::WorkerDisplaced { .. }
+        | Event::Ignored { .. } => log_worker(event),
         Event::JobQueued { job, reason } => tracing::info!(%job, %reason, "job is queued"),
         Event::GenerationFormed {
             job,
@@ -101,6 +79,38 @@ pub(crate) fn log(event: &Event) {
         Event::JobCancelled { job } => tracing::info!(%job, "job is cancelled"),
         Event::UnitFailed { .. } | Event::UnitSetAside { .. } => log_unit(event),
         Event::Unreachable { pair } => tracing::warn!("{pair}"),
+    }
+}
+
+fn log_worker(event: &Event) {
+    match event {
+        Event::WorkerUp { worker } => {
+            if let Some(count) = WORKERS.admit() {
+                tracing::info!(%worker, count, "worker is up");
+            }
+            if let Some(workers) = MANY.admit() {
+                tracing::warn!(
+                    workers,
+                    last = %worker,
+                    "many workers came up within ten seconds; if the cluster has fewer, somebody \
+                     invents them, and they are forgotten an hour after they left"
+                );
+            }
+        }
+        Event::WorkerDown { worker, reason } => {
+            if let Some(count) = WORKERS.admit() {
+                tracing::warn!(%worker, %reason, count, "worker is down");
+            }
+        }
+        Event::WorkersForgotten { workers } => {
+            let first = workers.first().map(|it| it.name.as_str());
+            let count = workers.len();
+            tracing::info!(
+                count,
+                first,
+                "workers that never held anything are forgotten"
+            );
+        }
         Event::WorkerDisplaced { worker, by } => {
             let address = by.address.as_deref().unwrap_or("unknown");
             tracing::warn!(
@@ -113,6 +123,7 @@ pub(crate) fn log(event: &Event) {
                 tracing::warn!(%worker, %violation, count, "report ignored");
             }
         }
+        _ => {}
     }
 }
 

@@ -229,8 +229,7 @@ async fn hostile_data_sets_are_refused_by_file_and_cost_the_coordinator_nothing(
         "{message}"
     );
 
-    // Every row group is within its limits; all tags of the set together, which "rare-first" counts,
-    // are not.
+    // Every row group is within its limits; all tags together, which "rare-first" counts, are not.
     let prompts = (0..16).map(|number| format!("{number}{}", "x".repeat(120 << 20)));
     let prompts: Vec<String> = prompts.collect();
     let many = dataset_of(&dir.path().join("many"), &prompts);

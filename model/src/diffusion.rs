@@ -33,14 +33,14 @@ pub(crate) const PLAIN_TERMS: [&str; 1] = ["noise"];
 /// The autoencoder of a latent diffusion model.
 #[derive(Debug)]
 pub(crate) enum Coder {
-    Kl(Autoencoder),
+    Kl(Box<Autoencoder>),
     /// Kandinsky's, which has no posterior.
     Movq(Box<Movq>),
 }
 
 impl Coder {
     pub(crate) fn kl(scope: &Scope<'_>, layout: &AutoencoderLayout) -> Self {
-        Self::Kl(Autoencoder::new(scope, layout))
+        Self::Kl(Box::new(Autoencoder::new(scope, layout)))
     }
 
     pub(crate) fn movq(scope: &Scope<'_>, layout: &MovqLayout) -> Self {

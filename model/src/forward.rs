@@ -3,7 +3,7 @@
 
 use crate::architecture::controlnet::{self, Control};
 use crate::architecture::ip_adapter;
-use crate::architecture::kandinsky_prior::PriorText;
+use crate::architecture::kandinsky_prior::transformer::PriorText;
 use crate::architecture::retrinet::{self, Conditions, References, predict};
 use crate::device::dtype;
 use crate::error::{ModelError, catch_panic};

@@ -4,8 +4,8 @@
 //! single file (other components, EMA weights, schedule buffers). Called for a job's base weights
 //! and by `worker forward`.
 
-use crate::architecture::kandinsky_decoder::ImageUNet;
-use crate::architecture::kandinsky_prior::Prior;
+use crate::architecture::kandinsky_decoder::unet::ImageUNet;
+use crate::architecture::kandinsky_prior::transformer::Prior;
 use crate::autoencoder::Autoencoder;
 use crate::error::ModelError;
 use crate::mapped::Mapped;

@@ -179,7 +179,7 @@ proptest! {
         prop_assert!(pb::Assignment::from(&wanted).encoded_len() <= ASSIGNMENT_BYTES);
         let (_, received) = sent(&state(vec![wanted.clone()], 1));
         prop_assert_eq!(&received.refused, &[]);
-        prop_assert_eq!(&received.assignments, &[wanted.clone()]);
+        prop_assert_eq!(received.assignments.as_slice(), std::slice::from_ref(&wanted));
         // The rank parses it again.
         let again = proto::job::parse_stored(&wanted.job, &wanted.job_toml);
         prop_assert_eq!(again.unwrap(), spec);

@@ -251,7 +251,7 @@ async fn import(global: &Global, args: &ImportArgs) -> Result<Outcome> {
                     .changes
                     .lines()
                     .iter()
-                    .for_each(|line| eprintln!("{line}"));
+                    .for_each(|line| errln!("{line}"));
             }
             return Err(error.into());
         }

@@ -124,16 +124,7 @@ fn print(view: &pb::JobView, summary: Option<&Summary>) {
     }
     line("data set", &format!("version {}", view.dataset_version));
     if let Some(cut) = view.cut_prompts.filter(|cut| *cut > 0) {
-        let what = "training samples are longer than what the model reads, and cut";
-        let lost = view.lost_tags.iter();
-        let lost: Vec<String> = lost
-            .map(|it| format!("{} ({})", it.tag, it.samples))
-            .collect();
-        let lost = match lost.as_slice() {
-            [] => String::new(),
-            tags => format!("; lost most often: {}", tags.join(", ")),
-        };
-        line("prompts", &format!("of {cut} {what}{lost}"));
+        print_cut_prompts(cut, &view.lost_tags);
     }
     if let Some(units) = &view.units {
         print_units(units);
@@ -184,6 +175,19 @@ fn print(view: &pb::JobView, summary: Option<&Summary>) {
         .as_str(),
     );
     line("store", &view.store_url);
+}
+
+fn print_cut_prompts(cut: u64, lost: &[pb::LostTag]) {
+    let what = "training samples are longer than what the model reads, and cut";
+    let lost: Vec<String> = lost
+        .iter()
+        .map(|it| format!("{} ({})", it.tag, it.samples))
+        .collect();
+    let lost = match lost.as_slice() {
+        [] => String::new(),
+        tags => format!("; lost most often: {}", tags.join(", ")),
+    };
+    line("prompts", &format!("of {cut} {what}{lost}"));
 }
 
 /// The environments of the ranks that wrote a checkpoint.

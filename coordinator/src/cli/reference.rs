@@ -2,6 +2,7 @@
 //! job's folder in the store, where ranks read them. Called by [`super::sample`] and
 //! [`super::submit`].
 
+use crate::text::errln;
 use anyhow::{Context, Result, bail};
 use model_data::image_file::IMAGE_FILE_BYTES_MAX;
 use model_data::user_image::UserImage;
@@ -224,7 +225,7 @@ pub(crate) async fn store_files(
             let mut changes = Vec::new();
             image.decode(&mut changes)?;
             for change in changes {
-                eprintln!("{name}: {}", change.sentence());
+                errln!("{name}: {}", change.sentence());
             }
         }
         for (name, bytes) in bytes.map(|bytes| (name, bytes)).into_iter().chain(mask) {

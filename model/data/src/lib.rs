@@ -17,6 +17,7 @@ pub mod holdout;
 pub mod identity;
 pub mod image_file;
 pub mod import;
+mod load_error;
 pub mod loader;
 mod names;
 pub mod order;

@@ -9,7 +9,7 @@ use proto::spec::{Data, Pairing, PromptOrder};
 
 use crate::dataset::Dataset;
 use crate::holdout::is_held_out;
-use crate::loader::LoadError;
+use crate::load_error::LoadError;
 use crate::prepare::ExampleConfig;
 use crate::prompt_length::{CutPrompts, PromptCounter};
 use crate::prompt_order::{TagCounts, in_order};

@@ -152,7 +152,8 @@ mod tests {
     #[test]
     fn the_first_signal_stops_and_only_a_deliberate_second_one_hurries() {
         // Signals with the milliseconds at which they arrive, and what each becomes.
-        let cases: [(&[(StopSignal, u64)], &[Option<bool>]); 6] = [
+        type Case = (&'static [(StopSignal, u64)], &'static [Option<bool>]);
+        let cases: [Case; 6] = [
             (
                 &[(Terminate, 0), (Terminate, 900)],
                 &[Some(false), Some(true)],

@@ -188,7 +188,8 @@ impl<'a> Bits<'a> {
             }
             // The sign of the value that begins.
             self.skip(u32::from(size > 0))?;
-            for next in at..=*band.end() {
+            let begin = at;
+            for next in begin..=*band.end() {
                 at = next + 1;
                 let bit = 1u64 << next;
                 if *nonzero & bit != 0 {

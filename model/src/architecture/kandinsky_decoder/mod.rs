@@ -2,7 +2,7 @@
 //! image embedding. In training it draws the target from the embedding of its reference. Its images
 //! may move that embedding towards a prompt with a trained prior.
 
-mod unet;
+pub(crate) mod unet;
 
 pub use unet::{ImageConditions, ImageUNet};
 

@@ -3,7 +3,7 @@
 //! of a reference towards a prompt.
 
 mod text;
-mod transformer;
+pub(crate) mod transformer;
 
 pub use text::PriorPrompts;
 pub use transformer::{Prior, PriorText};
