@@ -97,7 +97,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         "file": sha256(&to)?,
     });
     write("normalized.json", &format!("{origin:#}\n"))?;
-    println!("{origin:#}");
+    shell::print::out_lines(&format!("{origin:#}"));
     Ok(())
 }
 
