@@ -8,6 +8,7 @@ use model::SampleOptions;
 use model::error::ModelError;
 use model::trainer::Trainer;
 use model::weights::{NamedTensors, digest};
+use model_data::example::Example;
 use model_data::prompt::Prompts;
 use proto::architecture::{Noise, NoiseKind, Prediction};
 use proto::sample::SampleMethod;
@@ -21,9 +22,14 @@ fn new(architecture: Architecture, learning_rate: f64) -> Trainer {
 
 /// Runs one step on the examples of `seed`, in micro-batches of `micro`; returns the step's loss.
 fn step(trainer: &mut Trainer, step: u64, seed: u64, micro: usize) -> f64 {
+    step_on(trainer, step, &examples(4, seed), micro)
+}
+
+/// Runs one step on four examples.
+fn step_on(trainer: &mut Trainer, step: u64, examples: &[Example], micro: usize) -> f64 {
     trainer.zero_gradients();
     let mut total = 0.0;
-    for micro_batch in examples(4, seed).chunks(micro) {
+    for micro_batch in examples.chunks(micro) {
         let loss = trainer.forward(micro_batch, 4).unwrap();
         loss.loss.f_backward().unwrap();
         total += loss.total;
@@ -158,21 +164,26 @@ fn a_retrinet_learns_a_batch() {
 fn a_clip_learns_which_prompt_belongs_to_which_image() {
     let mut trainer = new(Architecture::Clip, 0.01);
     assert_eq!(trainer.loss_terms(), ["contrast", "misses"]);
-    let first = step(&mut trainer, 1, 1, 4);
+    let mut examples = examples(4, 1);
+    let prompts = ["red hair", "a blue dress", "smile", "at night, boots"];
+    for (example, prompt) in examples.iter_mut().zip(prompts) {
+        example.prompt = prompt.to_owned();
+    }
+    let first = step_on(&mut trainer, 1, &examples, 4);
     let last = (2..=80)
-        .map(|s| step(&mut trainer, s, 1, 4))
+        .map(|s| step_on(&mut trainer, s, &examples, 4))
         .last()
         .unwrap();
     assert!(last < 0.3 * first, "{first} -> {last}");
     let names = ["validation", "validation_contrast", "validation_misses"];
     assert_eq!(trainer.validation_terms(), names);
-    let found = trainer.validate(&examples(4, 1)).unwrap();
+    let found = trainer.validate(&examples).unwrap();
     assert_eq!(found[2], 0.0, "each prompt is nearest to its own image");
     assert!(
         (found[0] - found[1]).abs() < 1e-6,
         "misses are not trained on"
     );
-    let refused = trainer.sample(&examples(1, 1), &options()).unwrap_err();
+    let refused = trainer.sample(&examples[..1], &options()).unwrap_err();
     assert!(
         refused.to_string().contains("sampling of images"),
         "{refused}"
