@@ -26,8 +26,8 @@ port=${RETRI_TRAINING_PORT:-7390}
 export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_TOP_PAD_=67108864
 export COORDINATOR_URL=http://127.0.0.1:$port
 # Pinned: the version is the SHA-256 of the data set's dataset.json.
-synthesize=(--characters 4000 --outfits 2 --images 4 --size 96 --seed 11 --backgrounds plain)
-version=5288ff00305e288aa329a5d7e9043e16946301056318d8705c93e73d28b55f8d
+synthesize=(--characters 4000 --outfits 2 --images 4 --size 64 --seed 11 --backgrounds plain)
+version=ddbef884483214cb0274b5de0964784a0152d127c0190ddbc62685f3abde35dc
 
 fail() {
   echo "train-base.sh: $1" >&2
