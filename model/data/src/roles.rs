@@ -63,7 +63,7 @@ pub(crate) fn role(
 }
 
 /// How many similar images a sample should have.
-fn needed(examples: &ExampleConfig) -> usize {
+pub(crate) fn needed(examples: &ExampleConfig) -> usize {
     let references = examples.references.as_ref();
     let from_others = references.filter(|it| it.pairing == Pairing::B);
     from_others.map_or(0, |it| it.count as usize)
@@ -96,10 +96,7 @@ impl Tally {
     fn new(data: &Data, rated: bool, tokens: Option<u32>) -> Self {
         Self {
             ratings: data.ratings.in_dataset(rated),
-            counts: Counts {
-                sizes: ImageSizes::new(&[data.resolution]),
-                ..Counts::default()
-            },
+            counts: Counts::new(data),
             prompts: tokens.map(PromptCounter::new),
         }
     }
@@ -115,14 +112,9 @@ impl Tally {
     ) {
         for (index, row) in rows.iter().enumerate() {
             let role = role(rows, first, index, &self.ratings, data, examples);
-            self.counts.add(role, row);
-            if role != Role::Training {
-                continue;
-            }
             let others = similar(rows, first, &self.ratings, index).count();
-            self.counts.repeated += u64::from(others < needed(examples));
-            self.counts.sizes.add(&row.id, row.width, row.height);
-            if let Some(prompts) = &mut self.prompts {
+            self.counts.add(role, row, others < needed(examples));
+            if let (Role::Training, Some(prompts)) = (role, &mut self.prompts) {
                 let position = first + index as u64;
                 prompts.add(&in_order(&row.prompts, data, tags, 0, position));
             }
@@ -169,9 +161,21 @@ impl Counts {
         Ok((counts, prompts.map(PromptCounter::finish)))
     }
 
-    pub(crate) fn add(&mut self, role: Role, row: &Metadata) {
+    pub(crate) fn new(data: &Data) -> Self {
+        Self {
+            sizes: ImageSizes::new(&[data.resolution]),
+            ..Self::default()
+        }
+    }
+
+    /// `repeats`: it has too few similar images ([`needed`]).
+    pub(crate) fn add(&mut self, role: Role, row: &Metadata, repeats: bool) {
         match role {
-            Role::Training => self.training += 1,
+            Role::Training => {
+                self.training += 1;
+                self.repeated += u64::from(repeats);
+                self.sizes.add(&row.id, row.width, row.height);
+            }
             Role::HeldOut => self.held_out += 1,
             Role::WithoutSimilar => self.without_similar += 1,
             Role::LeftOut => {
