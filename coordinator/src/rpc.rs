@@ -292,14 +292,16 @@ impl ControlService {
                 let fits = tokio::task::spawn_blocking(move || {
                     subject::check(&checked, &trained.job_toml)
                 });
-                fits.await
+                let notes = fits
+                    .await
                     .map_err(|error| Status::internal(error.to_string()))?
                     .map_err(|why| short(Status::invalid_argument, &format!("{file}: {why}")))?;
                 let (images, job, steps) = (work.images(), &work.job, work.steps);
-                Ok((
-                    DatasetPin::default(),
-                    format!("{images} images of {job} in {steps} steps, {placement}"),
-                ))
+                let mut summary = format!("{images} images of {job} in {steps} steps, {placement}");
+                for note in notes {
+                    summary.push_str(&format!("\nnote: {}", Printable(note)));
+                }
+                Ok((DatasetPin::default(), summary))
             }
         }
     }

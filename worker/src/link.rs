@@ -4,7 +4,7 @@
 //! [`crate::daemon`].
 
 use crate::logs::{Line, Logs};
-use crate::patience::{Patience, connection_passes, refusal_passes};
+use crate::patience::{Failure, Patience, of_connection, of_stream};
 use prost::Message;
 use proto::limits::{REPORT_BYTES, STATE_BYTES, cut};
 use proto::message::{DesiredState, WorkerReport};
@@ -12,6 +12,7 @@ use proto::pb;
 use proto::pb::fleet_client::FleetClient;
 use proto::text::chain;
 use proto::version::{self, Stamp};
+use std::error::Error;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
@@ -122,7 +123,7 @@ async fn stay_connected(
                 said.cannot_reach(&coordinator, reason)
             }
         };
-        if patience.is_over(ended.passes, begun, Instant::now()) {
+        if patience.is_over(ended.failure, begun, Instant::now()) {
             let reason = ended.reason;
             return Some(Unusable {
                 coordinator,
@@ -141,8 +142,7 @@ struct Ended {
     /// What the coordinator sent last, if anything.
     detect_within: Option<Duration>,
     reason: String,
-    /// The reason may end by itself.
-    passes: bool,
+    failure: Failure,
 }
 
 /// What was said about a coordinator that is away. It is said again when the reason changes, and
@@ -174,7 +174,7 @@ impl Said {
         }
         Ended {
             detect_within: None,
-            passes: connection_passes(&reason),
+            failure: of_connection(&reason),
             reason,
         }
     }
@@ -195,17 +195,22 @@ async fn run_stream(
         return Ended {
             detect_within: None,
             reason: "the daemon is shutting down".into(),
-            passes: true,
+            failure: Failure::Passing,
         };
     }
     let mut detect_within = None;
-    let mut passes = true;
-    let mut refused = |status: &Status| passes = refusal_passes(status, &chain(status));
-    let reason = match client.attach(outgoing(reports, logs.clone())).await {
-        Err(status) => {
-            refused(&status);
-            status.message().to_owned()
+    let mut failure = Failure::Passing;
+    let mut ended = |status: &Status| {
+        let causes = status.source().map_or_else(String::new, chain);
+        failure = of_stream(status, &format!("{}: {causes}", status.message()));
+        match causes.as_str() {
+            "" => status.message().to_owned(),
+            causes if causes.contains(status.message()) => causes.to_owned(),
+            causes => format!("{}: {causes}", status.message()),
         }
+    };
+    let reason = match client.attach(outgoing(reports, logs.clone())).await {
+        Err(status) => ended(&status),
         Ok(reply) => {
             tracing::info!("attached to the coordinator");
             let mut states = reply.into_inner();
@@ -215,10 +220,7 @@ async fn run_stream(
                         detect_within = on_state(state, inputs).await.or(detect_within);
                     }
                     Ok(None) => break "closed by the coordinator".to_owned(),
-                    Err(status) => {
-                        refused(&status);
-                        break chain(&status);
-                    }
+                    Err(status) => break ended(&status),
                 }
             }
         }
@@ -228,7 +230,7 @@ async fn run_stream(
     Ended {
         detect_within,
         reason,
-        passes,
+        failure,
     }
 }
 

@@ -104,14 +104,11 @@ fn machine() -> Result<(f64, f64)> {
 /// user, nice, system, idle, iowait, irq, softirq, steal. Guests are in the first two.
 fn of_machine(stat: &str) -> Option<(f64, f64)> {
     let line = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
-    let times: Vec<f64> = line
-        .split_whitespace()
-        .take(8)
-        .map(|field| field.parse::<f64>().map(|ticks| ticks / TICKS))
-        .collect::<Result<_, _>>()
-        .ok()?;
-    let idle = times.get(3)? + times.get(4)?;
-    Some((times.iter().sum::<f64>() - idle, idle))
+    let ticks = line.split_whitespace().take(8).map(str::parse);
+    let ticks: Vec<f64> = ticks.collect::<Result<_, _>>().ok()?;
+    let idle = ticks.get(3)? + ticks.get(4)?;
+    let busy = ticks.iter().sum::<f64>() - idle;
+    Some((busy / TICKS, idle / TICKS))
 }
 
 /// Seconds of processor time of this thread. None: the kernel does not say.

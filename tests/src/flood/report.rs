@@ -36,7 +36,10 @@ impl fmt::Display for Report {
         for round in &self.rounds {
             line(f, round)?;
         }
-        let all = self.rounds.iter().filter_map(|it| Some((it.without?, it.beside)));
+        let all = self
+            .rounds
+            .iter()
+            .filter_map(|it| Some((it.without?, it.beside)));
         let (mut without, mut beside) = (Rate::default(), Rate::default());
         for (a, b) in all {
             without.add(a);
@@ -48,7 +51,10 @@ impl fmt::Display for Report {
                 beside.per_available_second(),
                 without.per_available_second(),
             );
-            writeln!(f, "  all together: {raw} raw, {available} per available second")?;
+            writeln!(
+                f,
+                "  all together: {raw} raw, {available} per available second"
+            )?;
         }
         Ok(())
     }

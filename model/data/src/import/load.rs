@@ -311,7 +311,9 @@ fn load_images(files: &Files, row: &Row, changes: &mut Vec<Change>) -> Result<Im
         }
     };
     let image = match pixels.stored_as {
-        Some(length) => files.image.slice(..length),
+        Some(length) if length == files.image.len() => files.image.clone(),
+        // A copy: a slice would keep the bytes that are ignored in memory, too.
+        Some(length) => Bytes::copy_from_slice(&files.image[..length]),
         None => encode_rgb(pixels.image).map_err(message)?,
     };
     Ok(Images {
