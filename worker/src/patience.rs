@@ -48,8 +48,8 @@ pub(crate) enum Failure {
 }
 
 /// Of a connection that could not be made: the name of the host may not resolve. ("Temporary
-/// failure" counts, too: it is what a wrong name gets where no name server can be asked.) The library
-/// has no kind for it.
+/// failure" counts, too: it is what a wrong name gets where no name server can be asked.) The
+/// library has no kind for it.
 pub(crate) fn of_connection(error: &str) -> Failure {
     if error.contains("dns error") || error.contains("failed to lookup address") {
         Failure::Lasting

@@ -27,8 +27,8 @@ pub(crate) fn socket_path(run_dir: &Path, started: u64) -> PathBuf {
 
 /// Prepares the folder of the ranks' sockets (`configured`, or one of its own) and `cache_dir`, and
 /// checks that sockets can be made in the first and files in the second. While there is no room for
-/// a socket it waits for half a minute, and says so. A full `cache_dir` is only said: weights that are in it already
-/// can be used.
+/// a socket it waits for half a minute, and says so. A full `cache_dir` is only said: weights that
+/// are in it already can be used.
 ///
 /// # Errors
 /// A folder cannot be used; waiting would not help.

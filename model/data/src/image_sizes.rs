@@ -1,6 +1,6 @@
 //! Counts the images that a model cannot be shown as they are: those that are smaller than the
-//! square that it sees, and those that leave most of it empty. Pure. Used by the import, `describe`,
-//! `verify` and `submit`.
+//! square that it sees, and those that leave most of it empty. Pure. Used by the import,
+//! `describe`, `verify` and `submit`.
 
 use std::collections::BTreeMap;
 

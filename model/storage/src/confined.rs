@@ -74,8 +74,8 @@ pub fn open_inside(folder: &Path, name: &str) -> Result<File, ConfinedError> {
 }
 
 /// The same for a file of a base model. In the cache of `huggingface_hub`, the files of
-/// `models--NAME/snapshots/REVISION` are links into `models--NAME/blobs`, so there a link may lead to
-/// any file of the same `models--NAME`, and nowhere else.
+/// `models--NAME/snapshots/REVISION` are links into `models--NAME/blobs`, so there a link may lead
+/// to any file of the same `models--NAME`, and nowhere else.
 ///
 /// # Errors
 /// As [`open_inside`].

@@ -1,6 +1,6 @@
 //! Processor time of the processes of a flood: who took it. The machine is small, so that a
-//! generator of floods, the coordinator and the victim share its processors; without these numbers a
-//! step rate says nothing.
+//! generator of floods, the coordinator and the victim share its processors; without these numbers
+//! a step rate says nothing.
 
 use crate::cluster::Cluster;
 use anyhow::{Context, Result};

@@ -5,12 +5,12 @@ use std::fmt;
 
 /// How to read the numbers.
 const HELP: &str = "\
-Steps per second of the victim, without and beside each flood, by turns in the same minutes. The flood
-runs on this machine, too, so it takes processor time from the victim that a sender elsewhere would
-not take: \"available\" divides by the processor seconds that neither the flood (\"sender\", which is
-held to a share of one processor) nor other programs took. What the coordinator takes for refusing
-is not deducted: it is the product's. \"change\" is beside / without - 1. Processor time is in percent
-of one processor.";
+Steps per second of the victim, without and beside each flood, by turns in the same minutes. The
+flood runs on this machine, too, so it takes processor time from the victim that a sender elsewhere
+would not take: \"available\" divides by the processor seconds that neither the flood (\"sender\",
+which is held to a share of one processor) nor other programs took. What the coordinator takes for
+refusing is not deducted: it is the product's. \"change\" is beside / without - 1. Processor time is
+in percent of one processor. If others took much of it, measure again when they do not.";
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
