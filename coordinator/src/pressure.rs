@@ -1,6 +1,7 @@
 //! What senders send too much of: counted where it is refused or held back, by kind and address,
 //! and read by `coordinator why` and `describe`, so that a job's user is told about a flood that
-//! others cause. Memory is bounded whatever arrives: counts of the last ten seconds, of the first senders.
+//! others cause. Memory is bounded whatever arrives: counts of the last ten seconds, of the first
+//! senders.
 
 use proto::limits::cut;
 use proto::reason::{Excess, Pressure};
