@@ -4,13 +4,15 @@
 
 use crate::connections::Peer;
 use crate::log_limit::LogLimit;
+use crate::pressure::Pressures;
 use proto::limits::{ERROR_BYTES, cut};
+use proto::reason::Excess;
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tonic::body::Body;
@@ -166,24 +168,27 @@ pub(crate) struct Turns<S> {
     /// None: they only count as requests of their connection.
     shares: Option<Shares>,
     refusals: Arc<LogLimit>,
+    pressures: Pressures,
 }
 
 impl<S> Turns<S> {
     /// For commands.
-    pub(crate) fn of(inner: S) -> Self {
+    pub(crate) fn of(inner: S, pressures: Pressures) -> Self {
         Self {
             inner,
             shares: Some(Shares::new("requests", REQUESTS)),
             refusals: Arc::new(LogLimit::burst(REFUSALS)),
+            pressures,
         }
     }
 
     /// For the streams of workers.
-    pub(crate) fn counted(inner: S) -> Self {
+    pub(crate) fn counted(inner: S, pressures: Pressures) -> Self {
         Self {
             inner,
             shares: None,
             refusals: Arc::new(LogLimit::burst(REFUSALS)),
+            pressures,
         }
     }
 }
@@ -212,33 +217,33 @@ where
         let peer = request.extensions().get::<Arc<Peer>>().cloned();
         let in_progress = peer.as_ref().map(Peer::begin);
         let shares = self.shares.clone();
-        let refusals = Arc::clone(&self.refusals);
+        let outcome = Outcome {
+            address: peer.as_ref().map(|peer| peer.address),
+            refusals: Arc::clone(&self.refusals),
+            pressures: self.pressures.clone(),
+        };
         let mut inner = self.inner.clone();
         Box::pin(async move {
             let share = match (&shares, &peer) {
                 (Some(shares), Some(peer)) => match shares.wait(peer.address).await {
                     Ok(share) => Some(share),
-                    Err(status) => return Ok(status.into_http()),
+                    Err(status) => {
+                        outcome.refused(&status);
+                        return Ok(status.into_http());
+                    }
                 },
                 _ => None,
             };
+            let begun = Instant::now();
             let answered = timeout(REQUEST_WITHIN, inner.call(request)).await;
             drop((share, in_progress));
             match answered {
                 Ok(response) => {
                     let response = response?;
                     let refused = Status::from_header_map(response.headers());
-                    if let Some(status) = refused.filter(|it| it.code() != Code::Ok)
-                        && let Some(count) = refusals.admit()
-                    {
-                        let address = peer.as_ref().map(|peer| peer.address);
-                        let last = cut(status.message(), REFUSAL_BYTES);
-                        tracing::warn!(
-                            count,
-                            ?address,
-                            last,
-                            "requests are refused again and again"
-                        );
+                    match refused.filter(|it| it.code() != Code::Ok) {
+                        Some(status) => outcome.refused(&status),
+                        None => outcome.answered(begun),
                     }
                     Ok(response.map(Body::new))
                 }
@@ -249,6 +254,33 @@ where
                 }
             }
         })
+    }
+}
+
+/// Counts what became of a request.
+struct Outcome {
+    address: Option<IpAddr>,
+    refusals: Arc<LogLimit>,
+    pressures: Pressures,
+}
+
+impl Outcome {
+    fn refused(&self, status: &Status) {
+        let last = cut(status.message(), REFUSAL_BYTES);
+        if let Some(address) = self.address {
+            self.pressures.count(Excess::Requests, address, &last);
+        }
+        if let Some(count) = self.refusals.admit() {
+            let address = self.address;
+            let text = "requests are refused again and again";
+            tracing::warn!(count, ?address, last, "{text}");
+        }
+    }
+
+    fn answered(&self, begun: Instant) {
+        if let Some(address) = self.address {
+            self.pressures.worked(address, begun.elapsed());
+        }
     }
 }
 

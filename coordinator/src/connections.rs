@@ -11,27 +11,28 @@
 //! | 32 | requests in progress on one connection |
 //! | descriptors - 256 | connections in all; the rest is for the store |
 
+mod files;
+mod peer;
+mod stream;
+#[cfg(test)]
+mod tests;
+
 use crate::log_limit::LogLimit;
-use futures::task::AtomicWaker;
+use crate::pressure::Pressures;
+pub(crate) use files::raise_file_limit;
+pub(crate) use peer::{InProgress, Peer};
+use proto::reason::Excess;
 use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::time::Sleep;
+use std::time::Duration;
+use stream::Connection;
+use tokio::net::TcpListener;
 use tokio_stream::Stream;
-use tonic::transport::server::Connected;
 
 /// Until the first request of a connection, and until the first report of a worker.
 pub(crate) const FIRST_WITHIN: Duration = Duration::from_secs(10);
-/// A connection without a request in progress is closed after this time.
-const IDLE: Duration = Duration::from_secs(60);
-/// How often a connection in use is looked at again.
-const CHECK: Duration = Duration::from_secs(10);
 /// Connections of one address that carry no attached worker.
 const PER_ADDRESS: usize = 64;
 /// Connections in all that carry no attached worker.
@@ -72,6 +73,7 @@ struct Shared {
     state: Mutex<State>,
     warnings: LogLimit,
     strays: LogLimit,
+    pressures: Pressures,
 }
 
 #[derive(Debug, Default)]
@@ -81,53 +83,30 @@ struct State {
     attached: usize,
 }
 
-/// The other end of a connection, known to its requests.
-#[derive(Debug)]
-pub(crate) struct Peer {
-    gate: Arc<Shared>,
-    pub(crate) address: IpAddr,
-    /// Wakes the task of the connection.
-    task: AtomicWaker,
-    use_: Mutex<Use>,
-}
-
-#[derive(Debug)]
-struct Use {
-    /// It has made a request (or sent a byte, if those count).
-    began: bool,
-    in_progress: usize,
-    /// The end of its last request, or when it was opened.
-    since: Instant,
-    attached: bool,
-    /// Why it must be closed.
-    closed: Option<&'static str>,
-}
-
-/// A request in progress.
-#[derive(Debug)]
-pub(crate) struct InProgress(Arc<Peer>);
-
-/// An attached worker: its connection counts as a worker's.
-#[derive(Debug)]
-pub(crate) struct Attachment(Arc<Peer>);
-
 impl Gate {
     /// For gRPC. `files`: the process's limit of open files.
-    pub(crate) fn rpc(files: u64) -> Self {
+    pub(crate) fn rpc(files: u64, pressures: Pressures) -> Self {
         let all = usize::try_from(files.saturating_sub(RESERVED_FILES)).unwrap_or(usize::MAX);
         Self::new(
             "rpc",
             Activity::Requests,
             (PER_ADDRESS, UNATTACHED, all.max(1)),
+            pressures,
         )
     }
 
     /// For `/metrics`.
-    pub(crate) fn metrics() -> Self {
-        Self::new("metrics", Activity::Bytes, (METRICS, METRICS, METRICS))
+    pub(crate) fn metrics(pressures: Pressures) -> Self {
+        let limits = (METRICS, METRICS, METRICS);
+        Self::new("metrics", Activity::Bytes, limits, pressures)
     }
 
-    fn new(what: &'static str, activity: Activity, limits: (usize, usize, usize)) -> Self {
+    fn new(
+        what: &'static str,
+        activity: Activity,
+        limits: (usize, usize, usize),
+        pressures: Pressures,
+    ) -> Self {
         let (per_address, unattached, all) = limits;
         Self(Arc::new(Shared {
             what,
@@ -138,6 +117,7 @@ impl Gate {
             state: Mutex::new(State::default()),
             warnings: LogLimit::at_most(1),
             strays: LogLimit::burst(STRAYS),
+            pressures,
         }))
     }
 
@@ -209,6 +189,8 @@ impl Gate {
         };
         if let Some((of, reason)) = full {
             let closed = state.close_idlest(of);
+            let pressures = &shared.pressures;
+            pressures.count(Excess::Connections, address, reason);
             if let Some(connections) = shared.warnings.admit() {
                 let count = if of.is_some() { own } else { total };
                 let done = if closed {
@@ -227,18 +209,7 @@ impl Gate {
                 return None;
             }
         }
-        let peer = Arc::new(Peer {
-            gate: Arc::clone(shared),
-            address,
-            task: AtomicWaker::new(),
-            use_: Mutex::new(Use {
-                began: false,
-                in_progress: 0,
-                since: Instant::now(),
-                attached: false,
-                closed: None,
-            }),
-        });
+        let peer = Peer::new(Arc::clone(shared), address);
         state.unattached.push_back(Arc::clone(&peer));
         Some(peer)
     }
@@ -276,197 +247,15 @@ impl State {
     }
 }
 
-impl Use {
-    fn is_idle(&self) -> bool {
-        self.in_progress == 0 && !self.attached && self.closed.is_none()
-    }
-}
-
-impl Peer {
-    fn lock(&self) -> MutexGuard<'_, Use> {
-        self.use_.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A request begins; it is in progress until the guard is dropped.
-    pub(crate) fn begin(self: &Arc<Self>) -> InProgress {
-        let mut used = self.lock();
-        used.began = true;
-        used.in_progress += 1;
-        drop(used);
-        InProgress(Arc::clone(self))
-    }
-
-    /// The connection carries an attached worker from now on. None: it does already.
-    pub(crate) fn attach(self: &Arc<Self>) -> Option<Attachment> {
-        let mut state = self.gate.lock();
-        let mut used = self.lock();
-        if std::mem::replace(&mut used.attached, true) {
-            return None;
+/// The address that limits count for. Who has one IPv6 address has 2^64 of them, so all of a /64
+/// are one; an IPv4 address is the same one when it arrives through IPv6.
+fn sender(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(whole) if !whole.is_loopback() => {
+            let network = u128::from(whole) & !u128::from(u64::MAX);
+            Ipv6Addr::from(network).into()
         }
-        state.unattached.retain(|peer| !Arc::ptr_eq(peer, self));
-        state.attached += 1;
-        Some(Attachment(Arc::clone(self)))
-    }
-
-    /// Closes the connection.
-    pub(crate) fn close(&self, reason: &'static str) {
-        self.lock().closed.get_or_insert(reason);
-        self.task.wake();
-    }
-
-    /// When to look again, or why the connection must be closed.
-    fn next_check(&self) -> Result<Instant, &'static str> {
-        let used = self.lock();
-        if let Some(reason) = used.closed {
-            return Err(reason);
-        }
-        if !used.is_idle() {
-            return Ok(Instant::now() + CHECK);
-        }
-        let (limit, reason) = if used.began {
-            (IDLE, "it made no request for 60 s")
-        } else {
-            (FIRST_WITHIN, "it made no request within 10 s")
-        };
-        let until = used.since + limit;
-        if until <= Instant::now() {
-            Err(reason)
-        } else {
-            Ok(until)
-        }
-    }
-
-    fn received_bytes(&self) {
-        if self.gate.activity == Activity::Bytes {
-            let mut used = self.lock();
-            (used.began, used.since) = (true, Instant::now());
-        }
-    }
-}
-
-impl Drop for InProgress {
-    fn drop(&mut self) {
-        let mut used = self.0.lock();
-        used.in_progress -= 1;
-        used.since = Instant::now();
-    }
-}
-
-impl Drop for Attachment {
-    fn drop(&mut self) {
-        let mut state = self.0.gate.lock();
-        let mut used = self.0.lock();
-        (used.attached, used.since) = (false, Instant::now());
-        state.attached -= 1;
-        // Otherwise the connection is gone, or about to go, and must not be counted again.
-        if used.closed.is_none() {
-            state.unattached.push_back(Arc::clone(&self.0));
-        }
-    }
-}
-
-/// A connection, which closes itself when it must not stay open.
-#[derive(Debug)]
-pub(crate) struct Connection {
-    stream: TcpStream,
-    peer: Arc<Peer>,
-    timer: Pin<Box<Sleep>>,
-}
-
-impl Connection {
-    fn new(stream: TcpStream, peer: Arc<Peer>) -> Self {
-        Self {
-            stream,
-            peer,
-            timer: Box::pin(tokio::time::sleep(FIRST_WITHIN)),
-        }
-    }
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        let mut state = self.peer.gate.lock();
-        state
-            .unattached
-            .retain(|peer| !Arc::ptr_eq(peer, &self.peer));
-        let mut used = self.peer.lock();
-        // Those that were closed for others were counted then.
-        let is_stray = !used.began && used.closed.is_none();
-        used.closed.get_or_insert("it is closed");
-        drop((used, state));
-        let Shared { what, strays, .. } = &*self.peer.gate;
-        if is_stray && let Some(connections) = strays.admit() {
-            let last = self.peer.address;
-            let text = "many connections ended without a request within ten seconds";
-            tracing::warn!(what, connections, %last, "{text}");
-        }
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        self.peer.task.register(context.waker());
-        let closed = self.peer.lock().closed;
-        if let Some(reason) = closed {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, reason)));
-        }
-        while self.timer.as_mut().poll(context).is_ready() {
-            match self.peer.next_check() {
-                Ok(at) => self.timer.as_mut().reset(at.into()),
-                Err(reason) => {
-                    tracing::debug!(address = %self.peer.address, reason, "connection closed");
-                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, reason)));
-                }
-            }
-        }
-        let before = buffer.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
-        if before < buffer.filled().len() {
-            self.peer.received_bytes();
-        }
-        read
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-}
-
-impl Connected for Connection {
-    type ConnectInfo = Arc<Peer>;
-
-    fn connect_info(&self) -> Arc<Peer> {
-        Arc::clone(&self.peer)
+        other => other,
     }
 }
 
@@ -486,128 +275,5 @@ impl axum::serve::Listener for MetricsListener {
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
         self.0.local_addr()
-    }
-}
-
-/// The address that limits count for. Who has one IPv6 address has 2^64 of them, so all of a /64
-/// are one; an IPv4 address is the same one when it arrives through IPv6.
-fn sender(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(whole) if !whole.is_loopback() => {
-            let network = u128::from(whole) & !u128::from(u64::MAX);
-            Ipv6Addr::from(network).into()
-        }
-        other => other,
-    }
-}
-
-/// Raises the limit of open files as far as this process may, and returns it.
-pub(crate) fn raise_file_limit() -> u64 {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    let wanted = limit.maximum.unwrap_or(FILES_MAX).min(FILES_MAX);
-    if limit.current.is_none_or(|current| wanted <= current) {
-        return limit.current.unwrap_or(FILES_MAX);
-    }
-    let raised = Rlimit {
-        current: Some(wanted),
-        maximum: limit.maximum,
-    };
-    match setrlimit(Resource::Nofile, raised) {
-        Ok(()) => wanted,
-        Err(_) => limit.current.unwrap_or(wanted),
-    }
-}
-
-/// More are never needed: `max_workers` has a maximum.
-const FILES_MAX: u64 = 65_536;
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    fn address(last: u8) -> IpAddr {
-        IpAddr::from([10, 0, 0, last])
-    }
-
-    fn gate(limits: (usize, usize, usize)) -> Gate {
-        Gate::new("test", Activity::Requests, limits)
-    }
-
-    fn counts(gate: &Gate) -> (usize, usize) {
-        let state = gate.0.lock();
-        (state.unattached.len(), state.attached)
-    }
-
-    #[test]
-    fn the_idlest_connection_makes_room_and_those_in_use_do_not() {
-        let gate = gate((2, 3, 100));
-        let first = gate.admit(address(1)).unwrap();
-        let second = gate.admit(address(1)).unwrap();
-        let busy = first.begin();
-        // The second is the only idle one of this address.
-        let third = gate.admit(address(1)).unwrap();
-        assert!(second.next_check().is_err() && first.next_check().is_ok());
-        let also_busy = third.begin();
-        assert!(gate.admit(address(1)).is_none(), "both are in use");
-        // Another address is admitted, until there are too many in all.
-        let other = gate.admit(address(2)).unwrap();
-        drop(also_busy);
-        let newest = gate.admit(address(3)).unwrap();
-        assert!(other.next_check().is_err(), "it never made a request");
-        assert!(third.next_check().is_ok() && newest.next_check().is_ok());
-        drop(busy);
-        assert_eq!(counts(&gate), (3, 0));
-    }
-
-    #[test]
-    fn an_attached_worker_does_not_count_and_is_never_closed_for_others() {
-        let gate = gate((1, 2, 3));
-        let worker = gate.admit(address(1)).unwrap();
-        let attachment = worker.attach().unwrap();
-        assert!(worker.attach().is_none(), "one worker for a connection");
-        assert_eq!(counts(&gate), (0, 1));
-        let second = gate.admit(address(1)).unwrap();
-        let _attached = second.attach().unwrap();
-        let third = gate.admit(address(1)).unwrap();
-        let _busy = third.begin();
-        assert!(gate.admit(address(2)).is_none(), "no descriptor is left");
-        assert!(worker.next_check().is_ok());
-        drop(attachment);
-        assert_eq!(counts(&gate), (2, 1));
-    }
-
-    #[test]
-    fn all_ipv6_addresses_of_one_network_are_one_sender() {
-        for (address, expected) in [
-            ("10.0.0.1", "10.0.0.1"),
-            ("::ffff:10.0.0.1", "10.0.0.1"),
-            ("::1", "::1"),
-            ("2001:db8:0:1:2:3:4:5", "2001:db8:0:1::"),
-            ("2001:db8:0:1:ffff::", "2001:db8:0:1::"),
-            ("2001:db8:0:2::1", "2001:db8:0:2::"),
-        ] {
-            let expected: IpAddr = expected.parse().unwrap();
-            assert_eq!(sender(address.parse().unwrap()), expected, "{address}");
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_silent_connection_is_closed_after_ten_seconds() {
-        use tokio::io::AsyncReadExt;
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut client = TcpStream::connect(listener.local_addr().unwrap())
-            .await
-            .unwrap();
-        let gate = gate((2, 2, 2));
-        let mut connection = gate.accept(&listener).await;
-        // The clock of `Use` is not paused.
-        connection.peer.lock().since = Instant::now() - FIRST_WITHIN;
-        let error = connection.read_u8().await.unwrap_err();
-        assert_eq!(error.to_string(), "it made no request within 10 s");
-        drop(connection);
-        assert_eq!(counts(&gate), (0, 0));
-        assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
     }
 }

@@ -43,6 +43,7 @@ pub(crate) fn job_record(id: &str) -> JobRecord {
         dataset_version: "0".repeat(64),
         cut_prompts: None,
         lost_tags: Vec::new(),
+        adapted: None,
         source: None,
         submitted_ms: 5,
         standbys: Vec::new(),

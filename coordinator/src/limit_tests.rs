@@ -9,7 +9,9 @@ use crate::serve_tests::{channel, submit};
 use proto::pb;
 use proto::pb::control_client::ControlClient;
 use proto::pb::fleet_client::FleetClient;
+use proto::reason::Excess;
 use proto::version::{self, Stamp};
+use std::net::IpAddr;
 use std::path::Path;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -174,5 +176,43 @@ async fn ended_and_waiting_jobs_of_a_team_are_bounded() {
     };
     client.delete(delete).await.unwrap();
     submit(&mut client, toml).await.unwrap();
+    running.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_job_beside_a_flood_is_told_of_what_and_from_whom() {
+    let dir = tempfile::tempdir().unwrap();
+    let (running, mut client) = server(dir.path(), |_| {}).await;
+    let dataset = fixture::dataset(dir.path()).await;
+    let job = submit(&mut client, fixture::job_toml(&dataset))
+        .await
+        .unwrap();
+    let victim = || pb::JobRequest { job: job.clone() };
+    let before = client.why(victim()).await.unwrap().into_inner();
+    assert_eq!(before.pressure, [], "one request is no flood");
+    for _ in 0..30 {
+        let url = format!("file:///{}", "x".repeat(3000));
+        submit(&mut client, fixture::job_toml(&url))
+            .await
+            .unwrap_err();
+    }
+    let why = client.why(victim()).await.unwrap().into_inner();
+    let pressure = why.pressure[0].pressure().unwrap();
+    assert_eq!(pressure.excess, Excess::Requests);
+    assert_eq!(pressure.address, Some(IpAddr::from([127, 0, 0, 1])));
+    assert_eq!(pressure.count, 30);
+    assert!(pressure.last.contains("at most 2048"), "{pressure}");
+    let sentence = why.pressure[0].sentence().unwrap();
+    assert!(
+        sentence.starts_with("the coordinator is refusing ")
+            && sentence.contains(" requests/s from 127.0.0.1; the last: "),
+        "{sentence}"
+    );
+    let view = client.describe_job(victim()).await.unwrap().into_inner();
+    assert_eq!(view.pressure[0].pressure().unwrap().count, 30);
+    // Not of interest for a job that is over.
+    client.cancel(victim()).await.unwrap();
+    let over = client.why(victim()).await.unwrap().into_inner();
+    assert_eq!(over.pressure, []);
     running.stop().await.unwrap();
 }

@@ -18,6 +18,7 @@ mod log_limit;
 mod metrics;
 mod opening;
 mod pin;
+mod pressure;
 mod quota;
 mod retention;
 mod rpc;

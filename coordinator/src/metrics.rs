@@ -23,6 +23,7 @@
 //! | `retri_job_loss_scale` | training_job | | loss scale of the backward pass; 1 except in fp16 |
 //! | `retri_job_cut_prompts` | training_job | samples | training samples whose prompt is longer than what the model reads |
 //! | `retri_job_lost_tag_samples` | training_job, tag | samples | training samples that lose the tag because of that; the most frequent tags |
+//! | `retri_job_adapted_samples` | training_job, how | samples | samples that the job uses otherwise than its data set has them: held-out, left-out, enlarged, padded, repeated-references |
 //! | `retri_job_units` | training_job, state | units | units by state: total, done, leased, set-aside |
 //! | `retri_job_units_per_second` | training_job | units/s | units done per second over the last minute |
 //! | `retri_checkpoint_committed_step` | training_job | steps | step of the newest committed checkpoint |
@@ -108,6 +109,7 @@ struct Families {
     loss_scale: Gauges,
     cut_prompts: Gauges,
     lost_tags: Gauges,
+    adapted: Gauges,
     units: Gauges,
     units_per_second: Gauges,
     committed_step: Gauges,
@@ -214,6 +216,11 @@ impl Families {
                 "Training samples that lose the tag, because their prompt is too long",
                 &self.lost_tags,
             ),
+            (
+                "retri_job_adapted_samples",
+                "Samples that the job uses otherwise than its data set has them",
+                &self.adapted,
+            ),
             ("retri_job_units", "Units of the job by state", &self.units),
             (
                 "retri_job_units_per_second",
@@ -300,6 +307,19 @@ impl Families {
             self.lost_tags
                 .get_or_create(&with("tag", &lost.tag))
                 .set(lost.samples as f64);
+        }
+        if let Some(it) = &job.adapted {
+            for (how, count) in [
+                ("held-out", it.held_out),
+                ("left-out", it.left_out),
+                ("enlarged", it.enlarged),
+                ("padded", it.padded),
+                ("repeated-references", it.repeated),
+            ] {
+                self.adapted
+                    .get_or_create(&with("how", how))
+                    .set(count as f64);
+            }
         }
         if let Some(totals) = totals {
             self.samples
@@ -477,6 +497,10 @@ mod tests {
                 tag: "white dress".into(),
                 samples: 12,
             }],
+            adapted: Some(pb::Adapted {
+                enlarged: 5,
+                ..Default::default()
+            }),
             last_step: Some(step),
             checkpoints: vec![pb::CheckpointRef {
                 step: 4,
@@ -529,6 +553,7 @@ mod tests {
             "retri_checkpoint_committed_step{training_job=\"demo-1\"} 4.0",
             "retri_job_cut_prompts{training_job=\"demo-1\"} 31.0",
             "retri_job_lost_tag_samples{training_job=\"demo-1\",tag=\"white dress\"} 12.0",
+            "retri_job_adapted_samples{training_job=\"demo-1\",how=\"enlarged\"} 5.0",
             "retri_worker_up{worker=\"w1\"} 1.0",
             "retri_worker_devices{worker=\"w1\",state=\"free\"} 1.0",
         ] {

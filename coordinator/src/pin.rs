@@ -4,7 +4,7 @@
 
 use anyhow::Chain;
 use base_weights::base::{Base, BaseError};
-use coordinator_core::event::LostTag;
+use coordinator_core::event::{Adapted, LostTag};
 use model_data::dataset::Dataset;
 use model_data::loader::LoadError;
 use model_data::prepare::ExampleConfig;
@@ -73,8 +73,10 @@ pub(crate) struct Pinned {
     pub(crate) version: String,
     /// None if the architecture reads no prompts.
     pub(crate) cut_prompts: Option<CutPrompts>,
-    /// How many samples the job leaves out because of their rating, as a sentence.
-    pub(crate) left_out: Option<String>,
+    /// What else becomes of its samples.
+    pub(crate) adapted: Option<Adapted>,
+    /// The same, one sentence each.
+    pub(crate) of_samples: Vec<String>,
     /// Of the base weights, one sentence each.
     pub(crate) of_init: Vec<String>,
 }
@@ -95,7 +97,7 @@ impl Pinned {
     pub(crate) fn notes(&self) -> Vec<String> {
         let prompts = self.cut_prompts.as_ref();
         let prompts = prompts.and_then(|it| it.sentence(LOST_TAGS));
-        let of_dataset = self.left_out.iter().cloned().chain(prompts);
+        let of_dataset = self.of_samples.iter().cloned().chain(prompts);
         of_dataset.chain(self.of_init.clone()).collect()
     }
 }
@@ -131,7 +133,15 @@ pub(crate) async fn pin_dataset(spec: &TrainWork) -> Result<Pinned, PinError> {
     Ok(Pinned {
         version: dataset.version().to_owned(),
         cut_prompts,
-        left_out: counts.left_out_line(&spec.data.ratings),
+        adapted: Some(Adapted {
+            training: counts.training,
+            held_out: counts.held_out,
+            left_out: counts.left_out.values().sum::<u64>() + counts.without_similar,
+            enlarged: counts.sizes.smaller.values().sum(),
+            padded: counts.sizes.narrow,
+            repeated: counts.repeated,
+        }),
+        of_samples: counts.notes(&spec.data),
         of_init: Vec::new(),
     })
 }

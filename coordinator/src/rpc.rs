@@ -16,6 +16,7 @@ use crate::daemon::{Handle, Stopping};
 use crate::inspect::{InspectError, Inspector};
 use crate::jobs::{Filter, Jobs, JobsError};
 use crate::journal::Journal;
+use crate::pressure::Pressures;
 use crate::store::StateError;
 use crate::streams::{Reader, Replies, Streams, caller};
 use crate::subject;
@@ -45,16 +46,18 @@ pub(crate) struct ControlService {
     streams: Streams,
     admission: Admission,
     inspector: Inspector,
+    pressures: Pressures,
 }
 
 impl ControlService {
-    pub(crate) fn new(jobs: Jobs, quotas: EndedQuotas) -> Self {
+    pub(crate) fn new(jobs: Jobs, quotas: EndedQuotas, pressures: Pressures) -> Self {
         Self {
             handle: jobs.handle.clone(),
             journal: jobs.journal.clone(),
             streams: Streams::new(),
             admission: Admission::new(jobs.clone(), quotas),
             inspector: Inspector::new(),
+            pressures,
             jobs,
         }
     }
@@ -77,6 +80,14 @@ impl ControlService {
             names => format!("the newest jobs are {}", names.join(", ")),
         };
         Err(Status::not_found(format!("there is no job {job}; {known}")))
+    }
+
+    /// What others send too much of while the job is not over.
+    fn pressure(&self, view: &pb::JobView) -> Vec<pb::Reason> {
+        if is_over(&view.phase) {
+            return Vec::new();
+        }
+        self.pressures.now().iter().map(Into::into).collect()
     }
 
     /// Sends views until the job is over or the client has disconnected.
@@ -250,8 +261,12 @@ impl ControlService {
                         short(Status::invalid_argument, &format!("{file}: {error}"))
                     }
                 })?;
+                let divided = pinned.adapted.map_or_else(String::new, |it| {
+                    let (training, held_out) = (it.training, it.held_out);
+                    format!("; {training} samples to train on, {held_out} held out")
+                });
                 let mut summary = format!(
-                    "{} steps of {} samples from {} (version {}), {placement}",
+                    "{} steps of {} samples from {} (version {}{divided}), {placement}",
                     work.train.steps,
                     work.train.global_batch,
                     work.data.dataset,
@@ -266,6 +281,7 @@ impl ControlService {
                     version: pinned.version,
                     cut_prompts: pinned.cut_prompts.map(|it| it.cut),
                     lost_tags,
+                    adapted: pinned.adapted,
                 };
                 Ok((dataset, summary))
             }
@@ -276,14 +292,16 @@ impl ControlService {
                 let fits = tokio::task::spawn_blocking(move || {
                     subject::check(&checked, &trained.job_toml)
                 });
-                fits.await
+                let notes = fits
+                    .await
                     .map_err(|error| Status::internal(error.to_string()))?
                     .map_err(|why| short(Status::invalid_argument, &format!("{file}: {why}")))?;
                 let (images, job, steps) = (work.images(), &work.job, work.steps);
-                Ok((
-                    DatasetPin::default(),
-                    format!("{images} images of {job} in {steps} steps, {placement}"),
-                ))
+                let mut summary = format!("{images} images of {job} in {steps} steps, {placement}");
+                for note in notes {
+                    summary.push_str(&format!("\nnote: {}", Printable(note)));
+                }
+                Ok((DatasetPin::default(), summary))
             }
         }
     }
@@ -447,7 +465,7 @@ impl pb::control_server::Control for ControlService {
         &self,
         request: Request<pb::JobRequest>,
     ) -> Result<Response<pb::WhyReply>, Status> {
-        let (job, _) = self.job(&request.into_inner().job).await?;
+        let (job, view) = self.job(&request.into_inner().job).await?;
         let why = self.jobs.why(&job).await.map_err(failed)?;
         let why = why.ok_or_else(|| Status::not_found(format!("job {job} no longer exists")))?;
         Ok(Response::new(pb::WhyReply {
@@ -460,6 +478,7 @@ impl pb::control_server::Control for ControlService {
                 phase: it.phase,
                 for_ms: it.for_ms,
             }),
+            pressure: self.pressure(&view),
         }))
     }
 
@@ -536,7 +555,8 @@ impl pb::control_server::Control for ControlService {
         &self,
         request: Request<pb::JobRequest>,
     ) -> Result<Response<pb::JobView>, Status> {
-        let (_, view) = self.job(&request.into_inner().job).await?;
+        let (_, mut view) = self.job(&request.into_inner().job).await?;
+        view.pressure = self.pressure(&view);
         Ok(Response::new(view))
     }
 

@@ -14,6 +14,7 @@ use crate::jobs::Jobs;
 use crate::journal::Journal;
 use crate::metrics;
 use crate::opening;
+use crate::pressure::Pressures;
 use crate::retention;
 use crate::rpc::ControlService;
 use crate::session::FleetService;
@@ -193,23 +194,28 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
     let rpc = rpc_listener.1;
     let metrics = metrics_listener.1;
     let keepalive = Duration::from_millis(config.detect_within_ms);
-    let control = ControlServer::new(ControlService::new(jobs.clone(), config.ended.clone()))
+    let pressures = Pressures::default();
+    let control = ControlService::new(jobs.clone(), config.ended.clone(), pressures.clone());
+    let control = ControlServer::new(control)
         .max_decoding_message_size(REQUEST_BYTES)
         .max_encoding_message_size(REPLY_BYTES);
-    let fleet = FleetServer::new(FleetService::new(handle.clone(), keepalive))
-        .max_decoding_message_size(REPORT_BYTES);
+    let fleet = FleetService::new(handle.clone(), keepalive, pressures.clone());
+    let fleet = FleetServer::new(fleet).max_decoding_message_size(REPORT_BYTES);
     let rpc_server = Server::builder()
         .http2_keepalive_interval(Some(keepalive))
         .http2_keepalive_timeout(Some(keepalive))
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
         .http2_max_header_list_size(HEADER_BYTES_MAX)
-        .add_service(Turns::of(InterceptedService::new(control, version::check)))
-        .add_service(Turns::counted(InterceptedService::new(
-            fleet,
-            version::check,
-        )))
-        .serve_with_incoming(Gate::rpc(files).incoming(rpc_listener.0));
-    let metrics_listener = MetricsListener(metrics_listener.0, Gate::metrics());
+        .add_service(Turns::of(
+            InterceptedService::new(control, version::check),
+            pressures.clone(),
+        ))
+        .add_service(Turns::counted(
+            InterceptedService::new(fleet, version::check),
+            pressures.clone(),
+        ))
+        .serve_with_incoming(Gate::rpc(files, pressures.clone()).incoming(rpc_listener.0));
+    let metrics_listener = MetricsListener(metrics_listener.0, Gate::metrics(pressures));
     let mut servers = JoinSet::new();
     servers.spawn(async move { server_ended("rpc", rpc_server.await) });
     servers.spawn(async move {

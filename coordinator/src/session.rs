@@ -5,9 +5,11 @@
 use crate::connections::{FIRST_WITHIN, Peer};
 use crate::daemon::{AttachError, Handle, Session};
 use crate::log_limit::LogLimit;
+use crate::pressure::Pressures;
 use proto::id::{JobId, WorkerId};
 use proto::message::WorkerReport;
 use proto::pb;
+use proto::reason::Excess;
 use proto::wire::{WireError, job_id};
 use std::pin::Pin;
 use std::sync::{Arc, LazyLock};
@@ -46,15 +48,33 @@ type Lines = Vec<(JobId, pb::LogLine)>;
 pub(crate) struct FleetService {
     handle: Handle,
     detect_within: Duration,
+    pressures: Pressures,
 }
 
 impl FleetService {
-    pub(crate) fn new(handle: Handle, detect_within: Duration) -> Self {
+    pub(crate) fn new(handle: Handle, detect_within: Duration, pressures: Pressures) -> Self {
         Self {
             handle,
             detect_within,
+            pressures,
         }
     }
+
+    /// Counts what is too much of this worker.
+    fn count(&self, excess: Excess, sender: Sender<'_>, count: usize) {
+        if let Some(peer) = sender.peer.filter(|_| 0 < count) {
+            let worker = format!("worker {}", sender.worker);
+            let pressures = &self.pressures;
+            pressures.count_many(excess, peer.address, count, &worker);
+        }
+    }
+}
+
+/// A worker and its connection.
+#[derive(Debug, Clone, Copy)]
+struct Sender<'a> {
+    worker: &'a WorkerId,
+    peer: Option<&'a Arc<Peer>>,
 }
 
 #[tonic::async_trait]
@@ -109,8 +129,13 @@ impl FleetService {
         let attachment = attachment.transpose()?;
         let mut session = self.handle.attach(worker.clone()).await.map_err(refused)?;
         self.report(report, lines).await?;
+        let sender = Sender {
+            worker: &worker,
+            peer,
+        };
+        self.count(Excess::Workers, sender, 1);
         let result = self
-            .exchange(&worker, &mut session, &mut reports, outbound)
+            .exchange(sender, &mut session, &mut reports, outbound)
             .await;
         self.handle.detach(session).await;
         drop(attachment);
@@ -124,11 +149,12 @@ impl FleetService {
 
     async fn exchange(
         &self,
-        worker: &WorkerId,
+        sender: Sender<'_>,
         session: &mut Session,
         reports: &mut Streaming<pb::WorkerReport>,
         outbound: &Outbound,
     ) -> Result<(), Status> {
+        let worker = sender.worker;
         let silent = self.detect_within * SILENT;
         let mut unsent = false;
         let mut heard = Instant::now();
@@ -156,14 +182,19 @@ impl FleetService {
                         tracing::warn!(%worker, reports, "{text}");
                     }
                     let (report, lines) = decode(message)?;
-                    let lines = within(&mut budget, worker, lines);
+                    let (lines, dropped) = within(&mut budget, worker, lines);
+                    self.count(Excess::Lines, sender, dropped);
                     if report.worker != *worker {
                         return Err(Status::invalid_argument(format!(
                             "field `worker` is {}; this stream is {worker}'s", report.worker
                         )));
                     }
-                    let earlier = newest.take().map_or_else(Vec::new, |(_, lines)| lines);
-                    newest = Some((report, joined(worker, earlier, lines)));
+                    let skipped = newest.take();
+                    self.count(Excess::Reports, sender, usize::from(skipped.is_some()));
+                    let earlier = skipped.map_or_else(Vec::new, |(_, lines)| lines);
+                    let (lines, dropped) = joined(worker, earlier, lines);
+                    self.count(Excess::Lines, sender, dropped);
+                    newest = Some((report, lines));
                 }
                 () = sleep_until(next), if newest.is_some() => {
                     if let Some((report, lines)) = newest.take() {
@@ -223,8 +254,8 @@ impl Budget {
     }
 }
 
-/// The lines that the worker's budget has room for.
-fn within(budget: &mut Budget, worker: &WorkerId, mut lines: Lines) -> Lines {
+/// The lines that the worker's budget has room for, and how many it has none for.
+fn within(budget: &mut Budget, worker: &WorkerId, mut lines: Lines) -> (Lines, usize) {
     let dropped = budget.take(&mut lines, Instant::now());
     if 0 < dropped
         && let Some(times) = DROPPED.admit()
@@ -234,13 +265,13 @@ fn within(budget: &mut Budget, worker: &WorkerId, mut lines: Lines) -> Lines {
             "a worker writes more than 8 MiB of log lines within this time; the rest is lost";
         tracing::warn!(%worker, dropped, times, seconds, "{text}");
     }
-    lines
+    (lines, dropped)
 }
 
-/// Lines that wait for the next report, with new ones.
-fn joined(worker: &WorkerId, mut earlier: Lines, new: Lines) -> Lines {
+/// Lines that wait for the next report, with new ones, and how many are too many.
+fn joined(worker: &WorkerId, mut earlier: Lines, new: Lines) -> (Lines, usize) {
     if earlier.is_empty() {
-        return new;
+        return (new, 0);
     }
     earlier.extend(new);
     let dropped = earlier.len().saturating_sub(LINES_MAX);
@@ -250,7 +281,7 @@ fn joined(worker: &WorkerId, mut earlier: Lines, new: Lines) -> Lines {
         }
         earlier.drain(..dropped);
     }
-    earlier
+    (earlier, dropped)
 }
 
 /// The validated report and its log lines. Lines of impossible jobs are left out.

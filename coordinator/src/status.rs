@@ -1,7 +1,7 @@
 //! Converts the state machine's view to protobuf messages, with the phase and the reason as text.
 //! Pure. Called by the daemon's loop on request.
 
-use coordinator_core::event::{Incident, JobPhase, LostTag, Member};
+use coordinator_core::event::{Adapted, Incident, JobPhase, LostTag, Member};
 use coordinator_core::{JobView, RankView, UnitsView, WorkerView};
 use proto::message::RankPhase;
 use proto::pb;
@@ -71,6 +71,8 @@ pub(crate) fn job_view(
         dataset_version: record.dataset_version.clone(),
         cut_prompts: record.cut_prompts,
         lost_tags: record.lost_tags.iter().map(lost_tag).collect(),
+        pressure: Vec::new(),
+        adapted: record.adapted.as_ref().map(adapted),
         restarts: record.restarts,
         ledger: Some(pb::LedgerTip {
             entries: record.ledger.entries,
@@ -297,6 +299,17 @@ fn rank_phase(phase: Option<&RankPhase>) -> String {
         None => "unknown".into(),
         Some(phase @ RankPhase::Failed { failure }) => format!("{}: {failure}", phase.word()),
         Some(phase) => phase.word().into(),
+    }
+}
+
+fn adapted(adapted: &Adapted) -> pb::Adapted {
+    pb::Adapted {
+        training: adapted.training,
+        held_out: adapted.held_out,
+        left_out: adapted.left_out,
+        enlarged: adapted.enlarged,
+        padded: adapted.padded,
+        repeated: adapted.repeated,
     }
 }
 

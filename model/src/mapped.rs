@@ -9,7 +9,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, Metadata};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use storage::confined::open_inside;
+use storage::confined::open_of_model;
 use storage::regular;
 use tch::{Kind, Tensor};
 
@@ -44,10 +44,10 @@ impl Mapped {
     }
 
     /// Maps the files of an index (`*.safetensors.index.json`), which must be in the index's
-    /// folder.
+    /// folder, or files of the same model in the cache of `huggingface_hub`.
     ///
     /// # Errors
-    /// The index cannot be read, is larger than 8 MiB, or names a file outside of its folder, or
+    /// The index cannot be read, is larger than 8 MiB, or names a file outside, or
     /// [`Self::open`] fails for one of its files.
     pub fn open_index(path: &Path) -> Result<Self, ModelError> {
         #[derive(serde::Deserialize)]
@@ -68,7 +68,7 @@ impl Mapped {
             _ => Path::new("."),
         };
         let files = names.into_iter().map(|name| {
-            let opened = open_inside(folder, name);
+            let opened = open_of_model(folder, name);
             let outside = |source| {
                 let file = name.clone();
                 fault(WeightsFault::Outside { file, source })

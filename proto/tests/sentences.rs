@@ -8,9 +8,9 @@ use proto::message::{Activity, GracefulStop, Stage};
 use proto::phase::Phase;
 use proto::reason::{
     Blocked, Cause, Consequence, Constraint, Dependency, DependencyState, Disagreement, Ending,
-    Fault, GenerationEnd, LastGood, MissingSource, Overdue, Pairs, RankFailure, RankOn,
-    Reservation, Shortage, StandbyLoss, StopCause, Stopped, UnitError, UnreachablePair, Violation,
-    Waiting, WeightDisagreement, data_or_sentence, stage_kind,
+    Excess, Fault, GenerationEnd, LastGood, MissingSource, Overdue, Pairs, Pressure, RankFailure,
+    RankOn, Reservation, Shortage, StandbyLoss, StopCause, Stopped, UnitError, UnreachablePair,
+    Violation, Waiting, WeightDisagreement, data_or_sentence, stage_kind,
 };
 use proto::spec::DeviceKind;
 use serde::de::DeserializeOwned;
@@ -974,4 +974,49 @@ fn stored_data_is_read_as_such_and_anything_else_is_refused() {
         let json = format!(r#"{{"waiting": "", "cause": "", "fault": {fault}}}"#);
         assert!(serde_json::from_str::<Stored>(&json).is_err(), "{json}");
     }
+}
+
+#[test]
+fn a_flood_is_named_with_its_sender_and_its_rate() {
+    let of = |excess, address: Option<&str>, last: &str| Pressure {
+        excess,
+        address: address.map(|it| it.parse().unwrap()),
+        count: 25,
+        within_ms: 10_000,
+        busy_ms: if excess == Excess::Work { 7_400 } else { 0 },
+        last: last.to_owned(),
+    };
+    let from = Some("10.0.0.9");
+    check(&[
+        (
+            of(Excess::Connections, from, ""),
+            "the coordinator is refusing or closing 2.5 connections/s from 10.0.0.9",
+        ),
+        (
+            of(Excess::Strays, Some("2001:db8::"), ""),
+            "2.5 connections/s from 2001:db8:: end without a request",
+        ),
+        (
+            of(Excess::Requests, from, "job.toml: name: is missing"),
+            "the coordinator is refusing 2.5 requests/s from 10.0.0.9; the last: job.toml: name: \
+             is missing",
+        ),
+        (
+            of(Excess::Work, from, ""),
+            "the coordinator is answering 2.5 requests/s from 10.0.0.9, which took 7.4 s of the \
+             last 10.0 s",
+        ),
+        (
+            of(Excess::Reports, from, "worker w1#7"),
+            "the coordinator is skipping 2.5 reports/s from 10.0.0.9; the last: worker w1#7",
+        ),
+        (
+            of(Excess::Workers, from, ""),
+            "2.5 workers/s attach from 10.0.0.9",
+        ),
+        (
+            of(Excess::Lines, None, ""),
+            "the coordinator is dropping 2.5 log lines/s from several addresses",
+        ),
+    ]);
 }

@@ -12,6 +12,7 @@ use tests::cluster::fake_s3::{Failure, FakeS3};
 use tests::cluster::process::{Process, signal};
 
 const SIGNALS: [&str; 3] = ["TERM", "INT", "HUP"];
+const UNKNOWN_HOST: &str = "http://nowhere.invalid:8333";
 const STOPPED_EARLY: &str = "is stopping before it was ready";
 
 /// `coordinator serve` with this store, on free ports.
@@ -116,23 +117,64 @@ fn a_coordinator_whose_store_goes_on_refusing_ends_with_the_cause() -> Result<()
     })
 }
 
+/// With a store at this endpoint.
+fn at_endpoint(endpoint: &str) -> Result<Command> {
+    let mut command = coordinator("s3://bucket/state")?;
+    command
+        .env("AWS_ENDPOINT", endpoint)
+        .env("AWS_ALLOW_HTTP", "true")
+        .env("AWS_ACCESS_KEY_ID", "k")
+        .env("AWS_SECRET_ACCESS_KEY", "s");
+    Ok(command)
+}
+
 #[test]
 fn a_coordinator_waits_for_a_server_that_is_not_there() -> Result<()> {
     // Nothing listens on port 9 (discard), and no name ends with .invalid.
-    let cases: Vec<_> = ["http://127.0.0.1:9", "http://nowhere.invalid:8333"]
+    let cases: Vec<_> = ["http://127.0.0.1:9", UNKNOWN_HOST]
         .into_iter()
         .flat_map(|endpoint| SIGNALS.map(|signal| (endpoint, signal)))
         .collect();
     all(&cases, |(endpoint, signal)| {
-        let mut command = coordinator("s3://bucket/state")?;
-        command
-            .env("AWS_ENDPOINT", endpoint)
-            .env("AWS_ALLOW_HTTP", "true")
-            .env("AWS_ACCESS_KEY_ID", "k")
-            .env("AWS_SECRET_ACCESS_KEY", "s");
-        let output = stop_at(command, "waiting for the store: ", signal)?;
+        let output = stop_at(at_endpoint(endpoint)?, "waiting for the store: ", signal)?;
         ensure!(output.contains(endpoint), "{output}");
         Ok(())
+    })
+}
+
+/// For these the daemons wait half a minute, because somebody may just be mending it.
+#[test]
+fn an_unknown_host_a_full_disk_and_something_that_is_no_coordinator_end_with_the_cause()
+-> Result<()> {
+    let other = FakeS3::start(Failure::Busy)?;
+    all(&["store", "disk", "coordinator", "other"], |case| {
+        let folder = tempfile::tempdir()?;
+        match *case {
+            "store" => ends_with(
+                at_endpoint(UNKNOWN_HOST)?,
+                &[
+                    "waiting for the store",
+                    "refuses to be used",
+                    "no name server",
+                ],
+            ),
+            "disk" => {
+                let full = folder.path().join("full");
+                let store = format!("file://{}/store", full.display());
+                let command = on_a_full_disk(&coordinator(&store)?, &full)?;
+                ends_with(command, &["waiting for the store", "free some room"])?;
+                // The background process of the shell ends, too.
+                Ok(std::fs::write(full.with_extension("room"), "now\n")?)
+            }
+            "coordinator" => ends_with(
+                worker(folder.path(), UNKNOWN_HOST)?,
+                &[UNKNOWN_HOST, "cannot be used", "waiting does not help"],
+            ),
+            _ => ends_with(
+                worker(folder.path(), &format!("http://{}", other.address()))?,
+                &["stream to the coordinator broke", "waiting does not help"],
+            ),
+        }
     })
 }
 
@@ -214,7 +256,7 @@ fn a_daemon_says_how_its_coordinator_is_missing_and_obeys_every_signal_meanwhile
     let broken = "stream to the coordinator broke";
     let urls = [
         ("http://127.0.0.1:9".to_owned(), unreached),
-        ("http://nowhere.invalid:7070".to_owned(), unreached),
+        (UNKNOWN_HOST.to_owned(), unreached),
         (format!("http://{}", mute.address()), broken),
         // Something that is no coordinator.
         (format!("http://{}", other.address()), broken),

@@ -151,6 +151,7 @@ impl Daemon {
             let input = tokio::select! {
                 input = inputs.recv() => input.context("all senders of inputs are closed")?,
                 () = sleep_until(self.deadline()) => Input::Deadline,
+                unusable = self.link.given_up() => return Err(unusable.into()),
                 request = signals.next() => {
                     log_stop(request);
                     Input::Shutdown

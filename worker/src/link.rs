@@ -1,8 +1,10 @@
 //! The stream to the coordinator: sends the newest report and new log lines, passes desired states
-//! to the machine, and reconnects with back-off whenever the stream breaks. Makes no decisions. One
-//! task, started by [`crate::daemon`].
+//! to the machine, and reconnects with back-off whenever the stream breaks. It gives up only before
+//! the first stream, and only where waiting cannot help ([`crate::patience`]). One task, started by
+//! [`crate::daemon`].
 
 use crate::logs::{Line, Logs};
+use crate::patience::{Failure, Patience, of_connection, of_stream};
 use prost::Message;
 use proto::limits::{REPORT_BYTES, STATE_BYTES, cut};
 use proto::message::{DesiredState, WorkerReport};
@@ -10,9 +12,11 @@ use proto::pb;
 use proto::pb::fleet_client::FleetClient;
 use proto::text::chain;
 use proto::version::{self, Stamp};
+use std::error::Error;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
+use tonic::Status;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use worker_core::event::Input;
@@ -28,6 +32,15 @@ const REPEAT_AFTER: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct Link {
     reports: watch::Sender<Option<WorkerReport>>,
+    given_up: mpsc::Receiver<Unusable>,
+}
+
+/// The daemon has never attached to its coordinator, and waiting does not help.
+#[derive(Debug, thiserror::Error)]
+#[error("`coordinator` {coordinator} cannot be used: {reason}; waiting does not help")]
+pub(crate) struct Unusable {
+    coordinator: String,
+    reason: String,
 }
 
 impl Link {
@@ -40,8 +53,22 @@ impl Link {
     ) -> Result<Self, tonic::transport::Error> {
         let endpoint = Endpoint::from_shared(coordinator.to_owned())?.keep_alive_while_idle(true);
         let (reports, receiver) = watch::channel(None);
-        tokio::spawn(stay_connected(endpoint, receiver, inputs, logs));
-        Ok(Self { reports })
+        let (giving_up, given_up) = mpsc::channel(1);
+        tokio::spawn(async move {
+            if let Some(unusable) = stay_connected(endpoint, receiver, inputs, logs).await {
+                // Without a receiver the daemon has ended.
+                giving_up.send(unusable).await.ok();
+            }
+        });
+        Ok(Self { reports, given_up })
+    }
+
+    /// Returns if the task has given up.
+    pub(crate) async fn given_up(&mut self) -> Unusable {
+        match self.given_up.recv().await {
+            Some(unusable) => unusable,
+            None => std::future::pending().await,
+        }
     }
 
     /// Sends a report, if there is a stream.
@@ -50,18 +77,20 @@ impl Link {
     }
 }
 
-/// Reconnects until the daemon ends.
+/// Reconnects until the daemon ends, or until waiting cannot help.
 async fn stay_connected(
     endpoint: Endpoint,
     reports: watch::Receiver<Option<WorkerReport>>,
     inputs: mpsc::Sender<Input>,
     logs: Logs,
-) {
+) -> Option<Unusable> {
     let mut detect_within = INITIAL_DETECT_WITHIN;
     let mut backoff = BACKOFF_MIN;
     let mut said = Said::default();
+    let mut patience = Patience::default();
     let coordinator = endpoint.uri().to_string();
     while !inputs.is_closed() {
+        let begun = Instant::now();
         let endpoint = endpoint
             .clone()
             .connect_timeout(detect_within)
@@ -69,32 +98,51 @@ async fn stay_connected(
             .keep_alive_timeout(detect_within);
         // Its own timeout does not include the resolution of the name.
         let connecting = tokio::time::timeout(detect_within, endpoint.connect());
-        match connecting.await {
+        let ended = match connecting.await {
             Ok(Ok(channel)) => {
                 let stamp: Stamp = version::stamp;
                 let client = FleetClient::with_interceptor(channel, stamp)
                     .max_decoding_message_size(STATE_BYTES);
-                let (received, reason) = run_stream(client, reports.clone(), &inputs, &logs).await;
-                if let Some(received) = received {
+                let ended = run_stream(client, reports.clone(), &inputs, &logs).await;
+                if let Some(received) = ended.detect_within {
                     (detect_within, backoff, said) = (received, BACKOFF_MIN, Said::default());
+                    patience.attached();
                 }
-                if said.is_due(&reason, Instant::now()) {
+                if said.is_due(&ended.reason, Instant::now()) {
                     tracing::warn!(
                         coordinator,
-                        reason,
+                        reason = ended.reason,
                         "stream to the coordinator broke; ranks continue"
                     );
                 }
+                ended
             }
-            Ok(Err(error)) => said.cannot_reach(&coordinator, &chain(&error)),
+            Ok(Err(error)) => said.cannot_reach(&coordinator, chain(&error)),
             Err(_) => {
                 let reason = format!("no connection within {} s", detect_within.as_secs_f64());
-                said.cannot_reach(&coordinator, &reason);
+                said.cannot_reach(&coordinator, reason)
             }
+        };
+        if patience.is_over(ended.failure, begun, Instant::now()) {
+            let reason = ended.reason;
+            return Some(Unusable {
+                coordinator,
+                reason,
+            });
         }
         tokio::time::sleep(backoff).await;
         backoff = (backoff * 2).min((detect_within / 3).max(BACKOFF_MIN));
     }
+    None
+}
+
+/// How an attempt to be attached ended.
+#[derive(Debug)]
+struct Ended {
+    /// What the coordinator sent last, if anything.
+    detect_within: Option<Duration>,
+    reason: String,
+    failure: Failure,
 }
 
 /// What was said about a coordinator that is away. It is said again when the reason changes, and
@@ -116,35 +164,53 @@ impl Said {
         !is_known
     }
 
-    fn cannot_reach(&mut self, coordinator: &str, reason: &str) {
-        if self.is_due(reason, Instant::now()) {
+    fn cannot_reach(&mut self, coordinator: &str, reason: String) -> Ended {
+        if self.is_due(&reason, Instant::now()) {
             tracing::warn!(
                 coordinator,
                 reason,
                 "waiting for the coordinator, which cannot be reached"
             );
         }
+        Ended {
+            detect_within: None,
+            failure: of_connection(&reason),
+            reason,
+        }
     }
 }
 
-/// Runs one stream until it breaks. Returns the `detect_within` that the coordinator sent last, if
-/// any, and why the stream ended.
+/// Runs one stream until it breaks.
 async fn run_stream(
     mut client: FleetClient<InterceptedService<Channel, Stamp>>,
     reports: watch::Receiver<Option<WorkerReport>>,
     inputs: &mpsc::Sender<Input>,
     logs: &Logs,
-) -> (Option<Duration>, String) {
+) -> Ended {
     let mut reports = reports;
     // Only new reports are sent on this stream. The coordinator replies after the first report, so
     // `Connected`, which makes the machine report, must be sent before waiting for the reply.
     reports.mark_unchanged();
     if inputs.send(Input::Connected).await.is_err() {
-        return (None, "the daemon is shutting down".into());
+        return Ended {
+            detect_within: None,
+            reason: "the daemon is shutting down".into(),
+            failure: Failure::Passing,
+        };
     }
     let mut detect_within = None;
+    let mut failure = Failure::Passing;
+    let mut ended = |status: &Status| {
+        let causes = status.source().map_or_else(String::new, chain);
+        failure = of_stream(status, &format!("{}: {causes}", status.message()));
+        match causes.as_str() {
+            "" => status.message().to_owned(),
+            causes if causes.contains(status.message()) => causes.to_owned(),
+            causes => format!("{}: {causes}", status.message()),
+        }
+    };
     let reason = match client.attach(outgoing(reports, logs.clone())).await {
-        Err(status) => status.message().to_owned(),
+        Err(status) => ended(&status),
         Ok(reply) => {
             tracing::info!("attached to the coordinator");
             let mut states = reply.into_inner();
@@ -154,14 +220,18 @@ async fn run_stream(
                         detect_within = on_state(state, inputs).await.or(detect_within);
                     }
                     Ok(None) => break "closed by the coordinator".to_owned(),
-                    Err(status) => break chain(&status),
+                    Err(status) => break ended(&status),
                 }
             }
         }
     };
     // A send error is ignored: without a receiver the daemon has ended.
     let _ = inputs.send(Input::Disconnected).await;
-    (detect_within, reason)
+    Ended {
+        detect_within,
+        reason,
+        failure,
+    }
 }
 
 /// Passes the state to the machine. Returns its `detect_within`.
@@ -253,7 +323,7 @@ mod tests {
     use proto::pb::fleet_server::{Fleet, FleetServer};
     use proto::spec::DeviceKind;
     use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
-    use tonic::{Request, Response, Status, Streaming};
+    use tonic::{Request, Response, Streaming};
     use worker_core::event::RankKey;
 
     type States = mpsc::Sender<Result<pb::DesiredState, Status>>;

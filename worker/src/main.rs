@@ -12,6 +12,7 @@ mod lines;
 mod link;
 mod logs;
 mod metrics;
+mod patience;
 mod peers;
 mod run_dir;
 mod start;

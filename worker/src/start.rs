@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// Longest path of a Unix socket, in bytes: the kernel has 108 with the final zero.
 const SOCKET_PATH_MAX: usize = 107;
@@ -16,8 +17,8 @@ const SOCKETS: u64 = 1_000_000;
 /// Bytes of `/PID-NUMBER.sock` with the largest process id (4194304) and number.
 const SOCKET_NAME_MAX: usize = "/4194304-999999.sock".len();
 const RETRY_AFTER: Duration = Duration::from_secs(2);
-/// That there is no room is said again after this many attempts.
-const REPEAT_AFTER: u32 = 15;
+/// A folder that has no room for this long will have none: well within a minute.
+const NO_ROOM_MAX: Duration = Duration::from_secs(30);
 
 /// The socket of the process that is started as number `started`.
 pub(crate) fn socket_path(run_dir: &Path, started: u64) -> PathBuf {
@@ -26,8 +27,8 @@ pub(crate) fn socket_path(run_dir: &Path, started: u64) -> PathBuf {
 
 /// Prepares the folder of the ranks' sockets (`configured`, or one of its own) and `cache_dir`, and
 /// checks that sockets can be made in the first and files in the second. While there is no room for
-/// a socket it waits, and says so. A full `cache_dir` is only said: weights that are in it already
-/// can be used.
+/// a socket it waits for half a minute, and says so. A full `cache_dir` is only said: weights that
+/// are in it already can be used.
 ///
 /// # Errors
 /// A folder cannot be used; waiting would not help.
@@ -35,23 +36,11 @@ pub(crate) async fn folders(configured: Option<&Path>, cache_dir: &Path) -> anyh
     if let Some(run_dir) = configured {
         check_length(run_dir)?;
     }
-    let mut attempts = 0;
-    let run_dir = loop {
+    let run_dir = when_there_is_room(async || {
         let path = configured.map(Path::to_owned);
-        let error = match blocking(move || usable_run_dir(path.as_deref())).await? {
-            Ok(run_dir) => break run_dir,
-            Err(error) => error,
-        };
-        let cause = error.chain().find_map(|it| it.downcast_ref::<Error>());
-        if !cause.is_some_and(is_no_room) {
-            return Err(error);
-        }
-        if attempts % REPEAT_AFTER == 0 {
-            tracing::warn!("waiting for room in `run_dir`: {error:#}");
-        }
-        attempts += 1;
-        tokio::time::sleep(RETRY_AFTER).await;
-    };
+        blocking(move || usable_run_dir(path.as_deref())).await?
+    });
+    let run_dir = run_dir.await?;
     let folder = cache_dir.to_owned();
     let made = blocking(move || {
         std::fs::create_dir_all(&folder)?;
@@ -73,6 +62,26 @@ pub(crate) async fn folders(configured: Option<&Path>, cache_dir: &Path) -> anyh
                 format!("cannot write to `cache_dir` {folder}; this user must be able to")
             })
         }
+    }
+}
+
+/// Tries again while there is no room, but not for long.
+async fn when_there_is_room<T>(attempt: impl AsyncFn() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let begun = Instant::now();
+    let mut is_said = false;
+    loop {
+        let error = match attempt().await {
+            Ok(done) => return Ok(done),
+            Err(error) => error,
+        };
+        let cause = error.chain().find_map(|it| it.downcast_ref::<Error>());
+        if !cause.is_some_and(is_no_room) || NO_ROOM_MAX <= begun.elapsed() {
+            return Err(error);
+        }
+        if !std::mem::replace(&mut is_said, true) {
+            tracing::warn!("waiting for room in `run_dir`: {error:#}");
+        }
+        tokio::time::sleep(RETRY_AFTER).await;
     }
 }
 
@@ -181,6 +190,33 @@ mod tests {
             let path = file.display().to_string();
             assert!(text.contains(key) && text.contains(&path), "{text}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_folder_is_waited_for_but_not_for_long() {
+        let full = || anyhow::Error::new(Error::from(ErrorKind::StorageFull)).context("run_dir");
+        let begun = Instant::now();
+        let error = when_there_is_room::<()>(async || Err(full())).await;
+        assert!(format!("{:#}", error.unwrap_err()).contains("no storage space"));
+        let took = begun.elapsed();
+        assert!(
+            NO_ROOM_MAX <= took && took < Duration::from_secs(60),
+            "{took:?}"
+        );
+
+        let begun = Instant::now();
+        let attempt = async || match begun.elapsed().as_secs() {
+            0..20 => Err(full()),
+            _ => Ok(7),
+        };
+        assert_eq!(when_there_is_room(attempt).await.unwrap(), 7);
+
+        let begun = Instant::now();
+        let denied = || anyhow::Error::new(Error::from(ErrorKind::PermissionDenied));
+        when_there_is_room::<()>(async || Err(denied()))
+            .await
+            .unwrap_err();
+        assert_eq!(begun.elapsed(), Duration::ZERO);
     }
 
     #[test]

@@ -4,8 +4,9 @@
 //! on every report.
 
 pub use crate::record::{
-    Counters, Durable, FailedUnit, INCIDENTS_MAX, Incident, JobPhase, JobRecord, LostTag, Member,
-    Millis, NAMED_UNITS_MAX, RECORD_VERSION, RESTARTS_WITHOUT_PROGRESS_MAX, Record, UnitsRecord,
+    Adapted, Counters, Durable, FailedUnit, INCIDENTS_MAX, Incident, JobPhase, JobRecord, LostTag,
+    Member, Millis, NAMED_UNITS_MAX, RECORD_VERSION, RESTARTS_WITHOUT_PROGRESS_MAX, Record,
+    UnitsRecord,
 };
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
 use proto::id::{Generation, JobId, Step, WorkerId};
@@ -31,6 +32,8 @@ pub struct DatasetPin {
     pub cut_prompts: Option<u64>,
     /// The tags that are cut off most often, the most frequent first.
     pub lost_tags: Vec<LostTag>,
+    /// What else becomes of its samples. None if the job has no data set.
+    pub adapted: Option<Adapted>,
 }
 
 #[derive(Debug, Clone, PartialEq)]

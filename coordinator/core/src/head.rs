@@ -3,7 +3,8 @@
 
 use crate::outbox::Outbox;
 use crate::record::{
-    INCIDENTS_MAX, Incident, JobPhase, JobRecord, LostTag, Millis, RESTARTS_WITHOUT_PROGRESS_MAX,
+    Adapted, INCIDENTS_MAX, Incident, JobPhase, JobRecord, LostTag, Millis,
+    RESTARTS_WITHOUT_PROGRESS_MAX,
 };
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId};
@@ -23,6 +24,7 @@ pub(crate) struct Head {
     pub(crate) dataset_version: String,
     pub(crate) cut_prompts: Option<u64>,
     pub(crate) lost_tags: Vec<LostTag>,
+    pub(crate) adapted: Option<Adapted>,
     /// The trained job that it reads, once the checkpoint is known.
     pub(crate) source: Option<SourceJob>,
     pub(crate) submitted_ms: Millis,
@@ -74,6 +76,7 @@ impl Head {
             dataset_version: record.dataset_version.clone(),
             cut_prompts: record.cut_prompts,
             lost_tags: record.lost_tags.clone(),
+            adapted: record.adapted,
             source: record.source.clone(),
             blocked_by: None,
             submitted_ms: record.submitted_ms,

@@ -92,6 +92,24 @@ pub struct LostTag {
     pub samples: u64,
 }
 
+/// How many samples a job uses otherwise than its data set has them, as counted at submission.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Adapted {
+    /// Samples that it trains on.
+    pub training: u64,
+    /// By `data.holdout`.
+    pub held_out: u64,
+    /// Because of their rating, or because pairing b needs another image.
+    pub left_out: u64,
+    /// Training samples whose image is smaller than `data.resolution`.
+    pub enlarged: u64,
+    /// Training samples of which the model sees mostly padding.
+    pub padded: u64,
+    /// Training samples with fewer other images than references.
+    pub repeated: u64,
+}
+
 /// The durable state of a job. Deserialized by [`crate::stored`].
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct JobRecord {
@@ -114,6 +132,9 @@ pub struct JobRecord {
     /// The tags that are cut off most often, the most frequent first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub lost_tags: Vec<LostTag>,
+    /// What else becomes of its samples. None: not counted, or the job has no data set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapted: Option<Adapted>,
     /// The trained job that it reads, pinned to a checkpoint. None if it reads no job, or the
     /// checkpoint is not known yet.
     pub source: Option<SourceJob>,
@@ -185,6 +206,7 @@ impl JobRecord {
             dataset_version: String::new(),
             cut_prompts: None,
             lost_tags: Vec::new(),
+            adapted: None,
             source: None,
             submitted_ms: 0,
             paused: false,

@@ -154,6 +154,7 @@ impl Coordinator {
             dataset_version: pinned.dataset.version,
             cut_prompts: pinned.dataset.cut_prompts,
             lost_tags: pinned.dataset.lost_tags,
+            adapted: pinned.dataset.adapted,
             source: pinned.source,
             submitted_ms: outbox.wall,
             standbys: Vec::new(),

@@ -2,7 +2,7 @@
 //! and stored a sampling job as a gang with the text of the job that it read.
 
 use crate::record::{
-    Incident, JobPhase, JobRecord, LostTag, Member, Millis, RECORD_VERSION, UnitsRecord,
+    Adapted, Incident, JobPhase, JobRecord, LostTag, Member, Millis, RECORD_VERSION, UnitsRecord,
 };
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId, Step};
@@ -34,6 +34,8 @@ struct StoredJob {
     cut_prompts: Option<u64>,
     #[serde(default)]
     lost_tags: Vec<LostTag>,
+    #[serde(default)]
+    adapted: Option<Adapted>,
     #[serde(default)]
     source: Option<SourceJob>,
     submitted_ms: Millis,
@@ -138,6 +140,7 @@ impl TryFrom<StoredJob> for JobRecord {
             dataset_version: stored.dataset_version,
             cut_prompts: stored.cut_prompts,
             lost_tags: stored.lost_tags,
+            adapted: stored.adapted,
             source: stored.source,
             submitted_ms: stored.submitted_ms,
             paused: stored.paused,

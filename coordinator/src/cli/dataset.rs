@@ -12,6 +12,7 @@ use figures::synthetic::{Backgrounds, Similar, SynthesizeOptions, identities};
 use indicatif::{ProgressBar, ProgressDrawTarget};
 use model_data::dataset::Dataset;
 use model_data::decode::ChangeCounts;
+use model_data::image_sizes::ImageSizes;
 use model_data::import::{ImportError, ImportOptions, ImportReport, SAMPLES_FILE};
 use model_data::prompt_length::CutPrompts;
 use model_data::writer::{DatasetWriter, WriteOptions, Written};
@@ -280,6 +281,7 @@ async fn import(global: &Global, args: &ImportArgs) -> Result<Outcome> {
             );
             outln!("ratings: {}", counted(&report.ratings));
             outln!("{}", prompts_line(&report.cut_prompts));
+            print_sizes(&report.sizes);
             print_changes(&report.changes);
         }
     }
@@ -302,6 +304,14 @@ fn print_changes(changes: &ChangeCounts) {
         outln!("changed or guessed, in samples:");
     }
     lines.iter().for_each(|line| outln!("  {line}"));
+}
+
+/// How many images are too small for common sizes, and how many are mostly padded.
+fn print_sizes(sizes: &ImageSizes) {
+    outln!("{}", sizes.small_line());
+    if let Some(padded) = sizes.padded() {
+        outln!("{padded}");
+    }
 }
 
 /// How many prompts are cut, and which tags are lost most.
@@ -366,6 +376,10 @@ async fn describe(global: &Global, dataset: &Dataset) -> Result<Outcome> {
         "images",
         &format!("{narrow} to {wide} pixels wide, {low} to {high} high"),
     );
+    line("small", &it.sizes.small_line());
+    if let Some(padded) = it.sizes.padded() {
+        line("padded", &padded);
+    }
     line("ratings", &counted(&it.ratings));
     line("prompts", &prompts_line(&it.cut_prompts));
     print_changes(&it.changes);
@@ -419,6 +433,7 @@ async fn verify(global: &Global, dataset: &Dataset) -> Result<Outcome> {
                 format!("{} faults", it.findings.len())
             };
             print_changes(&it.changes);
+            print_sizes(&it.sizes);
             outln!("{}: {} samples read: {result}", dataset.url(), it.samples);
         }
     }

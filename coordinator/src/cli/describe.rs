@@ -99,6 +99,9 @@ fn print(view: &pb::JobView, summary: Option<&Summary>) {
         "phase",
         &format!("{}: {}", view.phase, view.reason_sentence()),
     );
+    for sentence in view.pressure.iter().filter_map(pb::Reason::sentence) {
+        line("meanwhile", &sentence);
+    }
     line("submitted", &ago(view.submitted_ms, now));
     if view.ended_ms != 0 {
         let took = Duration::from_millis(view.ended_ms.saturating_sub(view.submitted_ms));
@@ -125,6 +128,9 @@ fn print(view: &pb::JobView, summary: Option<&Summary>) {
     line("data set", &format!("version {}", view.dataset_version));
     if let Some(cut) = view.cut_prompts.filter(|cut| *cut > 0) {
         print_cut_prompts(cut, &view.lost_tags);
+    }
+    if let Some(adapted) = &view.adapted {
+        print_adapted(adapted);
     }
     if let Some(units) = &view.units {
         print_units(units);
@@ -175,6 +181,25 @@ fn print(view: &pb::JobView, summary: Option<&Summary>) {
         .as_str(),
     );
     line("store", &view.store_url);
+}
+
+/// How the samples are used.
+fn print_adapted(it: &pb::Adapted) {
+    let parts = [
+        (it.held_out, "held out"),
+        (
+            it.left_out,
+            "left out (rating, or no other image for pairing b)",
+        ),
+        (it.enlarged, "enlarged to data.resolution"),
+        (it.padded, "shown with more padding than image"),
+        (it.repeated, "with a reference shown twice"),
+    ];
+    let parts = parts.iter().filter(|(count, _)| 0 < *count);
+    let parts: String = parts
+        .map(|(count, what)| format!(", {count} {what}"))
+        .collect();
+    line("samples", &format!("{} to train on{parts}", it.training));
 }
 
 fn print_cut_prompts(cut: u64, lost: &[pb::LostTag]) {

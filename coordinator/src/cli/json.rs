@@ -28,6 +28,7 @@ pub(crate) fn job(view: &pb::JobView) -> Value {
         "dataset_version": view.dataset_version,
         "cut_prompts": view.cut_prompts,
         "lost_tags": view.lost_tags.iter().map(lost_tag).collect::<Vec<_>>(),
+        "adapted": view.adapted.as_ref().map(adapted),
         "work": view.work,
         "sample_of": view.source,
         "after": view.after,
@@ -35,7 +36,31 @@ pub(crate) fn job(view: &pb::JobView) -> Value {
         "team": view.team,
         "units": view.units.as_ref().map(units),
         "job_toml": view.job_toml,
+        "pressure": pressure(&view.pressure),
     })
+}
+
+fn adapted(it: &pb::Adapted) -> Value {
+    json!({
+        "training": it.training,
+        "held_out": it.held_out,
+        "left_out": it.left_out,
+        "enlarged": it.enlarged,
+        "padded": it.padded,
+        "repeated": it.repeated,
+    })
+}
+
+/// What senders send too much of.
+pub(crate) fn pressure(reasons: &[pb::Reason]) -> Value {
+    let one = |reason: &pb::Reason| {
+        let pressure = reason.pressure()?;
+        let mut value = serde_json::to_value(&pressure).ok()?;
+        value["per_second"] = json!(pressure.per_second());
+        value["sentence"] = json!(pressure.to_string());
+        Some(value)
+    };
+    reasons.iter().filter_map(one).collect()
 }
 
 fn units(units: &pb::UnitsView) -> Value {

@@ -73,6 +73,7 @@ pub(crate) async fn preview(
                 "step": args.step,
                 "samples": samples,
                 "left_out": loader.left_out(),
+                "notes": loader.notes(),
             }));
         }
         Output::Table => {
@@ -81,7 +82,7 @@ pub(crate) async fn preview(
                 args.out.display(),
                 args.step
             );
-            loader.left_out().iter().for_each(|line| outln!("{line}"));
+            loader.notes().iter().for_each(|line| outln!("{line}"));
         }
     }
     Ok(Outcome::True)

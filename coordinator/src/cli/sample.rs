@@ -267,6 +267,10 @@ pub(crate) async fn sample(global: &Global, args: &SampleArgs) -> Result<Outcome
         files,
     };
     let reply = submit::send(global, &mut client, job, false).await?;
+    // What the user should know, such as prompts that are cut.
+    for note in reply.summary.lines().skip(1) {
+        errln!("{note}");
+    }
     let view = watch::follow(global, &reply.job).await?;
     if view.phase != Phase::Done {
         return Err(anyhow!(

@@ -1,7 +1,7 @@
 //! `coordinator why`: shows what a job is waiting for.
 
 use super::client::{connect, request_error};
-use super::{Global, Outcome, Output, print_json};
+use super::{Global, Outcome, Output, json, print_json};
 use crate::text::outln;
 use anyhow::Result;
 use proto::pb;
@@ -28,12 +28,16 @@ pub(crate) async fn why(global: &Global, job: &str) -> Result<Outcome> {
                 "phase": it.phase,
                 "for_ms": it.for_ms,
             })),
+            "pressure": json::pressure(&why.pressure),
         })),
         Output::Table => {
             let remedy = why
                 .remedy
                 .map_or_else(String::new, |remedy| format!("; remedy: {remedy}"));
             outln!("{job}: {}{remedy}", why.sentence);
+            for sentence in why.pressure.iter().filter_map(pb::Reason::sentence) {
+                outln!("meanwhile: {sentence}");
+            }
         }
     }
     Ok(Outcome::True)

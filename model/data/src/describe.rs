@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::dataset::{Dataset, DatasetError};
 use crate::decode::ChangeCounts;
+use crate::image_sizes::{COMMON, ImageSizes};
 use crate::prompt_length::{CLIP_TOKENS, CutPrompts, PromptCounter};
 use crate::sample::Metadata;
 
@@ -27,6 +28,8 @@ pub struct Description {
     /// Smallest and largest width and height, in pixels.
     pub widths: (u32, u32),
     pub heights: (u32, u32),
+    /// For common sizes of squares.
+    pub sizes: ImageSizes,
     /// Rating -> number of samples that have it; "unrated" for those without one.
     pub ratings: BTreeMap<String, u64>,
     /// What the import changed or guessed.
@@ -61,7 +64,9 @@ fn summarize(manifest: &DatasetManifest, version: &str, rows: &[Metadata]) -> De
     let (mut ratings, mut changes) = (BTreeMap::new(), ChangeCounts::default());
     let (mut identities, mut artists) = (BTreeSet::new(), BTreeSet::new());
     let mut prompts = PromptCounter::new(CLIP_TOKENS);
+    let mut sizes = ImageSizes::new(&COMMON);
     for row in rows {
+        sizes.add(&row.id, row.width, row.height);
         prompts.add(&row.prompts);
         *similar.entry(row.similar.len() as u64).or_insert(0) += 1;
         *characters.entry(row.character.clone()).or_insert(0) += 1;
@@ -98,6 +103,7 @@ fn summarize(manifest: &DatasetManifest, version: &str, rows: &[Metadata]) -> De
             + manifest.index.size_bytes,
         widths: range(|r| r.width),
         heights: range(|r| r.height),
+        sizes,
         ratings,
         changes,
         similar,

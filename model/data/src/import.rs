@@ -37,6 +37,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::decode::ChangeCounts;
+use crate::image_sizes::ImageSizes;
 use crate::prompt_length::CutPrompts;
 use crate::writer::{DatasetWriter, WriteError, WriteOptions, Written};
 use group::group_rows;
@@ -107,6 +108,8 @@ pub struct ImportReport {
     pub alone: u64,
     /// Accepted rows whose prompt is longer than what CLIP reads.
     pub cut_prompts: CutPrompts,
+    /// Of accepted rows, for common sizes of squares.
+    pub sizes: ImageSizes,
     /// Accepted rows by rating; "unrated" for those without one.
     pub ratings: BTreeMap<String, u64>,
     /// What was changed or guessed, over all rows that were read, accepted or not.

@@ -16,6 +16,7 @@ mod example_data;
 pub mod holdout;
 pub mod identity;
 pub mod image_file;
+pub mod image_sizes;
 pub mod import;
 mod load_error;
 pub mod loader;

@@ -21,7 +21,7 @@ use crate::order::SampleOrder;
 use crate::prepare::{ExampleConfig, prepare};
 use crate::prompt_order::{TagCounts, in_order};
 use crate::reference::{Slot, Source, choose};
-use crate::roles::{Counts, Role, role, similar};
+use crate::roles::{Counts, Role, needed, role, similar};
 use crate::sample::{Metadata, Sample};
 
 /// Row groups that are fetched in parallel.
@@ -91,10 +91,12 @@ impl Loader {
         let (mut training, mut held_out) = (Vec::new(), Vec::new());
         let rated = rows.iter().any(|row| !row.rating.is_empty());
         let ratings = data.ratings.in_dataset(rated);
-        let mut counts = Counts::default();
+        let mut counts = Counts::new(data);
+        let needed = needed(&options.examples);
         for (position, row) in rows.iter().enumerate() {
             let role = role(&rows, 0, position, &ratings, data, &options.examples);
-            counts.add(role, row);
+            let others = similar(&rows, 0, &ratings, position).count();
+            counts.add(role, row, others < needed);
             match role {
                 Role::Training => training.push(position as u64),
                 Role::HeldOut => held_out.push(position as u64),
@@ -177,6 +179,12 @@ impl Loader {
     #[must_use]
     pub fn left_out(&self) -> Option<String> {
         self.inner.counts.left_out_line(&self.inner.data.ratings)
+    }
+
+    /// What becomes of samples without a word in job.toml, a sentence for each kind.
+    #[must_use]
+    pub fn notes(&self) -> Vec<String> {
+        self.inner.counts.notes(&self.inner.data)
     }
 
     /// The prompt of a sample in an epoch, in the job's order of tags, before it is perhaps

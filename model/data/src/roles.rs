@@ -9,6 +9,7 @@ use proto::spec::{Data, Pairing, PromptOrder};
 
 use crate::dataset::Dataset;
 use crate::holdout::is_held_out;
+use crate::image_sizes::ImageSizes;
 use crate::load_error::LoadError;
 use crate::prepare::ExampleConfig;
 use crate::prompt_length::{CutPrompts, PromptCounter};
@@ -24,6 +25,11 @@ pub struct Counts {
     pub without_similar: u64,
     /// Samples of ratings that the job does not use, by rating.
     pub left_out: BTreeMap<String, u64>,
+    /// Training samples that have fewer other images than the model is shown references, so that
+    /// one of them is shown more than once.
+    pub repeated: u64,
+    /// Of training samples.
+    pub sizes: ImageSizes,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,17 +51,22 @@ pub(crate) fn role(
     data: &Data,
     examples: &ExampleConfig,
 ) -> Role {
-    let references = examples.references;
-    let needs_similar = references.is_some_and(|it| it.count > 0 && it.pairing == Pairing::B);
     if !ratings.allow(&rows[row].rating) {
         Role::LeftOut
-    } else if needs_similar && similar(rows, first, ratings, row).next().is_none() {
+    } else if 0 < needed(examples) && similar(rows, first, ratings, row).next().is_none() {
         Role::WithoutSimilar
     } else if is_held_out(data.seed, &rows[row].character, data.holdout) {
         Role::HeldOut
     } else {
         Role::Training
     }
+}
+
+/// How many similar images a sample should have.
+pub(crate) fn needed(examples: &ExampleConfig) -> usize {
+    let references = examples.references.as_ref();
+    let from_others = references.filter(|it| it.pairing == Pairing::B);
+    from_others.map_or(0, |it| it.count as usize)
 }
 
 /// The similar images of `rows[row]` that have one of these ratings.
@@ -85,7 +96,7 @@ impl Tally {
     fn new(data: &Data, rated: bool, tokens: Option<u32>) -> Self {
         Self {
             ratings: data.ratings.in_dataset(rated),
-            counts: Counts::default(),
+            counts: Counts::new(data),
             prompts: tokens.map(PromptCounter::new),
         }
     }
@@ -101,7 +112,8 @@ impl Tally {
     ) {
         for (index, row) in rows.iter().enumerate() {
             let role = role(rows, first, index, &self.ratings, data, examples);
-            self.counts.add(role, row);
+            let others = similar(rows, first, &self.ratings, index).count();
+            self.counts.add(role, row, others < needed(examples));
             if let (Role::Training, Some(prompts)) = (role, &mut self.prompts) {
                 let position = first + index as u64;
                 prompts.add(&in_order(&row.prompts, data, tags, 0, position));
@@ -149,9 +161,21 @@ impl Counts {
         Ok((counts, prompts.map(PromptCounter::finish)))
     }
 
-    pub(crate) fn add(&mut self, role: Role, row: &Metadata) {
+    pub(crate) fn new(data: &Data) -> Self {
+        Self {
+            sizes: ImageSizes::new(&[data.resolution]),
+            ..Self::default()
+        }
+    }
+
+    /// `repeats`: it has too few similar images ([`needed`]).
+    pub(crate) fn add(&mut self, role: Role, row: &Metadata, repeats: bool) {
         match role {
-            Role::Training => self.training += 1,
+            Role::Training => {
+                self.training += 1;
+                self.repeated += u64::from(repeats);
+                self.sizes.add(&row.id, row.width, row.height);
+            }
             Role::HeldOut => self.held_out += 1,
             Role::WithoutSimilar => self.without_similar += 1,
             Role::LeftOut => {
@@ -169,6 +193,28 @@ impl Counts {
     #[must_use]
     pub fn left_out_line(&self, ratings: &Ratings) -> Option<String> {
         left_out_line(&self.left_out, ratings)
+    }
+
+    /// What becomes of samples without a word in job.toml, a sentence for each kind.
+    #[must_use]
+    pub fn notes(&self, data: &Data) -> Vec<String> {
+        let alone = (0 < self.without_similar).then(|| {
+            format!(
+                "{} samples are left out, because pairing b needs another image of the same outfit",
+                self.without_similar
+            )
+        });
+        let repeated = (0 < self.repeated).then(|| {
+            format!(
+                "{} of {} samples have fewer other images than data.references, so some of their \
+                 references are shown twice",
+                self.repeated, self.training
+            )
+        });
+        let ratings = self.left_out_line(&data.ratings);
+        let enlarged = self.sizes.enlarged(data.resolution);
+        let all = [ratings, alone, repeated, enlarged, self.sizes.padded()];
+        all.into_iter().flatten().collect()
     }
 
     pub(crate) fn check(&self, dataset: &Dataset, ratings: &Ratings) -> Result<(), LoadError> {

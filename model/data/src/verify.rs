@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::dataset::{Dataset, DatasetError, GroupId};
 use crate::decode::{Change, ChangeCounts, Expect, MaskSource, Origin, decode};
+use crate::image_sizes::{COMMON, ImageSizes};
 use crate::names;
 use crate::sample::{Metadata, Sample};
 use proto::text::{chain, hex_sha256};
@@ -46,6 +47,8 @@ pub struct Verification {
     pub findings: Vec<Finding>,
     /// What the import changed or guessed, or would today; no faults.
     pub changes: ChangeCounts,
+    /// For common sizes of squares; no faults.
+    pub sizes: ImageSizes,
 }
 
 /// Checks files against `dataset.json`, all rows and images, and the index.
@@ -77,6 +80,7 @@ pub async fn verify(dataset: &Dataset) -> Result<Verification, DatasetError> {
     .await;
     let mut rows: BTreeMap<u64, (GroupId, Metadata)> = BTreeMap::new();
     let mut changes = ChangeCounts::default();
+    let mut sizes = ImageSizes::new(&COMMON);
     for (first, group) in dataset.groups().collect::<Vec<_>>() {
         match dataset.rows_of_group(group).await {
             Err(error) => findings.push(file_finding(dataset.path_of(group), chain(&error))),
@@ -90,6 +94,7 @@ pub async fn verify(dataset: &Dataset) -> Result<Verification, DatasetError> {
                     };
                     let today = location.check_row(&sample, &mut findings);
                     let row = &sample.metadata;
+                    sizes.add(&row.id, row.width, row.height);
                     let all = row.changes.iter().chain(&today);
                     changes.add(&row.id, all.map(String::as_str));
                     rows.insert(position, (group, sample.metadata));
@@ -104,6 +109,7 @@ pub async fn verify(dataset: &Dataset) -> Result<Verification, DatasetError> {
         samples: rows.len() as u64,
         findings,
         changes,
+        sizes,
     })
 }
 

@@ -73,6 +73,38 @@ pub fn open_inside(folder: &Path, name: &str) -> Result<File, ConfinedError> {
     Ok(file)
 }
 
+/// The same for a file of a base model. In the cache of `huggingface_hub`, the files of
+/// `models--NAME/snapshots/REVISION` are links into `models--NAME/blobs`, so there a link may lead
+/// to any file of the same `models--NAME`, and nowhere else.
+///
+/// # Errors
+/// As [`open_inside`].
+pub fn open_of_model(folder: &Path, name: &str) -> Result<File, ConfinedError> {
+    match open_inside(folder, name) {
+        Err(ConfinedError::Link) => {
+            let folder = folder.canonicalize()?;
+            let (cache, inside) = cached_model(&folder).ok_or(ConfinedError::Link)?;
+            let path = inside.join(name);
+            open_inside(cache, path.to_str().ok_or(ConfinedError::Link)?)
+        }
+        opened => opened,
+    }
+}
+
+/// The folder of a cached model above an absolute `folder`, and the path of `folder` in it. None:
+/// it is in no snapshot of a cached model.
+fn cached_model(folder: &Path) -> Option<(&Path, &Path)> {
+    let is_model = |it: &&Path| {
+        let name = it.file_name().and_then(|name| name.to_str());
+        name.is_some_and(|name| name.starts_with("models--"))
+    };
+    let model = folder.ancestors().find(is_model)?;
+    let inside = folder.strip_prefix(model).ok()?;
+    let mut parts = inside.components();
+    let is_snapshot = parts.next()?.as_os_str() == "snapshots" && parts.next().is_some();
+    is_snapshot.then_some((model, inside))
+}
+
 /// Reads a whole file below `folder`, of at most `max` bytes.
 ///
 /// # Errors
@@ -106,6 +138,62 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use std::os::unix::fs::symlink;
+
+    #[test]
+    fn a_link_in_a_cached_model_may_lead_to_the_same_model_and_nowhere_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let hub = dir.path().join("hub");
+        let put = |path: &str, text: &str| {
+            let path = hub.join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        put("models--a--b/blobs/1234", "weights");
+        put("models--c--d/blobs/1234", "of another model");
+        put("token", "secret");
+        let unet = hub.join("models--a--b/snapshots/5678/unet");
+        std::fs::create_dir_all(&unet).unwrap();
+        let link = |to: &str, name: &str| symlink(to, unet.join(name)).unwrap();
+        link("../../../blobs/1234", "good");
+        link("../../../../models--c--d/blobs/1234", "other");
+        link("../../../../token", "token");
+        link("../../../blobs", "folder");
+        link("/etc/passwd", "absolute");
+        symlink("../../../token", hub.join("models--a--b/blobs/out")).unwrap();
+        link("../../../blobs/out", "twice");
+        let read = |folder: &Path, name: &str| {
+            let file = open_of_model(folder, name).map_err(|error| error.to_string())?;
+            std::io::read_to_string(file).map_err(|error| error.to_string())
+        };
+        assert_eq!(read(&unet, "good").unwrap(), "weights");
+        // Users may reach the snapshot through a link of their own.
+        let short = dir.path().join("short");
+        symlink(unet.parent().unwrap(), &short).unwrap();
+        assert_eq!(read(&short.join("unet"), "good").unwrap(), "weights");
+        for (name, part) in [
+            ("other", "symbolic link"),
+            ("token", "symbolic link"),
+            ("absolute", "symbolic link"),
+            ("twice", "symbolic link"),
+            ("folder", "is a folder"),
+            ("../../../blobs/1234", "leaves the folder"),
+        ] {
+            let error = read(&unet, name).unwrap_err();
+            assert!(error.contains(part), "{name}: {error}");
+        }
+        // The same links in a folder that is no snapshot of a cached model.
+        for folder in [
+            "models--a--b/blobs",
+            "models--a--b/snapshots",
+            "plain/snapshots/1/unet",
+        ] {
+            let folder = hub.join(folder);
+            std::fs::create_dir_all(&folder).unwrap();
+            symlink("../token", folder.join("link")).unwrap();
+            let error = read(&folder, "link").unwrap_err();
+            assert!(error.contains("symbolic link"), "{error}");
+        }
+    }
 
     #[test]
     fn only_files_inside_are_opened() {

@@ -23,8 +23,10 @@ pub struct Trouble {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TroubleKind {
-    /// It may end by itself: no connection, no answer, no room.
+    /// It may end by itself: no connection, no answer, a server that is busy.
     Passing,
+    /// Somebody must mend it, which may just be happening: no room, a name that does not resolve.
+    Lasting,
     /// The server refuses: clock, key, bucket, region, rights. It ends only if somebody mends it,
     /// but a server that is just starting may refuse, too.
     Refusal,
@@ -102,7 +104,8 @@ fn local_kind(kind: ErrorKind) -> TroubleKind {
         | ErrorKind::NotADirectory
         | ErrorKind::AlreadyExists
         | ErrorKind::InvalidFilename => TroubleKind::Final,
-        // A full disk, a quota, a file server that is away.
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => TroubleKind::Lasting,
+        // A file server that is away.
         _ => TroubleKind::Passing,
     }
 }
@@ -133,6 +136,10 @@ fn remote_cause(text: &str, error: Option<&HttpError>) -> (TroubleKind, String) 
         let advice = "the bucket is in another region; set AWS_REGION, and AWS_ENDPOINT if used";
         return (TroubleKind::Refusal, advice.to_owned());
     }
+    if is_unresolved(text) {
+        let advice = "no name server knows this name; correct AWS_ENDPOINT, the URL or the network";
+        return (TroubleKind::Lasting, format!("{text}; {advice}"));
+    }
     let no_key = std::env::var_os("AWS_ACCESS_KEY_ID").is_none();
     let keys = if no_key && text.contains("169.254.") {
         "; AWS_ACCESS_KEY_ID is not set, so the key was asked of the cloud's metadata service"
@@ -149,6 +156,13 @@ fn remote_cause(text: &str, error: Option<&HttpError>) -> (TroubleKind, String) 
         what => format!("{what}: {text}{keys}"),
     };
     (TroubleKind::Passing, cause)
+}
+
+/// Whether a connection failed because the name of its host does not resolve. The library has no
+/// kind for it. "Temporary failure" counts, too: it is what a wrong name gets where no name server
+/// can be asked.
+fn is_unresolved(text: &str) -> bool {
+    text.contains("dns error") || text.contains("failed to lookup address")
 }
 
 /// An error that an S3 server sent.
@@ -191,6 +205,8 @@ impl Answer {
         match (self.status, self.code.as_str()) {
             // Conditional writes, for instance, which this server does not have.
             (_, "NotImplemented") | (501, _) => TroubleKind::Refusal,
+            // Insufficient storage.
+            (507, _) => TroubleKind::Lasting,
             (429 | 500.., _) => TroubleKind::Passing,
             _ => TroubleKind::Refusal,
         }
@@ -219,6 +235,7 @@ impl Answer {
                 301 | 307 => "the bucket is in another region; set AWS_REGION",
                 401 | 403 => "the key needs the right to list, read, write and delete there",
                 404 => "the bucket must exist: create it, or correct the URL or AWS_ENDPOINT",
+                507 => "the server has no room; free some there",
                 _ => "",
             },
         }
@@ -314,10 +331,10 @@ mod tests {
     }
 
     #[test]
-    fn no_room_passes_and_a_readonly_folder_does_not() {
+    fn no_room_may_be_made_and_a_readonly_folder_stays_so() {
         for (kind, expected) in [
-            (ErrorKind::StorageFull, TroubleKind::Passing),
-            (ErrorKind::QuotaExceeded, TroubleKind::Passing),
+            (ErrorKind::StorageFull, TroubleKind::Lasting),
+            (ErrorKind::QuotaExceeded, TroubleKind::Lasting),
             (ErrorKind::TimedOut, TroubleKind::Passing),
             (ErrorKind::StaleNetworkFileHandle, TroubleKind::Passing),
             (ErrorKind::PermissionDenied, TroubleKind::Final),
@@ -387,7 +404,12 @@ mod tests {
                 "503 SlowDown",
             ),
             ("500 Internal", "InternalError", TroubleKind::Passing, "500"),
-            ("507 Insufficient Storage", "", TroubleKind::Passing, "507"),
+            (
+                "507 Insufficient Storage",
+                "",
+                TroubleKind::Lasting,
+                "no room",
+            ),
             ("418 Teapot", "Odd", TroubleKind::Refusal, "418 Odd (m)"),
         ] {
             let answer = answer(status, code);
@@ -402,6 +424,15 @@ mod tests {
         let (kind, text) = remote_cause("http://169.254.169.254/: timed out", None);
         assert_eq!(kind, TroubleKind::Passing);
         assert!(text.contains("169.254"), "{text}");
+        for cause in [
+            "Name or service not known",
+            "Temporary failure in name resolution",
+        ] {
+            let text = format!("dns error: failed to lookup address information: {cause}");
+            let (kind, text) = remote_cause(&text, None);
+            assert_eq!(kind, TroubleKind::Lasting);
+            assert!(text.contains("correct AWS_ENDPOINT"), "{text}");
+        }
         let (kind, text) = remote_cause("builder error: URL scheme is not allowed", None);
         assert_eq!(kind, TroubleKind::Final);
         assert!(text.contains("AWS_ALLOW_HTTP"), "{text}");

@@ -20,7 +20,7 @@ use proto::spec::{Architecture, Model};
 
 use crate::header::{Header, HeaderError, other_kind};
 use std::io::ErrorKind;
-use storage::confined::{ConfinedError, open_inside};
+use storage::confined::{ConfinedError, open_of_model};
 use storage::read::{ReadError, read_bounded};
 use storage::{StoreError, local_folder, open};
 
@@ -441,7 +441,8 @@ impl Base {
         }
     }
 
-    /// The files that an index names. They must be in the folder of the index.
+    /// The files that an index names. They must be in the folder of the index, or of the same model
+    /// in the cache of `huggingface_hub`.
     async fn files_of_index(&self, folder: &str, index: &str) -> Result<Vec<String>, BaseError> {
         let files: BTreeSet<String> = self.read_index(index).await?.into_values().collect();
         let is_name =
@@ -455,7 +456,7 @@ impl Base {
         if let Some(base) = &self.local {
             let folder = base.join(folder);
             for file in &files {
-                match open_inside(&folder, file) {
+                match open_of_model(&folder, file) {
                     Ok(_) => {}
                     // All that are missing are named together, later.
                     Err(ConfinedError::Io(error)) if error.kind() == ErrorKind::NotFound => {}

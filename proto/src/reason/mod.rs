@@ -8,6 +8,7 @@
 mod ending;
 mod failure;
 mod fault;
+mod pressure;
 mod shortage;
 mod stop;
 mod violation;
@@ -16,6 +17,7 @@ mod waiting;
 pub use ending::{Disagreement, Ending, WeightDisagreement};
 pub use failure::{RankFailure, stage_kind};
 pub use fault::{Blocked, Cause, Consequence, Fault, GenerationEnd, LastGood, RankOn, UnitError};
+pub use pressure::{Excess, Pressure};
 pub use shortage::{Constraint, Pairs, Reservation, Shortage, UnreachablePair};
 pub use stop::{Overdue, StandbyLoss, StopCause, Stopped};
 pub use violation::Violation;

@@ -2,7 +2,7 @@
 
 use crate::pb;
 use crate::pb::reason::Of;
-use crate::reason::{Cause, Fault, Waiting};
+use crate::reason::{Cause, Fault, Pressure, Waiting};
 use serde::Serialize;
 
 fn to_wire(of: Of, value: &impl Serialize) -> pb::Reason {
@@ -31,7 +31,20 @@ impl From<&Fault> for pb::Reason {
     }
 }
 
+impl From<&Pressure> for pb::Reason {
+    fn from(pressure: &Pressure) -> Self {
+        to_wire(Of::Pressure, pressure)
+    }
+}
+
 impl pb::Reason {
+    /// The pressure that it is. None if it is something else, or of a kind that is not known.
+    #[must_use]
+    pub fn pressure(&self) -> Option<Pressure> {
+        let is_one = self.of() == Of::Pressure;
+        is_one.then(|| serde_json::from_str(&self.json).ok())?
+    }
+
     /// The sentence. None if a newer release sent a kind that this one does not know.
     #[must_use]
     pub fn sentence(&self) -> Option<String> {
@@ -46,6 +59,7 @@ impl pb::Reason {
             Of::Fault => serde_json::from_str::<Fault>(json)
                 .ok()
                 .map(|it| it.to_string()),
+            Of::Pressure => self.pressure().map(|it| it.to_string()),
             Of::Unspecified => None,
         }
     }

@@ -30,7 +30,8 @@ pub enum Failure {
 
 impl Failure {
     /// Those that do not end by themselves, with a part of what the user must be told.
-    pub const REFUSALS: [(Self, &str); 7] = [
+    pub const REFUSALS: [(Self, &str); 8] = [
+        (Self::Full, "507"),
         (Self::Skew, "RequestTimeTooSkewed"),
         (Self::Key, "InvalidAccessKeyId"),
         (Self::Rights, "AccessDenied"),
@@ -41,11 +42,7 @@ impl Failure {
     ];
 
     /// Those that may end by themselves.
-    pub const PASSING: [(Self, &str); 3] = [
-        (Self::Busy, "SlowDown"),
-        (Self::Full, "507"),
-        (Self::Mute, "no answer"),
-    ];
+    pub const PASSING: [(Self, &str); 2] = [(Self::Busy, "SlowDown"), (Self::Mute, "no answer")];
 
     /// Status, code and message. None: no answer.
     fn answer(self) -> Option<(&'static str, &'static str, &'static str)> {

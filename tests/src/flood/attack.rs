@@ -1,7 +1,7 @@
 //! The floods: what one sender does, again and again, until it is told to stop. Each runs on a
 //! thread of its own, from an address of its own, and counts what it sent and what was refused.
 
-use super::Kind;
+use super::{Kind, cpu};
 use crate::cluster::job::TinyJob;
 use anyhow::{Context, Result};
 use proto::pb::control_client::ControlClient;
@@ -13,7 +13,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::TcpSocket;
 use tokio::sync::mpsc;
 use tonic::service::interceptor::InterceptedService;
@@ -21,7 +21,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
 /// The sender's address: another one than that of the victim and its user.
-const ATTACKER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 9));
+pub(super) const ATTACKER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 9));
 /// Open connections of a flood of connections; below the usual limit of open files.
 const CONNECTIONS: usize = 600;
 /// Between two rounds of a flood that only holds things open.
@@ -29,6 +29,10 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// The lowest priority: the flood must reach the victim through the coordinator, not by taking the
 /// processors of the machine that both share.
 const NICE: i32 = 19;
+/// The share of one processor that a limited flood gets.
+const SHARE: f64 = 0.25;
+/// A limited flood rests for at most this long at a time.
+const REST_MAX: Duration = Duration::from_millis(500);
 
 /// Whom a flood is aimed at.
 #[derive(Debug, Clone)]
@@ -37,6 +41,8 @@ pub(crate) struct Target {
     pub(crate) address: String,
     pub(crate) victim: String,
     pub(crate) dataset: String,
+    /// The flood gets only [`SHARE`] of a processor.
+    pub(crate) is_limited: bool,
 }
 
 /// What a flood sent and what became of it.
@@ -77,6 +83,7 @@ impl Attack {
             tally: Tally::default(),
             stop: Arc::clone(&stop),
             rounds: Arc::clone(&rounds),
+            since: Instant::now(),
         };
         let thread = std::thread::spawn(move || {
             // Without the right to do so it runs at the usual priority.
@@ -111,6 +118,7 @@ struct Flood {
     tally: Tally,
     stop: Arc<AtomicBool>,
     rounds: Arc<AtomicU64>,
+    since: Instant,
 }
 
 type Control = ControlClient<InterceptedService<Channel, Stamp>>;
@@ -142,6 +150,20 @@ impl Flood {
 
     fn goes_on(&self) -> bool {
         !self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Rests if this thread has had more than its share of a processor. Called after every piece of
+    /// work.
+    async fn rest(&self) {
+        if !self.target.is_limited {
+            return;
+        }
+        let used = cpu::of_this_thread().unwrap_or(0.0);
+        let due = Duration::try_from_secs_f64(used / SHARE).unwrap_or_default();
+        let wait = due.saturating_sub(self.since.elapsed());
+        if Duration::from_millis(1) <= wait {
+            tokio::time::sleep(wait.min(REST_MAX)).await;
+        }
     }
 
     fn round(&self) {
@@ -186,6 +208,7 @@ impl Flood {
                 // It may be closed already.
                 stream.write_all(words).ok();
                 open.push(stream);
+                self.rest().await;
             }
             self.round();
             tokio::time::sleep(PAUSE).await;
@@ -217,6 +240,7 @@ impl Flood {
                     };
                     connected &= !answer.as_ref().is_err_and(broken);
                     self.tally.count(answer);
+                    self.rest().await;
                 }
                 // Jobs that are stored are a flood only when there is no room for more.
                 if dry_run || 0 < self.tally.refused {
@@ -251,6 +275,7 @@ impl Flood {
                     tokio::time::sleep(PAUSE).await;
                 }
             }
+            self.rest().await;
         }
         Ok(())
     }
@@ -267,6 +292,7 @@ impl Flood {
                 report.device = "cuda".into();
                 let attached = attach(channel, 1, report).await;
                 self.tally.count(attached.map(|_| ()));
+                self.rest().await;
             }
             self.round();
         }
@@ -305,6 +331,9 @@ impl Flood {
                         }
                         if self.tally.sent.is_multiple_of(1000) {
                             self.round();
+                        }
+                        if self.tally.sent.is_multiple_of(16) {
+                            self.rest().await;
                         }
                     }
                     state = states.message() => {

@@ -1,21 +1,28 @@
 //! A victim job trains beside each flood of [`attack`]: one sender that does too much of one thing.
-//! The victim must lose no step, and the coordinator must go on answering. Called by
-//! `make chaos FLOOD=1` (`tests/src/bin/chaos.rs`), which prints the victim's step rate with and
-//! without each flood, the coordinator's memory and its longest silence, and, with few steps, by
+//! The victim must lose no step, the coordinator must go on answering, and `coordinator why` must
+//! name the flood. Called by `make chaos FLOOD=1` (`tests/src/bin/chaos.rs`), which prints the
+//! victim's step rate with and without each flood, who took the processors meanwhile, the
+//! coordinator's memory and its longest silence, and, with few steps, by
 //! `tests/tests/cluster_flood.rs`.
 
 mod attack;
+mod cpu;
 mod probe;
+mod report;
 
 use crate::cluster::job::{elastic, synthesize, wait_training};
+use crate::cluster::watch::Watch;
 use crate::cluster::{Cluster, Options as ClusterOptions};
 use anyhow::{Context, Result, ensure};
 pub use attack::Tally;
 use attack::{Attack, Target};
+pub use cpu::Cpu;
 use probe::Probe;
 use proto::phase::Phase;
-use std::fmt;
 use std::time::{Duration, Instant};
+
+/// Until `coordinator why` names a flood: it must have gone on for some seconds.
+const NAMED_WITHIN: Duration = Duration::from_secs(60);
 
 /// What a flood consists of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -85,6 +92,22 @@ impl Kind {
         }
     }
 
+    /// Words of `coordinator why` of the victim.
+    #[must_use]
+    pub fn pressure(self) -> &'static str {
+        match self {
+            Self::IdleConnections => "refusing or closing",
+            Self::Garbage => "end without a request",
+            Self::LargeMessages | Self::LongTexts | Self::Submits | Self::Watches => {
+                "the coordinator is refusing"
+            }
+            // Nothing is refused, and all of it is work.
+            Self::LargeJobs => "the coordinator is answering",
+            Self::InventedWorkers => "workers/s attach",
+            Self::Reports => "the coordinator is skipping",
+        }
+    }
+
     /// Words of the warning in the coordinator's log, if the flood deserves one.
     #[must_use]
     pub fn warning(self) -> Option<&'static str> {
@@ -106,16 +129,49 @@ impl Kind {
 /// How long the victim trains beside each flood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Length {
+    /// So many steps, at whatever rate.
     Steps(u64),
+    /// So long without and with the flood, by turns: half the time without it, half with it, and
+    /// both again, so that whatever else changes on the machine meets both alike. The flood gets
+    /// only a share of a processor.
     Time(Duration),
 }
 
-/// The victim beside one flood, or without one.
+/// What the victim did in some time.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Rate {
+    pub steps: u64,
+    pub seconds: f64,
+    pub cpu: Cpu,
+}
+
+#[allow(clippy::cast_precision_loss)] // Numbers of steps.
+impl Rate {
+    #[must_use]
+    pub fn per_second(&self) -> f64 {
+        self.steps as f64 / self.seconds
+    }
+
+    /// Per second of a processor that neither the flood nor other programs took.
+    #[must_use]
+    pub fn per_available_second(&self) -> f64 {
+        self.steps as f64 / self.cpu.available()
+    }
+
+    fn add(&mut self, other: Self) {
+        self.steps += other.steps;
+        self.seconds += other.seconds;
+        self.cpu = self.cpu + other.cpu;
+    }
+}
+
+/// The victim beside one flood.
 #[derive(Debug, Clone)]
 pub struct Round {
-    /// None: undisturbed.
-    pub kind: Option<Kind>,
-    pub steps_per_second: f64,
+    pub kind: Kind,
+    /// Without the flood, in the same minutes. None: not measured.
+    pub without: Option<Rate>,
+    pub beside: Rate,
     /// Largest resident memory of the coordinator so far, in MB of 10^6 bytes.
     pub memory_mb: f64,
     pub longest_silence: Duration,
@@ -123,6 +179,8 @@ pub struct Round {
     pub tally: Tally,
     /// The coordinator's first line with [`Kind::warning`] since the flood began.
     pub warning: Option<String>,
+    /// What `coordinator why` says of the flood.
+    pub why: Option<String>,
 }
 
 #[derive(Debug)]
@@ -131,7 +189,7 @@ pub struct Report {
     pub steps: u64,
 }
 
-/// Runs the victim beside each of these floods in turn, with an undisturbed round before each.
+/// Runs the victim beside each of these floods in turn.
 ///
 /// # Errors
 /// The victim restarted, lost a step or failed, or the coordinator did not answer; the message ends
@@ -153,72 +211,128 @@ fn flood(cluster: &Cluster, kinds: &[Kind], length: Length) -> Result<Report> {
         address: cluster.url().trim_start_matches("http://").to_owned(),
         victim: victim.clone(),
         dataset,
+        is_limited: matches!(length, Length::Time(_)),
     };
     let mut rounds = Vec::new();
     for kind in kinds {
-        if let Length::Time(_) = length {
-            let undisturbed = round(cluster, &target, None, length)?;
-            rounds.push(undisturbed);
-        }
-        let disturbed = round(cluster, &target, Some(*kind), length)
-            .with_context(|| format!("beside {}", kind.description()))?;
-        rounds.push(disturbed);
+        let beside = || format!("beside {}", kind.description());
+        let round = match length {
+            Length::Steps(_) => round(cluster, &target, *kind, length),
+            Length::Time(time) => by_turns(cluster, &target, *kind, time / 2),
+        };
+        rounds.push(round.with_context(beside)?);
     }
     let steps = check_victim(cluster, &victim)?;
     Ok(Report { rounds, steps })
 }
 
-/// The flood goes on until the victim has trained for long enough and the coordinator has warned.
-fn round(cluster: &Cluster, target: &Target, kind: Option<Kind>, length: Length) -> Result<Round> {
-    let before = cluster.coordinator_log()?.len();
-    let warning = || {
-        let words = kind.and_then(Kind::warning)?;
-        let log = cluster.coordinator_log().unwrap_or_default();
-        let new = log.get(before..).unwrap_or_default();
-        Some(
-            new.lines()
-                .find(|line| line.contains(words))
-                .map(str::to_owned),
-        )
+/// Without the flood, with it, and both again.
+fn by_turns(cluster: &Cluster, target: &Target, kind: Kind, time: Duration) -> Result<Round> {
+    let undisturbed = || {
+        let mut watch = cluster.watch(&target.victim)?;
+        watch.next_view()?;
+        // As beside the flood, because the questions take some time of a processor, too.
+        let probe = Probe::start(cluster.url());
+        let rate = measure(cluster, &mut watch, Length::Time(time), || true)?;
+        probe.stop()?;
+        anyhow::Ok(rate)
     };
-    let attack = kind.map(|kind| Attack::start(kind, target));
-    let mut watch = cluster.watch(&target.victim)?;
-    // What is measured begins when the flood has.
-    let begun = watch.until("the flood", |_| {
-        attack.as_ref().is_none_or(Attack::has_begun)
-    })?;
-    let probe = Probe::start(cluster.url());
-    let since = Instant::now();
-    let end = watch.until("steps and a warning beside the flood", |view| {
+    let mut without = undisturbed()?;
+    let mut all = round(cluster, target, kind, Length::Time(time))?;
+    without.add(undisturbed()?);
+    let again = round(cluster, target, kind, Length::Time(time))?;
+    all.beside.add(again.beside);
+    all.memory_mb = again.memory_mb;
+    all.longest_silence = all.longest_silence.max(again.longest_silence);
+    all.probes += again.probes;
+    all.tally.sent += again.tally.sent;
+    all.tally.refused += again.tally.refused;
+    all.without = Some(without);
+    Ok(all)
+}
+
+/// The victim's rate over this length, or for longer until `is_enough`.
+fn measure(
+    cluster: &Cluster,
+    watch: &mut Watch,
+    length: Length,
+    is_enough: impl Fn() -> bool,
+) -> Result<Rate> {
+    // From one step to another.
+    let begun = watch.next_view()?.context("the victim ended")?.step;
+    let (since, cpu) = (Instant::now(), Cpu::now(cluster)?);
+    let end = watch.until("steps and a warning", |view| {
         let is_long_enough = match length {
-            Length::Steps(steps) => begun.step + steps <= view.step,
-            Length::Time(time) => time <= since.elapsed() && begun.step < view.step,
+            Length::Steps(steps) => begun + steps <= view.step,
+            Length::Time(time) => time <= since.elapsed() && begun < view.step,
         };
-        is_long_enough && warning() != Some(None)
+        is_long_enough && is_enough()
     })?;
-    let seconds = since.elapsed().as_secs_f64();
-    let why = cluster.run(&["why", &target.victim])?.success()?;
-    ensure!(
-        why.contains("training"),
-        "why the victim is not done: {why}"
-    );
-    let (probes, longest_silence) = probe.stop()?;
-    let tally = attack.map(Attack::stop).transpose()?.unwrap_or_default();
     ensure!(
         end.phase == Phase::Training && end.restarts == 0,
         "the victim was disturbed: {end:?}"
     );
-    #[allow(clippy::cast_precision_loss)] // A number of steps.
-    let steps_per_second = (end.step - begun.step) as f64 / seconds;
+    Ok(Rate {
+        steps: end.step - begun,
+        seconds: since.elapsed().as_secs_f64(),
+        cpu: Cpu::now(cluster)? - cpu,
+    })
+}
+
+/// The flood goes on until the victim has trained for long enough, the coordinator has warned, and
+/// `why` names the flood.
+fn round(cluster: &Cluster, target: &Target, kind: Kind, length: Length) -> Result<Round> {
+    let before = cluster.coordinator_log()?.len();
+    let warning = || {
+        let words = kind.warning()?;
+        let log = cluster.coordinator_log().unwrap_or_default();
+        let new = log.get(before..).unwrap_or_default();
+        let line = new.lines().find(|line| line.contains(words));
+        Some(line.map(str::to_owned))
+    };
+    let attack = Attack::start(kind, target);
+    let mut watch = cluster.watch(&target.victim)?;
+    // What is measured begins when the flood has.
+    watch.until("the flood", |_| attack.has_begun())?;
+    let probe = Probe::start(cluster.url());
+    let beside = measure(cluster, &mut watch, length, || warning() != Some(None))?;
+    let (probes, longest_silence) = probe.stop()?;
+    let why = named(cluster, target, kind)?;
+    let tally = attack.stop()?;
     Ok(Round {
         kind,
-        steps_per_second,
+        without: None,
+        beside,
         memory_mb: cluster.coordinator_memory_mb()?,
         longest_silence,
         probes,
         tally,
         warning: warning().flatten(),
+        why,
     })
+}
+
+/// What `coordinator why` says of the flood.
+fn named(cluster: &Cluster, target: &Target, kind: Kind) -> Result<Option<String>> {
+    let since = Instant::now();
+    loop {
+        let why = cluster.run(&["why", &target.victim])?.success()?;
+        ensure!(
+            why.contains("training"),
+            "why the victim is not done: {why}"
+        );
+        let words = kind.pressure();
+        let line = why
+            .lines()
+            .find(|line| line.contains(words) && line.contains(&attack::ATTACKER.to_string()));
+        if let Some(line) = line {
+            return Ok(Some(line.to_owned()));
+        }
+        ensure!(
+            since.elapsed() < NAMED_WITHIN,
+            "why does not say {words:?} beside the flood: {why}"
+        );
+    }
 }
 
 /// Every step counts once, no generation ended, and the curve has every step.
@@ -234,38 +348,4 @@ fn check_victim(cluster: &Cluster, victim: &str) -> Result<u64> {
         view.step
     );
     Ok(view.step)
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "FLOOD: {} steps of the victim, none lost", self.steps)?;
-        writeln!(
-            f,
-            "  {:<36} {:>8} {:>8} {:>8} {:>10} {:>9} {:>9}",
-            "beside", "steps/s", "without", "memory", "silence", "sent", "refused"
-        )?;
-        let mut without: Option<f64> = None;
-        for round in &self.rounds {
-            let Some(kind) = round.kind else {
-                without = Some(round.steps_per_second);
-                continue;
-            };
-            let undisturbed = without.map_or("-".to_owned(), |rate| format!("{rate:.2}"));
-            writeln!(
-                f,
-                "  {:<36} {:>8.2} {undisturbed:>8} {:>5.0} MB {:>8.2} s {:>9} {:>9}",
-                kind.description(),
-                round.steps_per_second,
-                round.memory_mb,
-                round.longest_silence.as_secs_f64(),
-                round.tally.sent,
-                round.tally.refused,
-            )?;
-            for words in round.tally.words.iter().chain(&round.warning) {
-                let words: String = words.chars().take(200).collect();
-                writeln!(f, "    {words}")?;
-            }
-        }
-        Ok(())
-    }
 }

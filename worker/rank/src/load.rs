@@ -39,8 +39,8 @@ pub(crate) async fn open_data(spec: &TrainWork, version: &str) -> anyhow::Result
     let version = Some(version.to_owned());
     let options = LoaderOptions::new(&spec.model.architecture, CACHE_BYTES, version);
     let loader = Loader::open(&spec.data, options).await?;
-    if let Some(left_out) = loader.left_out() {
-        tracing::info!("{left_out}");
+    for note in loader.notes() {
+        tracing::info!("{note}");
     }
     Ok(loader)
 }

@@ -149,6 +149,7 @@ impl Gang {
             dataset_version: head.dataset_version.clone(),
             cut_prompts: head.cut_prompts,
             lost_tags: head.lost_tags.clone(),
+            adapted: head.adapted,
             source: head.source.clone(),
             submitted_ms: head.submitted_ms,
             paused: head.paused,

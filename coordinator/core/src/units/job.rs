@@ -107,6 +107,7 @@ impl Units {
             dataset_version: head.dataset_version.clone(),
             cut_prompts: head.cut_prompts,
             lost_tags: head.lost_tags.clone(),
+            adapted: head.adapted,
             source: head.source.clone(),
             submitted_ms: head.submitted_ms,
             paused: head.paused,

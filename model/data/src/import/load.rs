@@ -14,6 +14,7 @@ use super::rows::Row;
 use super::{DECODE_MIB, ImportError, ImportReport, PART_BYTES, PART_ROWS};
 use crate::decode::{Change, ChangeKind, Expect, MaskSource, Origin, decode};
 use crate::image_file::{IMAGE_FILE_BYTES_MAX, ImageError, encode_gray, encode_rgb};
+use crate::image_sizes::{COMMON, ImageSizes};
 use crate::prompt_length::{CLIP_TOKENS, PromptCounter};
 use crate::sample::{Metadata, Sample};
 use crate::writer::{DatasetWriter, WriteError};
@@ -43,6 +44,7 @@ pub(super) async fn load_groups(
         .buffered(cores * 2);
     let mut part = Part::default();
     let mut prompts = PromptCounter::new(CLIP_TOKENS);
+    let mut sizes = ImageSizes::new(&COMMON);
     while let Some((group, LoadedRow { row, images })) = loads.next().await {
         if group != part.group {
             part.write(writer, report).await?;
@@ -64,6 +66,7 @@ pub(super) async fn load_groups(
                 *report.ratings.entry(rating.to_owned()).or_insert(0) += 1;
                 part.bytes += size;
                 prompts.add(&row.prompts);
+                sizes.add(&row.id, images.width, images.height);
                 part.loaded.push((row, images));
             }
             Err(reason) => report.rejected.push((row.line, reason)),
@@ -72,6 +75,7 @@ pub(super) async fn load_groups(
     part.write(writer, report).await?;
     part.report_split(report);
     report.cut_prompts = prompts.finish();
+    report.sizes = sizes;
     Ok(())
 }
 
@@ -307,7 +311,9 @@ fn load_images(files: &Files, row: &Row, changes: &mut Vec<Change>) -> Result<Im
         }
     };
     let image = match pixels.stored_as {
-        Some(length) => files.image.slice(..length),
+        Some(length) if length == files.image.len() => files.image.clone(),
+        // A copy: a slice would keep the bytes that are ignored in memory, too.
+        Some(length) => Bytes::copy_from_slice(&files.image[..length]),
         None => encode_rgb(pixels.image).map_err(message)?,
     };
     Ok(Images {
