@@ -103,7 +103,7 @@ def stable_diffusion(worker, run):
     folder = str(run / "model-ip-adapter")
     pipeline.load_ip_adapter(folder, subfolder="", weight_name="ip_adapter.safetensors", **PLAIN)
     pipeline.set_ip_adapter_scale(0.5)
-    embeds = normal(6, 2, 1, 64)
+    embeds = normal(6, 2, 1, 48)
     generated("ip-adapter", pipeline=pipeline, ip_adapter_image_embeds=[embeds], **size, **text)
     with torch.no_grad():
         expected = pipeline.unet(*arguments, added_cond_kwargs={"image_embeds": [embeds]}).sample

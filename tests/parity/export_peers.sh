@@ -13,18 +13,16 @@ fail() {
 . deploy/loopback.sh
 
 figures
-for peer in ip fused published; do
-  mkdir -p "$run/$peer"
-  cp deploy/models/base/*.safetensors "$run/$peer"
+for base in base published; do
+  mkdir -p "$run/$base"
+  cp deploy/models/base/*.safetensors "$run/$base"
+  python3 deploy/peers/tower.py "$run/$base/image_encoder.safetensors"
 done
-python3 deploy/peers/tower.py "$run/ip/image_encoder.safetensors" 64
-python3 deploy/peers/tower.py "$run/fused/image_encoder.safetensors" 48
-cp "$run/fused/image_encoder.safetensors" "$run/published"
 rm "$run/published/autoencoder.safetensors" "$run/published/unet.safetensors"
 python3 -W ignore tests/parity/export_peers.py movq "$run/published/movq"
 start_cluster
 
-peer() { # architecture, base, variant
+peer() { # architecture, base, lines of [model], name of the export
   cat >"$run/$1.toml" <<E2
 name = "$1"
 [data]
@@ -46,14 +44,15 @@ every = 2
 E2
   id=$($bin/coordinator submit "$run/$1.toml") || fail "the job $1 was refused"
   foreground $bin/coordinator watch "$id" >/dev/null || fail "job $id did not finish"
-  $bin/coordinator checkpoint export "$id" --out "$run/model-$1" >/dev/null || fail "no export"
+  $bin/coordinator checkpoint export "$id" --out "$run/model-${4:-$1}" >/dev/null || fail "no export"
 }
 
 peer controlnet "$PWD/deploy/models/base" ""
-peer ip-adapter "$run/ip" ""
-peer fastcomposer "$run/fused" ""
-peer kandinsky-prior "$run/fused" ""
+peer ip-adapter "$run/base" ""
+peer fastcomposer "$run/base" ""
+peer kandinsky-prior "$run/base" ""
 peer kandinsky-decoder "$run/published" ""
+peer kandinsky-decoder "$run/base" 'variant = "unclip-sd15"' unclip
 stop
 python3 -W ignore tests/parity/export_peers.py check $bin/worker "$run" ||
   fail "an export is not what diffusers expects"

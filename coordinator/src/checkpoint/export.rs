@@ -1,17 +1,22 @@
 //! Writes a checkpoint's weights in the model layout of `diffusers` and `transformers`: `unet/`,
 //! `vae/` and `text_encoder/`, each with its `config.json`, and the weights that only a RetriNet
 //! has in `unet/`, under full names. The peers' own weights have their authors' or `diffusers`'
-//! layout, with `model_index.json`, the scheduler's configuration and a model card. A job can use
+//! layout, with `model_index.json`, the scheduler's configuration and a model card; FastComposer's
+//! also as the one file that its authors' code reads. A job can use
 //! such a folder as `model.init`. Weights that the job did not train are copied from its base, so
 //! that the folder is complete. A base that has changed since is refused before anything is
 //! written, and so is a folder that is not empty: files of two models would mix. `export.json`
 //! records the origin of all weights. Only one component at a time is in memory. Called by
 //! `coordinator checkpoint export`.
 
+mod fastcomposer;
+mod unclip;
+
 use super::component::{Component, Weights, read_tensors, retrieval_encoder};
 use super::{Checkpoint, CheckpointError, TensorLocation};
 use base_weights::base::Base;
 use base_weights::init_digest::init_digest;
+use fastcomposer::AuthorsFile;
 use proto::architecture::{IP_ADAPTER, POSTFUSE, RETRINET, UNCLIP};
 use proto::checkpoint::{CheckpointManifest, MANIFEST_FILE};
 use proto::public::base::{CLIP, CONFIG_FILE, OWN_PARTS, PARTS, Part};
@@ -19,12 +24,13 @@ use proto::public::names::{RETRIEVAL_NOTE, RETRINET_FILE};
 use proto::public::pipeline;
 use proto::public::scheduler::{self, SCHEDULER_FILE};
 use proto::public::write::config;
-use proto::spec::{self, TrainWork};
+use proto::spec::{self, Architecture, TrainWork};
 use proto::text::{hex, hex_sha256};
 use safetensors::tensor::TensorView;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
+use tempfile::TempDir;
 
 /// Name prefix of every weight in a checkpoint; optimizer state has another prefix.
 const WEIGHTS_PREFIX: &str = "weights/";
@@ -83,8 +89,9 @@ impl Checkpoint {
             && locations
                 .keys()
                 .any(|name| name.starts_with(AVERAGE_PREFIX));
-        let base = self.base(&manifest, &spec).await?;
-        if base.as_ref().is_some_and(|base| is_base_folder(base, out)) {
+        let opened = self.base(&manifest, &spec, out).await?;
+        let base = opened.as_ref().map(|it| &it.base);
+        if base.is_some_and(|base| is_base_folder(base, out)) {
             return Err(CheckpointError::Refused(format!(
                 "--out {} is the base folder of the job (model.init), which the job still needs; \
                 choose another folder",
@@ -106,7 +113,7 @@ impl Checkpoint {
             } else {
                 WEIGHTS_PREFIX
             },
-            base: base.as_ref(),
+            base,
             out,
             half: options.half,
         };
@@ -123,15 +130,17 @@ impl Checkpoint {
         &self,
         manifest: &CheckpointManifest,
         spec: &TrainWork,
-    ) -> Result<Option<Base>, CheckpointError> {
+        out: &Path,
+    ) -> Result<Option<OpenedBase>, CheckpointError> {
         let all_is_trained = spec.model.freeze.is_empty();
         let Some(url) = spec.model.init.as_ref().filter(|_| !all_is_trained) else {
             return Ok(None);
         };
-        let base = Base::find(url).await?;
-        let found = init_digest(&base, spec.model.architecture.kind()).await?;
+        let kind = spec.model.architecture.kind();
+        let opened = OpenedBase::find(url, kind, out).await?;
+        let found = init_digest(&opened.base, kind).await?;
         match &manifest.init_digest {
-            Some(expected) if *expected == found => Ok(Some(base)),
+            Some(expected) if *expected == found => Ok(Some(opened)),
             other => Err(CheckpointError::BaseMismatch {
                 url: url.clone(),
                 found,
@@ -168,6 +177,34 @@ impl Checkpoint {
     }
 }
 
+/// A base, and the folder of its files of `torch.save` as safetensors while it is used.
+struct OpenedBase {
+    base: Base,
+    _converted: Option<TempDir>,
+}
+
+impl OpenedBase {
+    /// Converts what the job's ranks converted, beside `out`, where there must be room for as much.
+    async fn find(url: &str, kind: Architecture, out: &Path) -> Result<Self, CheckpointError> {
+        let base = Base::find(url).await?;
+        if base.pickled_files(kind).is_empty() {
+            return Ok(Self {
+                base,
+                _converted: None,
+            });
+        }
+        create_parent(out)?;
+        let beside = out.parent().filter(|it| *it != Path::new(""));
+        let folder = TempDir::with_prefix_in(".converted-", beside.unwrap_or(Path::new(".")))
+            .map_err(|error| unwritable(out, &error))?;
+        base.convert(kind, folder.path()).await?;
+        Ok(Self {
+            base: base.with_converted(kind, folder.path().to_owned())?,
+            _converted: Some(folder),
+        })
+    }
+}
+
 struct Export<'a> {
     checkpoint: &'a Checkpoint,
     spec: &'a TrainWork,
@@ -182,13 +219,9 @@ impl Export<'_> {
     /// Writes all files; returns the SHA-256 of each by its name.
     async fn write(&self) -> Result<BTreeMap<String, String>, CheckpointError> {
         let mut files = BTreeMap::new();
+        let mut authors = AuthorsFile::create(self.out, &self.spec.model)?;
         for part in self.parts() {
-            let mut weights = self.base_weights(part).await?;
-            let trained = self.trained_weights(&format!("{}.", part.name)).await?;
-            let public = trained.into_iter().map(|(name, weights)| {
-                Component::new(part, &self.spec.model).to_public(&name, weights)
-            });
-            weights.extend(public);
+            let mut weights = self.weights(part).await?;
             if weights.is_empty() {
                 continue;
             }
@@ -204,7 +237,17 @@ impl Export<'_> {
             if let Some(text) = config(part.name, &self.spec.model, self.spec.data.resolution) {
                 self.write_text(&format!("{folder}/{CONFIG_FILE}"), &text, &mut files)?;
             }
+            self.convert(&mut weights);
+            if let Some(authors) = &mut authors {
+                authors.put(part, &weights)?;
+            }
             files.insert(name.clone(), self.write_weights(&name, weights)?);
+        }
+        if let Some(authors) = authors {
+            let path = authors.finish()?;
+            let digest =
+                storage::hash::of_file(&path).map_err(|error| unwritable(&path, &error))?;
+            files.insert(fastcomposer::FILE.to_owned(), hex(&digest));
         }
         let facts = self.spec.model.architecture.facts();
         let own = facts.own_file;
@@ -224,6 +267,26 @@ impl Export<'_> {
         Ok(files)
     }
 
+    /// A component's weights under their public names, trained ones in place of the base's.
+    async fn weights(&self, part: Part) -> Result<BTreeMap<String, Weights>, CheckpointError> {
+        let mut weights = self.base_weights(part).await?;
+        let trained = self.trained_weights(&format!("{}.", part.name)).await?;
+        let component = Component::new(part, &self.spec.model);
+        let public = trained.into_iter();
+        weights.extend(public.map(|(name, weights)| component.to_public(&name, weights)));
+        Ok(weights)
+    }
+
+    /// To the type of the export's numbers.
+    fn convert(&self, weights: &mut BTreeMap<String, Weights>) {
+        let convert = if self.half {
+            Weights::convert_to_f16
+        } else {
+            Weights::convert_to_f32
+        };
+        weights.values_mut().for_each(convert);
+    }
+
     /// The components that the job's architecture uses. Shapes and digests of other components of
     /// its base are unknown.
     fn parts(&self) -> impl Iterator<Item = Part> {
@@ -241,7 +304,8 @@ impl Export<'_> {
     /// The folder of a component.
     fn folder(&self, part: Part) -> &'static str {
         let kandinsky = self.spec.model.architecture.kandinsky().is_some();
-        part.also.filter(|_| kandinsky).unwrap_or(part.folder)
+        let is_movq = kandinsky && part.name == "autoencoder";
+        part.also.filter(|_| is_movq).unwrap_or(part.folder)
     }
 
     fn write_text(
@@ -273,11 +337,17 @@ impl Export<'_> {
             files.insert(name, hex_sha256(&bytes));
             tokenizer += 1;
         }
-        let Some(texts) = pipeline::files(&self.spec.model, tokenizer > 0) else {
-            return Ok(());
-        };
-        for (name, text) in &texts {
-            self.write_text(name, text, files)?;
+        match pipeline::files(&self.spec.model, tokenizer > 0) {
+            Some(texts) => {
+                for (name, text) in &texts {
+                    self.write_text(name, text, files)?;
+                }
+            }
+            None => {
+                let noise = self.spec.model.architecture.noise().unwrap_or_default();
+                self.write_text(SCHEDULER_FILE, &scheduler::write(&noise), files)?;
+                self.write_unclip(files).await?;
+            }
         }
         self.write_text("README.md", &self.card(tokenizer > 0), files)
     }
@@ -287,10 +357,13 @@ impl Export<'_> {
         let facts = self.spec.model.architecture.facts();
         let train = &self.spec.train;
         let base = self.spec.model.init.as_deref().unwrap_or("random weights");
-        let tokens = if tokenizer {
-            "The tokenizer is the base's."
-        } else {
-            "The base has no tokenizer: pass `tokenizer=` with CLIP's to `from_pretrained`."
+        let tokens = match self.spec.model.architecture.facts().own_file {
+            Some(UNCLIP) if self.spec.model.architecture.kandinsky().is_none() => {
+                "`DiffusionPipeline.from_pretrained` opens the folder `pipeline`; it draws image \
+                 embeddings, which `image_encoder` makes."
+            }
+            _ if tokenizer => "The tokenizer is the base's.",
+            _ => "The base has no tokenizer: pass `tokenizer=` with CLIP's to `from_pretrained`.",
         };
         format!(
             "---\nlibrary_name: diffusers\n---\n# {}\n\nTrained for {} steps of {} samples at {} \
@@ -408,12 +481,7 @@ impl Export<'_> {
         name: &str,
         mut weights: BTreeMap<String, Weights>,
     ) -> Result<String, CheckpointError> {
-        let convert = if self.half {
-            Weights::convert_to_f16
-        } else {
-            Weights::convert_to_f32
-        };
-        weights.values_mut().for_each(convert);
+        self.convert(&mut weights);
         let path = self.out.join(name);
         let invalid = |error: safetensors::SafeTensorError| CheckpointError::Shard {
             path: path.display().to_string(),
@@ -450,7 +518,7 @@ fn is_base_folder(base: &Base, out: &Path) -> bool {
         (Ok(a), Ok(b)) => a == b,
         _ => false,
     };
-    !base.url().ends_with(".safetensors") && base.local().is_some_and(same)
+    !base.is_file() && base.local().is_some_and(same)
 }
 
 /// Something in the folder, if it exists and is not empty.
@@ -479,7 +547,6 @@ mod tests {
     use super::*;
     use crate::checkpoint::commit::CheckpointStore;
     use crate::fixture::{TestCheckpoint, test_checkpoint};
-    use proto::spec::Architecture;
     use safetensors::{Dtype, SafeTensors};
 
     const FILE: &str = "unet/diffusion_pytorch_model.safetensors";

@@ -54,7 +54,7 @@ pub fn files(model: &Model, tokenizer: bool) -> Option<Vec<(String, String)>> {
         });
         ("KandinskyV22Pipeline", ddpm(&noise), components)
     } else if own == Some(UNCLIP) {
-        // The variant of Stable Diffusion's shape is ours.
+        // The variant of Stable Diffusion's shape is ours: see `unclip_files`.
         return None;
     } else {
         let mut components = json!({
@@ -93,6 +93,27 @@ pub fn files(model: &Model, tokenizer: bool) -> Option<Vec<(String, String)>> {
     }
     put("model_index.json", Value::Object(index));
     Some(files)
+}
+
+/// File names and contents of the pipeline of the variant `unclip-sd15`, whose networks are written
+/// as [`super::write::unclip`] says; None: the model is another.
+#[must_use]
+pub fn unclip_files(model: &Model) -> Option<Vec<(String, String)>> {
+    super::write::unclip(model, 64)?;
+    let index = json!({
+        "_class_name": "KandinskyV22Pipeline",
+        "_diffusers_version": DIFFUSERS,
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "movq": ["diffusers", "VQModel"],
+    });
+    let scheduler = ddpm(&model.architecture.noise()?);
+    let files = [
+        ("model_index.json", index),
+        ("scheduler/scheduler_config.json", scheduler),
+    ];
+    let texts = files.map(|(name, value)| (name.to_owned(), format!("{value:#}\n")));
+    Some(texts.to_vec())
 }
 
 fn preprocessor(side: u32) -> Value {
