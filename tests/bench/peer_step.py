@@ -355,6 +355,9 @@ class KandinskyPrior(Peer):
             embedding_dim=embedding,
             num_embeddings=self.facts["text_encoder"]["tokens"],
         )
+        # As it begins without published weights.
+        self.prior.clip_mean.data.zero_()
+        self.prior.clip_std.data.fill_(1.0)
         if read:
             self.prior.load_state_dict(read("prior"))
         self.prior.clip_mean.requires_grad_(False)

@@ -133,11 +133,10 @@ fn text(out: &mut Vec<u8>, text: &str) {
     out.extend_from_slice(text.as_bytes());
 }
 
-/// As a long integer, whose highest bit is its sign.
+/// As a long integer of 8 bytes. No count of values has its highest bit, which is the sign.
 fn number(out: &mut Vec<u8>, number: u64) {
-    out.extend_from_slice(b"\x8a\x09");
+    out.extend_from_slice(b"\x8a\x08");
     out.extend_from_slice(&number.to_le_bytes());
-    out.push(0);
 }
 
 fn numbers(out: &mut Vec<u8>, all: &[u64]) {

@@ -103,14 +103,20 @@ fn sides(component: &str, model: &Model) -> Vec<Side> {
             vec![
                 side(
                     "the width of embeddings.token_embedding",
-                    &["embeddings.token_embedding.weight"],
+                    &[
+                        "text_model.embeddings.token_embedding.weight",
+                        "embeddings.token_embedding.weight",
+                    ],
                     1,
                     "model.text_encoder.width",
                     it.width,
                 ),
                 side(
                     "the length of embeddings.position_embedding",
-                    &["embeddings.position_embedding.weight"],
+                    &[
+                        "text_model.embeddings.position_embedding.weight",
+                        "embeddings.position_embedding.weight",
+                    ],
                     0,
                     "model.text_encoder.tokens",
                     it.tokens,
