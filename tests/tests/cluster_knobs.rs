@@ -26,9 +26,14 @@ fn images_follow_the_knobs_of_their_architecture_and_others_are_refused() -> Res
     };
     // 1. the same knobs give the same image, others another one
     let plain = sample("plain", &[])?;
-    let faint = sample("faint", &["--knob", "control_scales=0"])?;
+    let faint = sample("faint", &["--knob", "control_scales=[0.0]"])?;
     assert_ne!(plain, faint, "the hint has no effect");
-    let whole = ["--knob", "control_scales=1", "--knob", "guess_mode=false"];
+    let whole = [
+        "--knob",
+        "control_scales=[1.0]",
+        "--knob",
+        "guess_mode=false",
+    ];
     assert_eq!(sample("whole", &whole)?, plain, "these are the defaults");
     let guessed = sample("guessed", &["--knob", "guess_mode=true"])?;
     assert!(guessed != plain && guessed != faint);

@@ -10,6 +10,9 @@
 //! `coordinator checkpoint export`.
 
 mod fastcomposer;
+mod pipeline;
+#[cfg(test)]
+mod tests;
 mod unclip;
 
 use super::component::{Component, Weights, read_tensors, retrieval_encoder};
@@ -21,7 +24,6 @@ use proto::architecture::{IP_ADAPTER, POSTFUSE, RETRINET, UNCLIP};
 use proto::checkpoint::{CheckpointManifest, MANIFEST_FILE};
 use proto::public::base::{CLIP, CONFIG_FILE, OWN_PARTS, PARTS, Part};
 use proto::public::names::{RETRIEVAL_NOTE, RETRINET_FILE};
-use proto::public::pipeline;
 use proto::public::scheduler::{self, SCHEDULER_FILE};
 use proto::public::write::config;
 use proto::spec::{self, Architecture, TrainWork};
@@ -37,14 +39,6 @@ const WEIGHTS_PREFIX: &str = "weights/";
 /// Name prefix of the moving average of a weight, if the job keeps one.
 const AVERAGE_PREFIX: &str = "ema/";
 const ORIGIN_FILE: &str = "export.json";
-/// The files of CLIP's tokenizer in a folder of `diffusers`.
-const TOKENIZER: [&str; 4] = [
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-];
-
 /// The origin of exported weights.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Origin {
@@ -319,60 +313,6 @@ impl Export<'_> {
         Ok(())
     }
 
-    /// What `DiffusionPipeline.from_pretrained` needs beside the weights. The tokenizer is the
-    /// base's, if it has one in its folder.
-    async fn write_pipeline(
-        &self,
-        files: &mut BTreeMap<String, String>,
-    ) -> Result<(), CheckpointError> {
-        let mut tokenizer = 0;
-        for name in TOKENIZER {
-            let Some(base) = self.base else { break };
-            let name = format!("tokenizer/{name}");
-            if !base.exists(&name).await? {
-                continue;
-            }
-            let bytes = base.read(&name).await?;
-            write(&self.out.join(&name), &bytes)?;
-            files.insert(name, hex_sha256(&bytes));
-            tokenizer += 1;
-        }
-        match pipeline::files(&self.spec.model, tokenizer > 0) {
-            Some(texts) => {
-                for (name, text) in &texts {
-                    self.write_text(name, text, files)?;
-                }
-            }
-            None => {
-                let noise = self.spec.model.architecture.noise().unwrap_or_default();
-                self.write_text(SCHEDULER_FILE, &scheduler::write(&noise), files)?;
-                self.write_unclip(files).await?;
-            }
-        }
-        self.write_text("README.md", &self.card(tokenizer > 0), files)
-    }
-
-    /// The model card.
-    fn card(&self, tokenizer: bool) -> String {
-        let facts = self.spec.model.architecture.facts();
-        let train = &self.spec.train;
-        let base = self.spec.model.init.as_deref().unwrap_or("random weights");
-        let tokens = match self.spec.model.architecture.facts().own_file {
-            Some(UNCLIP) if self.spec.model.architecture.kandinsky().is_none() => {
-                "`DiffusionPipeline.from_pretrained` opens the folder `pipeline`; it draws image \
-                 embeddings, which `image_encoder` makes."
-            }
-            _ if tokenizer => "The tokenizer is the base's.",
-            _ => "The base has no tokenizer: pass `tokenizer=` with CLIP's to `from_pretrained`.",
-        };
-        format!(
-            "---\nlibrary_name: diffusers\n---\n# {}\n\nTrained for {} steps of {} samples at {} \
-             pixels from {base}. `export.json` names the checkpoint and the SHA-256 of every file. \
-             {tokens}\n",
-            facts.name, train.steps, train.global_batch, self.spec.data.resolution
-        )
-    }
-
     /// The trained weights whose names start with `prefix`, by their names without it.
     async fn trained_weights(
         &self,
@@ -539,118 +479,4 @@ fn create_parent(path: &Path) -> Result<(), CheckpointError> {
 
 fn unwritable(path: &Path, error: &std::io::Error) -> CheckpointError {
     CheckpointError::Refused(format!("cannot write {}: {error}", path.display()))
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-    use crate::checkpoint::commit::CheckpointStore;
-    use crate::fixture::{TestCheckpoint, test_checkpoint};
-    use safetensors::{Dtype, SafeTensors};
-
-    const FILE: &str = "unet/diffusion_pytorch_model.safetensors";
-
-    #[tokio::test]
-    async fn an_export_has_every_weight_under_the_name_that_diffusers_knows() {
-        let TestCheckpoint {
-            dir,
-            url,
-            manifest,
-            reference,
-        } = test_checkpoint(2, true).await;
-        let checkpoint = Checkpoint::at(&url, &manifest.job, reference).unwrap();
-        let (whole, half) = (dir.path().join("whole"), dir.path().join("half"));
-        let options = |half| ExportOptions {
-            half,
-            average: true,
-        };
-        let origin = checkpoint.export(&whole, options(false)).await.unwrap();
-        assert_eq!(origin.digest, checkpoint.digest().await.unwrap());
-        assert_eq!(
-            origin.files.keys().collect::<Vec<_>>(),
-            [SCHEDULER_FILE, "unet/config.json", FILE]
-        );
-        assert_eq!(origin.weights, "as trained");
-        let bytes = std::fs::read(whole.join(FILE)).unwrap();
-        assert_eq!(origin.files[FILE], hex_sha256(&bytes));
-        let tensors = SafeTensors::deserialize(&bytes).unwrap();
-        assert_eq!(tensors.len(), 7);
-        let name = "up_blocks.0.resnets.0.norm1.weight";
-        assert_eq!(tensors.tensor(name).unwrap().shape(), [2, 4]);
-
-        let text = std::fs::read_to_string(whole.join(SCHEDULER_FILE)).unwrap();
-        assert!(text.contains("\"prediction_type\": \"epsilon\""), "{text}");
-        // Files of two exports would mix.
-        let error = checkpoint.export(&whole, options(true)).await.unwrap_err();
-        let error = error.to_string();
-        assert!(
-            error.contains("is not empty") && error.contains("choose another"),
-            "{error}"
-        );
-        assert_eq!(std::fs::read(whole.join(FILE)).unwrap(), bytes);
-
-        checkpoint.export(&half, options(true)).await.unwrap();
-        let bytes = std::fs::read(half.join(FILE)).unwrap();
-        let tensors = SafeTensors::deserialize(&bytes).unwrap();
-        assert_eq!(tensors.tensor(name).unwrap().dtype(), Dtype::F16);
-    }
-
-    /// Writes a base that consists of one tensor of an autoencoder.
-    fn put_base(folder: &Path, value: f32) {
-        let bytes = value.to_le_bytes();
-        let view = TensorView::new(Dtype::F32, vec![1], &bytes).unwrap();
-        let file = safetensors::serialize([("decoder.conv_in.bias", view)], None).unwrap();
-        std::fs::create_dir_all(folder).unwrap();
-        std::fs::write(folder.join("autoencoder.safetensors"), file).unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_base_that_has_changed_since_is_refused_with_both_digests_and_nothing_is_written() {
-        let TestCheckpoint {
-            dir,
-            url,
-            mut manifest,
-            reference,
-        } = test_checkpoint(2, false).await;
-        let at = |name: &str| dir.path().join(name);
-        let base_url = format!("file://{}", at("base").display());
-        put_base(&at("base"), 1.5);
-        let base = Base::find(&base_url).await.unwrap();
-        let then = init_digest(&base, Architecture::TextToImage).await.unwrap();
-        manifest.init_digest = Some(then.clone());
-        let model = format!("[model]\ninit = \"{base_url}\"");
-        manifest.job_toml = manifest.job_toml.replace("[model]", &model);
-        let archive = CheckpointStore::open(&url).unwrap();
-        archive.write_manifest(&manifest).await.unwrap();
-        let checkpoint = Checkpoint::at(&url, &manifest.job, reference).unwrap();
-        let options = ExportOptions {
-            half: false,
-            average: true,
-        };
-        let origin = checkpoint.export(&at("first"), options).await.unwrap();
-        let vae = "vae/diffusion_pytorch_model.safetensors";
-        assert!(origin.files.contains_key(vae) && origin.files.contains_key(FILE));
-        let bytes = std::fs::read(at("first").join(vae)).unwrap();
-        let tensors = SafeTensors::deserialize(&bytes).unwrap();
-        assert_eq!(
-            tensors.tensor("decoder.conv_in.bias").unwrap().data(),
-            1.5f32.to_le_bytes()
-        );
-        let error = checkpoint.export(&at("base"), options).await.unwrap_err();
-        assert!(
-            error.to_string().contains("is the base folder of the job"),
-            "{error}"
-        );
-
-        // One bit of one byte.
-        put_base(&at("base"), -1.5);
-        let now = init_digest(&base, Architecture::TextToImage).await.unwrap();
-        let error = checkpoint.export(&at("second"), options).await.unwrap_err();
-        let error = error.to_string();
-        for part in [&base_url, &then, &now, "manifest.json"] {
-            assert!(error.contains(part), "{part} is not in {error}");
-        }
-        assert!(then != now && !at("second").exists());
-    }
 }

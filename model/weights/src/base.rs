@@ -100,6 +100,8 @@ pub struct Base {
 #[derive(Debug, Clone)]
 struct SingleFile {
     name: String,
+    /// Whether it has a U-Net under the names of Stable Diffusion's single files.
+    has_unet: bool,
     /// Whether it also has the moving average of the U-Net.
     has_average: bool,
     /// What it says about its noise: field and value; see
@@ -242,7 +244,7 @@ impl Base {
                 "{name} has two sets of U-Net weights: those as trained (model.diffusion_model.*) \
                  are read, the moving average (model_ema.*) is not"
             ));
-        } else {
+        } else if file.has_unet {
             notes.push(format!(
                 "{name} has one set of U-Net weights (model.diffusion_model.*), which is read; it \
                  has no separate moving average"

@@ -7,7 +7,7 @@ use proto::public::base::{
     CONFIG_FILE, OWN_PARTS, PARTS, PICKLE_FILES, WEIGHT_FILES, in_file, is_pickle, published_files,
 };
 use proto::public::names::{
-    RETRINET_FILE, SINGLE_FILE_AVERAGE, foreign, other_model, single_file_noise,
+    RETRINET_FILE, SINGLE_FILE_AVERAGE, SINGLE_FILE_UNET, foreign, other_model, single_file_noise,
 };
 use proto::public::scheduler::SCHEDULER_FILE;
 use std::collections::BTreeMap;
@@ -135,6 +135,7 @@ impl Base {
         let names: Vec<&str> = header.tensors.keys().map(String::as_str).collect();
         self.single_file = Some(SingleFile {
             name: file.to_owned(),
+            has_unet: names.iter().any(|it| it.starts_with(SINGLE_FILE_UNET)),
             has_average: names.iter().any(|it| it.starts_with(SINGLE_FILE_AVERAGE)),
             noise: single_file_noise(&names, &header.metadata),
         });
