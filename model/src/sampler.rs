@@ -270,7 +270,6 @@ impl Guidance {
 
     /// The images' conditions of a batch's prediction: `with` references, and in a half of its own
     /// `without`. With guidance by references both halves see them; a third prediction does not.
-    #[must_use]
     pub fn halves(self, with: &Tensor, without: &Tensor) -> Tensor {
         match (self.has_halves(), self.by_references()) {
             (false, _) => with.shallow_clone(),

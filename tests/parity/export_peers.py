@@ -249,7 +249,7 @@ def kandinsky(worker, run):
     embeds = {"image_embeds": normal(7, 1, 48), "negative_image_embeds": normal(8, 1, 48)}
     latents = normal(9, 1, 4, 16, 16)
     generated(
-        "kandinsky-decoder", pipeline=pipeline, height=128, width=128, latents=latents, **embeds
+        "kandinsky-decoder", pipeline=pipeline, height=64, width=64, latents=latents, **embeds
     )
     inputs = unet_inputs()
     del inputs["encoder_hidden_states"]

@@ -20,7 +20,7 @@ use super::{Checkpoint, CheckpointError, TensorLocation};
 use base_weights::base::Base;
 use base_weights::init_digest::init_digest;
 use fastcomposer::AuthorsFile;
-use proto::architecture::{IP_ADAPTER, POSTFUSE, RETRINET, UNCLIP};
+use proto::architecture::{IP_ADAPTER, POSTFUSE, PRIOR, RETRINET, UNCLIP};
 use proto::checkpoint::{CheckpointManifest, MANIFEST_FILE};
 use proto::public::base::{CLIP, CONFIG_FILE, OWN_PARTS, PARTS, Part};
 use proto::public::names::{RETRIEVAL_NOTE, RETRINET_FILE};
@@ -28,6 +28,7 @@ use proto::public::scheduler::{self, SCHEDULER_FILE};
 use proto::public::write::config;
 use proto::spec::{self, Architecture, TrainWork};
 use proto::text::{hex, hex_sha256};
+use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -268,6 +269,16 @@ impl Export<'_> {
         let component = Component::new(part, &self.spec.model);
         let public = trained.into_iter();
         weights.extend(public.map(|(name, weights)| component.to_public(&name, weights)));
+        let image = self.spec.model.architecture.image_encoder();
+        if let Some(image) = image.filter(|_| part.name == PRIOR && !weights.is_empty()) {
+            // No job trains them, so without a base they are what they begin as.
+            for (name, value) in [("clip_mean", 0_f32), ("clip_std", 1.0)] {
+                let width = image.projection as usize;
+                let bytes = value.to_le_bytes().repeat(width);
+                let initial = Weights::new(Dtype::F32, &[1, width], bytes);
+                weights.entry(name.to_owned()).or_insert(initial);
+            }
+        }
         Ok(weights)
     }
 

@@ -70,7 +70,7 @@ pub enum BaseError {
     Convert {
         url: String,
         path: String,
-        source: ConvertError,
+        source: Box<ConvertError>,
     },
     #[error("cannot write {}; is the disk full? {source}", path.display())]
     Write {

@@ -99,30 +99,7 @@ fn sides(component: &str, model: &Model) -> Vec<Side> {
     match component {
         "image_encoder" => image_sides(model),
         "unet" | CONTROLNET => unet_sides(model),
-        "text_encoder" => job.text_encoder().map_or_else(Vec::new, |it| {
-            vec![
-                side(
-                    "the width of embeddings.token_embedding",
-                    &[
-                        "text_model.embeddings.token_embedding.weight",
-                        "embeddings.token_embedding.weight",
-                    ],
-                    1,
-                    "model.text_encoder.width",
-                    it.width,
-                ),
-                side(
-                    "the length of embeddings.position_embedding",
-                    &[
-                        "text_model.embeddings.position_embedding.weight",
-                        "embeddings.position_embedding.weight",
-                    ],
-                    0,
-                    "model.text_encoder.tokens",
-                    it.tokens,
-                ),
-            ]
-        }),
+        "text_encoder" => text_sides(model),
         IP_ADAPTER => image
             .zip(job.unet())
             .map_or_else(Vec::new, |(image, unet)| {
@@ -188,6 +165,35 @@ fn sides(component: &str, model: &Model) -> Vec<Side> {
             }),
         _ => Vec::new(),
     }
+}
+
+/// The text tower.
+fn text_sides(model: &Model) -> Vec<Side> {
+    let Some(it) = model.architecture.text_encoder() else {
+        return Vec::new();
+    };
+    vec![
+        side(
+            "the width of embeddings.token_embedding",
+            &[
+                "text_model.embeddings.token_embedding.weight",
+                "embeddings.token_embedding.weight",
+            ],
+            1,
+            "model.text_encoder.width",
+            it.width,
+        ),
+        side(
+            "the length of embeddings.position_embedding",
+            &[
+                "text_model.embeddings.position_embedding.weight",
+                "embeddings.position_embedding.weight",
+            ],
+            0,
+            "model.text_encoder.tokens",
+            it.tokens,
+        ),
+    ]
 }
 
 /// The image tower.

@@ -2,7 +2,7 @@
 use super::*;
 use crate::checkpoint::commit::CheckpointStore;
 use crate::fixture::{TestCheckpoint, test_checkpoint};
-use safetensors::{Dtype, SafeTensors};
+use safetensors::SafeTensors;
 
 const FILE: &str = "unet/diffusion_pytorch_model.safetensors";
 

@@ -81,7 +81,7 @@ impl Base {
             let converted = convert(&source, &out).map_err(|source| BaseError::Convert {
                 url: self.url.clone(),
                 path: name.clone(),
-                source,
+                source: Box::new(source),
             })?;
             if self.local.is_none() {
                 std::fs::remove_file(&downloaded).map_err(writing)?;
