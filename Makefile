@@ -87,8 +87,8 @@ bench: programs ## compare one rank with two, and fast with exact sums, at one g
 	@deploy/bench.sh
 
 bench-model: build ## compare a training micro-step with PyTorch's: speed, and memory
-## SIZE=small, figures, full or memory: one of the four
-	@deploy/setup/bench_model.sh $(if $(SIZE),--size $(SIZE))
+## SIZE=small, figures, full or memory: one of the four; SIZE=peers: the paper's peers
+	@deploy/setup/bench_model.sh $(if $(filter peers,$(SIZE)),peers,$(if $(SIZE),--size $(SIZE)))
 
 bench-recovery: build ## kill one of four ranks KILLS times (20): time until the next step
 ## and PEER_KILLS times (5) under torchrun and under torchft

@@ -22,13 +22,17 @@ rm -rf "$run" "$out"
 mkdir -p "$run" "$out"
 figures
 
-# The base of each peer: the shipped one with an image tower as wide as the peer asks.
-for peer in ip fused; do
-  mkdir -p "$run/base-$peer"
-  cp "$base"/*.safetensors "$run/base-$peer"
-done
-python3 deploy/peers/tower.py "$run/base-ip/image_encoder.safetensors" 64
-python3 deploy/peers/tower.py "$run/base-fused/image_encoder.safetensors" 48
+# The base of the peers that read references with an image tower: the shipped one with the tower of
+# the shipped CLIP, whose folder is what `checkpoint export` wrote.
+with_tower=$run/base
+mkdir -p "$with_tower"
+cp "$base"/*.safetensors "$with_tower"
+if [ -d deploy/models/clip/clip ]; then
+  cp -r deploy/models/clip/clip "$with_tower"
+else
+  echo "deploy/models/clip is missing: the image tower is random" >&2
+  python3 deploy/peers/tower.py "$with_tower/image_encoder.safetensors"
+fi
 
 start_cluster
 
@@ -78,19 +82,19 @@ row() { # name of the row, then options of `coordinator sample`
   cp "$out/$name/grid.png" "$out/$name.png"
 }
 
-train kandinsky-prior kandinsky-prior "$run/base-fused" 1e-3 "" ""
+train kandinsky-prior kandinsky-prior "$with_tower" 1e-3 "" ""
 $bin/coordinator checkpoint export "$id" --out "$run/prior" >/dev/null || fail "no prior"
-cp "$run/prior/prior/diffusion_pytorch_model.safetensors" "$run/base-fused/prior.safetensors"
+cp "$run/prior/prior/diffusion_pytorch_model.safetensors" "$with_tower/prior.safetensors"
 for pairing in a b; do
   data="pairing = \"$pairing\""
-  train "fastcomposer-$pairing" fastcomposer "$run/base-fused" 3e-4 "$data" ""
+  train "fastcomposer-$pairing" fastcomposer "$with_tower" 3e-4 "$data" ""
   row "FastComposer-0.5-$pairing" --steps 30 --knob alpha=0.5
   train "controlnet-$pairing" controlnet "$base" 1e-3 "$data" ""
   row "ControlNet-$pairing" --steps 30
-  train "ip-adapter-$pairing" ip-adapter "$run/base-ip" 1e-3 "$data" ""
+  train "ip-adapter-$pairing" ip-adapter "$with_tower" 1e-3 "$data" ""
   row "IP-Adapter-0.5-$pairing" --steps 30 --knob image_scale=0.5
   # The variant that begins from the base's U-Net: no MoVQ of this size is shipped.
-  train "kandinsky-$pairing" kandinsky-decoder "$run/base-fused" 3e-4 "$data" \
+  train "kandinsky-$pairing" kandinsky-decoder "$with_tower" 3e-4 "$data" \
     'variant = "unclip-sd15"'
   for strength in 0.1 0.2; do
     row "Kandinsky-$strength-$pairing" --method ddpm --steps 50 --knob "prior_strength=$strength"

@@ -1,8 +1,8 @@
-"""Writes a random CLIP image tower of size `small` as safetensors, for `make peers`: this
-repository ships no CLIP. What a peer learns of a reference through random features says little
+"""Writes a random CLIP image tower of size `small` as safetensors, for `make peers` where
+deploy/models/clip is missing. What a peer learns of a reference through random features says little
 about what it would learn through CLIP's; it shows that its training runs.
 
-    tower.py OUT.safetensors PROJECTION
+    tower.py OUT.safetensors
 """
 
 import json
@@ -10,14 +10,15 @@ import random
 import struct
 import sys
 
-WIDTH, LAYERS, MLP, SIDE, PATCH = 64, 4, 256, 64, 8
+WIDTH, LAYERS, MLP, SIDE, PATCH = 96, 3, 384, 64, 8
+PROJECTION = 48
 
 
-def shapes(projection):
+def shapes():
     yield "vision_model.embeddings.class_embedding", [WIDTH]
     yield "vision_model.embeddings.patch_embedding.weight", [WIDTH, 3, PATCH, PATCH]
     yield "vision_model.embeddings.position_embedding.weight", [(SIDE // PATCH) ** 2 + 1, WIDTH]
-    yield "visual_projection.weight", [projection, WIDTH]
+    yield "visual_projection.weight", [PROJECTION, WIDTH]
     norms = ["pre_layrnorm", "post_layernorm"]
     for layer in range(LAYERS):
         prefix = f"encoder.layers.{layer}"
@@ -46,10 +47,10 @@ def values(name, shape, rng):
 
 
 def main():
-    out, projection = sys.argv[1], int(sys.argv[2])
+    out = sys.argv[1]
     rng = random.Random(7)
     header, parts, end = {}, [], 0
-    for name, shape in sorted(shapes(projection)):
+    for name, shape in sorted(shapes()):
         numbers = values(name, shape, rng)
         part = struct.pack(f"<{len(numbers)}f", *numbers)
         header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [end, end + len(part)]}

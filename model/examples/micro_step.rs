@@ -5,6 +5,9 @@
 //!     micro_step --size small|full [--threads N] [--export DIR | --export-inputs DIR]
 //!     [--checkpointing COMPONENT,…] [--precision fp32|fp16|bf16] [--resolution PIXELS]
 
+mod common;
+
+use common::{cpu_seconds, image, memory, print_json, replace_zeros};
 use model::loss::Masks;
 use model::noise::{self, Purpose};
 use model::schedule::NoiseSchedule;
@@ -17,7 +20,7 @@ use proto::layout::UNetLayout;
 use proto::spec::TrainWork;
 use serde_json::json;
 use std::error::Error;
-use std::io::{BufRead, Write};
+use std::io::BufRead;
 use std::path::Path;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
@@ -71,12 +74,6 @@ fn references(spec: &TrainWork) -> u32 {
         .architecture
         .references()
         .map_or(0, |it| it.count)
-}
-
-fn print_json(value: &serde_json::Value) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{value}")?;
-    out.flush()
 }
 
 /// The example job whose networks are measured as "figures".
@@ -138,43 +135,18 @@ fn networks_of(job: &str) -> String {
     lines.map(|line| format!("{line}\n")).collect()
 }
 
-/// Replaces zero-initialized matrices, which would hide errors in the layers before them.
-fn replace_zeros(trainer: &Trainer) {
-    let files = trainer.export();
-    let zeros = files
-        .values()
-        .flat_map(NamedTensors::values)
-        .filter(|tensor| tensor.dim() > 1 && tensor.count_nonzero(None).int64_value(&[]) == 0);
-    for tensor in zeros {
-        let count = tensor.numel() as i64;
-        let values = (Tensor::arange(count, (Kind::Float, Device::Cpu)) * 0.7).sin() * 0.02;
-        tensor
-            .shallow_clone()
-            .copy_(&values.view(tensor.size().as_slice()));
-    }
-}
-
 /// An example with patches of colour and a prompt of its own.
 fn example(spec: &TrainWork, n: u32) -> Example {
     let side = spec.data.resolution;
-    let image = |seed: u32| {
-        image::RgbImage::from_fn(side, side, |x, y| {
-            let mut bits = (x / 4).wrapping_mul(73_856_093)
-                ^ (y / 4).wrapping_mul(19_349_663)
-                ^ seed.wrapping_mul(83_492_791);
-            bits = (bits ^ (bits >> 13)).wrapping_mul(0x5bd1_e995);
-            image::Rgb([(bits >> 16) as u8, (bits >> 8) as u8, bits as u8])
-        })
-    };
     let reference = |slot: u32| Reference {
-        image: image(n * 8 + slot + 1),
+        image: image(side, n * 8 + slot + 1),
         view: None,
         concept: CONCEPTS[slot as usize % CONCEPTS.len()],
         position: u64::from(n),
     };
     Example {
         position: u64::from(n),
-        target: image(n * 8),
+        target: image(side, n * 8),
         target_mask: image::GrayImage::from_pixel(side, side, image::Luma([255])),
         face_mask: image::GrayImage::from_fn(side, side, |x, y| {
             image::Luma([if x.max(y) < side / 3 { 255 } else { 0 }])
@@ -336,34 +308,4 @@ fn micro_step(
         "optimizer": seconds - backward,
         "peak_memory_bytes": memory("VmHWM:"),
     }))
-}
-
-/// CPU time of this process over all threads, in seconds; the kernel counts hundredths.
-fn cpu_seconds() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let fields = stat
-        .rsplit(')')
-        .next()
-        .unwrap_or_default()
-        .split_whitespace();
-    let ticks: f64 = fields
-        .skip(11)
-        .take(2)
-        .filter_map(|it| it.parse::<f64>().ok())
-        .sum();
-    ticks / 100.0
-}
-
-/// A memory field of /proc/self/status, in bytes; 0 if the kernel does not report it.
-fn memory(field: &str) -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let kibibytes = status.lines().find_map(|it| {
-        it.strip_prefix(field)?
-            .trim()
-            .strip_suffix("kB")?
-            .trim()
-            .parse::<u64>()
-            .ok()
-    });
-    kibibytes.unwrap_or_default() * 1024
 }

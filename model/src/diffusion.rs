@@ -14,6 +14,7 @@ use crate::parameter::Scope;
 use crate::sampler::Sampler;
 use crate::schedule::NoiseSchedule;
 use crate::text::{TextEncoder, token_ids};
+use crate::unet::UNet;
 use image::RgbImage;
 use model_data::example::{Concept, Example};
 use model_data::prompt::Prompts;
@@ -110,6 +111,20 @@ pub(crate) struct Noisy {
 }
 
 impl LatentDiffusion {
+    /// [`Self::new`], and the job's U-Net.
+    pub(crate) fn with_unet(
+        scope: &Scope<'_>,
+        job: &Diffusion,
+        spec: &TrainWork,
+        options: TensorOptions,
+    ) -> Result<(Self, UNet), ModelError> {
+        let diffusion = Self::new(scope, job, spec, options)?;
+        Ok((
+            diffusion,
+            UNet::new(&scope.sub("unet"), &(&job.unet).into()),
+        ))
+    }
+
     /// Builds the autoencoder and the text encoder of `job` inside `scope`.
     ///
     /// # Errors

@@ -238,6 +238,60 @@ pub fn guide_by_references(
     guide(predicted, scale) + (unprompted - unconditional) * (reference_scale - 1.0)
 }
 
+/// How the predictions of a step become one: by classifier-free guidance, and by guidance by the
+/// references. A scale of 1 is no guidance.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Guidance {
+    pub scale: f64,
+    pub reference_scale: f64,
+}
+
+impl Guidance {
+    #[must_use]
+    pub fn by_references(self) -> bool {
+        self.reference_scale != 1.0
+    }
+
+    /// Whether a prediction has two halves, of which the first is for the negative prompt.
+    #[must_use]
+    pub fn has_halves(self) -> bool {
+        self.scale != 1.0 || self.by_references()
+    }
+
+    /// The prompts of a batch's prediction.
+    #[must_use]
+    pub fn prompts(self, prompts: &[String], negative: &str) -> Vec<String> {
+        let negative = self.has_halves().then(|| negative.to_owned());
+        negative
+            .into_iter()
+            .chain(prompts.iter().cloned())
+            .collect()
+    }
+
+    /// The images' conditions of a batch's prediction: `with` references, and in a half of its own
+    /// `without`. With guidance by references both halves see them; a third prediction does not.
+    pub fn halves(self, with: &Tensor, without: &Tensor) -> Tensor {
+        match (self.has_halves(), self.by_references()) {
+            (false, _) => with.shallow_clone(),
+            (true, false) => Tensor::cat(&[without, with], 0),
+            (true, true) => Tensor::cat(&[with, with], 0),
+        }
+    }
+
+    /// The guided prediction. With guidance by references both halves of `predicted` see them, and
+    /// `unconditional` is the prediction without prompt and references; it is not called otherwise.
+    pub fn guided(self, predicted: Tensor, unconditional: impl FnOnce() -> Tensor) -> Tensor {
+        if self.by_references() {
+            let without = unconditional();
+            guide_by_references(&without, &predicted, self.scale, self.reference_scale)
+        } else if self.has_halves() {
+            guide(&predicted, self.scale)
+        } else {
+            predicted
+        }
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -360,6 +414,34 @@ mod tests {
         let both = Tensor::from_slice(&[1f32, 2., 5., 8.]);
         assert_eq!(Vec::<f32>::try_from(guide(&both, 1.0)).unwrap(), [5., 8.]);
         assert_eq!(Vec::<f32>::try_from(guide(&both, 2.0)).unwrap(), [9., 14.]);
+    }
+
+    #[test]
+    fn without_guidance_a_prediction_is_what_it_is_and_nothing_else_is_predicted() {
+        let both = Tensor::from_slice(&[1f32, 2., 5., 8.]);
+        let guided = |scale, reference_scale, unconditional: Option<Tensor>| {
+            let guidance = Guidance {
+                scale,
+                reference_scale,
+            };
+            let guided = guidance.guided(both.shallow_clone(), || unconditional.unwrap());
+            Vec::<f32>::try_from(guided).unwrap()
+        };
+        assert_eq!(guided(1.0, 1.0, None), [1., 2., 5., 8.]);
+        assert_eq!(guided(2.0, 1.0, None), [9., 14.]);
+        let without = Tensor::from_slice(&[0f32, 1.]);
+        assert_eq!(guided(2.0, 3.0, Some(without)), [11., 16.]);
+        let prompts = |scale| {
+            let guidance = Guidance {
+                scale,
+                reference_scale: 1.0,
+            };
+            guidance.prompts(&["a".to_owned()], "bad")
+        };
+        assert_eq!(
+            (prompts(1.0), prompts(2.0)),
+            (vec!["a".into()], vec!["bad".into(), "a".into()])
+        );
     }
 
     #[test]

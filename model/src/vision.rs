@@ -8,6 +8,7 @@ use crate::parameter::{Init, Scope};
 use image::RgbImage;
 use model_data::example::Example;
 use proto::layout::ImageLayout;
+use proto::spec::ImageEncoderConfig;
 use tch::{Device, Kind, Tensor};
 
 /// Mean and standard deviation of the channels of CLIP's images.
@@ -19,7 +20,7 @@ const DEVIATION: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 ///
 /// # Errors
 /// A reference without a view of this side; an example with another number of references.
-pub(crate) fn views(
+fn views(
     examples: &[Example],
     references: usize,
     side: i64,
@@ -36,11 +37,7 @@ pub(crate) fn views(
 ///
 /// # Errors
 /// A target without a view of this side.
-pub(crate) fn target_views(
-    examples: &[Example],
-    side: i64,
-    device: Device,
-) -> Result<Tensor, ModelError> {
+fn target_views(examples: &[Example], side: i64, device: Device) -> Result<Tensor, ModelError> {
     let views = examples.iter();
     let views = views.map(|example| (example.position, example.target_view.as_ref()));
     normalized(views, "view of the target", side, device)
@@ -81,6 +78,57 @@ fn normalized<'a>(
         .contiguous()
         .to_kind(Kind::Float);
     Ok((pixels / 255.0 - channels(MEAN)) / channels(DEVIATION))
+}
+
+/// The image tower of a model, and what it reads of examples.
+#[derive(Debug)]
+pub(crate) struct Tower {
+    encoder: ImageEncoder,
+    /// Side of its images.
+    side: i64,
+}
+
+impl Tower {
+    pub(crate) fn new(scope: &Scope<'_>, config: &ImageEncoderConfig) -> Self {
+        let layout = ImageLayout::from(config);
+        Self {
+            encoder: ImageEncoder::new(&scope.sub("image_encoder"), &layout),
+            side: layout.side,
+        }
+    }
+
+    /// Embeddings of the first `count` references of each example, [B * N, projection].
+    ///
+    /// # Errors
+    /// As [`views`].
+    pub(crate) fn references(
+        &self,
+        examples: &[Example],
+        count: usize,
+        options: (Kind, Device),
+    ) -> Result<Tensor, ModelError> {
+        let views = views(examples, count, self.side, options.1)?;
+        Ok(self.encoder.forward(&views.to_kind(options.0)))
+    }
+
+    /// Embeddings of the targets, [B, projection].
+    ///
+    /// # Errors
+    /// As [`target_views`].
+    pub(crate) fn targets(
+        &self,
+        examples: &[Example],
+        options: (Kind, Device),
+    ) -> Result<Tensor, ModelError> {
+        let views = target_views(examples, self.side, options.1)?;
+        Ok(self.encoder.forward(&views.to_kind(options.0)))
+    }
+
+    /// The embedding of an image whose normalized values are zero, [1, projection].
+    pub(crate) fn nothing(&self, options: (Kind, Device)) -> Tensor {
+        let zeros = Tensor::zeros([1, 3, self.side, self.side], options);
+        self.encoder.forward(&zeros)
+    }
 }
 
 #[derive(Debug)]

@@ -402,3 +402,45 @@ fn fastcomposer_s_published_file_loads_whole() {
     let mut again = Trainer::new(&spec, Some(&init), Device::Cpu).unwrap();
     assert_eq!(backward(&mut again, 9), expected);
 }
+
+/// A small peer begins from the image tower of a CLIP that was trained here, in the folder that
+/// `checkpoint export` writes.
+#[test]
+fn a_peer_takes_the_image_tower_of_an_exported_clip() {
+    tch::set_num_threads(1);
+    let folder = tempfile::tempdir().unwrap();
+    let text = include_str!("../../deploy/jobs/clip.toml");
+    let text = text.replace("../../.demo", "file:///demo");
+    let clip = proto::job::parse_training("clip.toml", &text).unwrap();
+    let towers = Trainer::new(&clip, None, Device::Cpu).unwrap().export();
+    let towers = &towers["clip"];
+    std::fs::create_dir(folder.path().join("clip")).unwrap();
+    let file = folder.path().join("clip/model.safetensors");
+    write(&file, towers, Storage::Float32).unwrap();
+    let config = proto::public::write::config("clip", &clip.model, 64).unwrap();
+    std::fs::write(folder.path().join("clip/config.json"), config).unwrap();
+    let small = |architecture: &str| {
+        let text = format!(
+            "name = \"a\"\n[data]\ndataset = \"file:///none\"\nresolution = 64\n[model]\n\
+             architecture = \"{architecture}\"\nsize = \"small\"\ninit = \"file:///none\"\n\
+             [train]\nsteps = 4\nglobal_batch = 1\nmicro_batch = 1\n"
+        );
+        proto::job::parse_training("job.toml", &text).unwrap()
+    };
+    let mut init = InitWeights::new();
+    let base = Trainer::new(&small("text-to-image"), None, Device::Cpu).unwrap();
+    for (component, tensors) in base.export() {
+        let path = folder.path().join(format!("{component}.safetensors"));
+        write(&path, &tensors, Storage::Float32).unwrap();
+        init.insert(component, path);
+    }
+    init.insert("image_encoder".to_owned(), folder.path().join("clip"));
+    for architecture in ["ip-adapter", "fastcomposer"] {
+        let peer = Trainer::new(&small(architecture), Some(&init), Device::Cpu).unwrap();
+        let found = &peer.export()["image_encoder"];
+        assert!(found.len() > 50, "{}", found.len());
+        for (name, tensor) in found {
+            assert!(tensor.equal(&towers[name]), "{architecture}: {name}");
+        }
+    }
+}

@@ -48,7 +48,7 @@ pub(crate) fn clip_vit(size: &str) -> ImageEncoderConfig {
 pub(crate) fn vit_h(size: &str) -> ImageEncoderConfig {
     match size {
         "tiny" => tiny_vit(24, ClipActivation::Gelu),
-        "small" => small_vit(64, ClipActivation::Gelu),
+        "small" => small_vit(),
         _ => ImageEncoderConfig {
             width: 1280,
             layers: 32,
@@ -67,7 +67,7 @@ pub(crate) fn vit_h(size: &str) -> ImageEncoderConfig {
 pub(crate) fn vit_l(size: &str) -> ImageEncoderConfig {
     match size {
         "tiny" => tiny_vit(16, ClipActivation::QuickGelu),
-        "small" => small_vit(48, ClipActivation::QuickGelu),
+        "small" => small_vit(),
         _ => ImageEncoderConfig {
             width: 1024,
             layers: 24,
@@ -174,16 +174,12 @@ fn tiny_vit(projection: u32, activation: ClipActivation) -> ImageEncoderConfig {
     }
 }
 
-fn small_vit(projection: u32, activation: ClipActivation) -> ImageEncoderConfig {
+/// The image tower of deploy/jobs/clip.toml, so that every peer of size small can take it. Its
+/// embedding is as wide as the size's text states, which FastComposer and Kandinsky's prior ask for.
+fn small_vit() -> ImageEncoderConfig {
     ImageEncoderConfig {
-        width: 64,
-        layers: 4,
-        heads: 4,
-        mlp_width: 256,
-        projection,
-        side: 64,
-        patch: 8,
-        activation,
+        projection: 48,
+        ..clip_vit("small")
     }
 }
 

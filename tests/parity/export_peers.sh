@@ -13,18 +13,16 @@ fail() {
 . deploy/loopback.sh
 
 figures
-for peer in ip fused published; do
-  mkdir -p "$run/$peer"
-  cp deploy/models/base/*.safetensors "$run/$peer"
+for base in base published; do
+  mkdir -p "$run/$base"
+  cp deploy/models/base/*.safetensors "$run/$base"
+  python3 deploy/peers/tower.py "$run/$base/image_encoder.safetensors"
 done
-python3 deploy/peers/tower.py "$run/ip/image_encoder.safetensors" 64
-python3 deploy/peers/tower.py "$run/fused/image_encoder.safetensors" 48
-cp "$run/fused/image_encoder.safetensors" "$run/published"
 rm "$run/published/autoencoder.safetensors" "$run/published/unet.safetensors"
 python3 -W ignore tests/parity/export_peers.py movq "$run/published/movq"
 start_cluster
 
-peer() { # architecture, base, variant
+peer() { # architecture, base, lines of [model]
   cat >"$run/$1.toml" <<E2
 name = "$1"
 [data]
@@ -46,14 +44,40 @@ every = 2
 E2
   id=$($bin/coordinator submit "$run/$1.toml") || fail "the job $1 was refused"
   foreground $bin/coordinator watch "$id" >/dev/null || fail "job $id did not finish"
+}
+
+exported() { # name
   $bin/coordinator checkpoint export "$id" --out "$run/model-$1" >/dev/null || fail "no export"
 }
 
+# The published file of torch.save must train as the same weights in an exported folder do.
+same() { # architecture, folder, file, what the file is
+  peer "$1" "$2" ""
+  first=$($bin/coordinator checkpoint digest "$id") || fail "no digest of $id"
+  peer "$1" "$3" ""
+  second=$($bin/coordinator checkpoint digest "$id") || fail "no digest of $id"
+  [ "$first" = "$second" ] || fail "$4 trains otherwise than the same weights in a folder"
+  echo "ok   model.init = $4: $first as from the folder"
+}
+
 peer controlnet "$PWD/deploy/models/base" ""
-peer ip-adapter "$run/ip" ""
-peer fastcomposer "$run/fused" ""
-peer kandinsky-prior "$run/fused" ""
+exported controlnet
+peer ip-adapter "$run/base" ""
+exported ip-adapter
+peer fastcomposer "$run/base" ""
+exported fastcomposer
+peer kandinsky-prior "$run/base" ""
+exported kandinsky-prior
 peer kandinsky-decoder "$run/published" ""
+exported kandinsky-decoder
+peer kandinsky-decoder "$run/base" 'variant = "unclip-sd15"'
+exported unclip
+python3 -W ignore tests/parity/export_peers.py save "$run" "$PWD/deploy/models/base"
+same controlnet "$run/model-controlnet" "$run/control_sd15_small.pth" "control_sd15_*.pth"
+same ip-adapter "$run/model-ip-adapter" "$run/model-ip-adapter/ip-adapter_sd15.bin" \
+  "ip-adapter_sd15.bin"
+same fastcomposer "$run/model-fastcomposer" "$run/model-fastcomposer/pytorch_model.bin" \
+  "FastComposer's pytorch_model.bin"
 stop
 python3 -W ignore tests/parity/export_peers.py check $bin/worker "$run" ||
   fail "an export is not what diffusers expects"

@@ -231,7 +231,7 @@ def movq(folder):
         decoded = model.decode(latents, force_not_quantize=True).sample
     found = ours("movq-encode", folder, {"image": pixels})["latents"]
     check("VQModel with spatial norm, encode", found, latents, FORWARD)
-    found = ours("movq-decode", folder, {"latent": latents})["image"]
+    found = ours("movq-decode", folder, {"latent": latents.contiguous()})["image"]
     check("VQModel with spatial norm, decode", found, decoded, FORWARD)
 
 

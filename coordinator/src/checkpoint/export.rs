@@ -1,44 +1,45 @@
 //! Writes a checkpoint's weights in the model layout of `diffusers` and `transformers`: `unet/`,
 //! `vae/` and `text_encoder/`, each with its `config.json`, and the weights that only a RetriNet
 //! has in `unet/`, under full names. The peers' own weights have their authors' or `diffusers`'
-//! layout, with `model_index.json`, the scheduler's configuration and a model card. A job can use
+//! layout, with `model_index.json`, the scheduler's configuration and a model card; FastComposer's
+//! also as the one file that its authors' code reads. A job can use
 //! such a folder as `model.init`. Weights that the job did not train are copied from its base, so
 //! that the folder is complete. A base that has changed since is refused before anything is
 //! written, and so is a folder that is not empty: files of two models would mix. `export.json`
 //! records the origin of all weights. Only one component at a time is in memory. Called by
 //! `coordinator checkpoint export`.
 
+mod fastcomposer;
+mod pipeline;
+#[cfg(test)]
+mod tests;
+mod unclip;
+
 use super::component::{Component, Weights, read_tensors, retrieval_encoder};
 use super::{Checkpoint, CheckpointError, TensorLocation};
 use base_weights::base::Base;
 use base_weights::init_digest::init_digest;
-use proto::architecture::{IP_ADAPTER, POSTFUSE, RETRINET, UNCLIP};
+use fastcomposer::AuthorsFile;
+use proto::architecture::{IP_ADAPTER, POSTFUSE, PRIOR, RETRINET, UNCLIP};
 use proto::checkpoint::{CheckpointManifest, MANIFEST_FILE};
 use proto::public::base::{CLIP, CONFIG_FILE, OWN_PARTS, PARTS, Part};
 use proto::public::names::{RETRIEVAL_NOTE, RETRINET_FILE};
-use proto::public::pipeline;
 use proto::public::scheduler::{self, SCHEDULER_FILE};
 use proto::public::write::config;
-use proto::spec::{self, TrainWork};
+use proto::spec::{self, Architecture, TrainWork};
 use proto::text::{hex, hex_sha256};
+use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
+use tempfile::TempDir;
 
 /// Name prefix of every weight in a checkpoint; optimizer state has another prefix.
 const WEIGHTS_PREFIX: &str = "weights/";
 /// Name prefix of the moving average of a weight, if the job keeps one.
 const AVERAGE_PREFIX: &str = "ema/";
 const ORIGIN_FILE: &str = "export.json";
-/// The files of CLIP's tokenizer in a folder of `diffusers`.
-const TOKENIZER: [&str; 4] = [
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-];
-
 /// The origin of exported weights.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Origin {
@@ -83,8 +84,9 @@ impl Checkpoint {
             && locations
                 .keys()
                 .any(|name| name.starts_with(AVERAGE_PREFIX));
-        let base = self.base(&manifest, &spec).await?;
-        if base.as_ref().is_some_and(|base| is_base_folder(base, out)) {
+        let opened = self.base(&manifest, &spec, out).await?;
+        let base = opened.as_ref().map(|it| &it.base);
+        if base.is_some_and(|base| is_base_folder(base, out)) {
             return Err(CheckpointError::Refused(format!(
                 "--out {} is the base folder of the job (model.init), which the job still needs; \
                 choose another folder",
@@ -106,7 +108,7 @@ impl Checkpoint {
             } else {
                 WEIGHTS_PREFIX
             },
-            base: base.as_ref(),
+            base,
             out,
             half: options.half,
         };
@@ -123,15 +125,17 @@ impl Checkpoint {
         &self,
         manifest: &CheckpointManifest,
         spec: &TrainWork,
-    ) -> Result<Option<Base>, CheckpointError> {
+        out: &Path,
+    ) -> Result<Option<OpenedBase>, CheckpointError> {
         let all_is_trained = spec.model.freeze.is_empty();
         let Some(url) = spec.model.init.as_ref().filter(|_| !all_is_trained) else {
             return Ok(None);
         };
-        let base = Base::find(url).await?;
-        let found = init_digest(&base, spec.model.architecture.kind()).await?;
+        let kind = spec.model.architecture.kind();
+        let opened = OpenedBase::find(url, kind, out).await?;
+        let found = init_digest(&opened.base, kind).await?;
         match &manifest.init_digest {
-            Some(expected) if *expected == found => Ok(Some(base)),
+            Some(expected) if *expected == found => Ok(Some(opened)),
             other => Err(CheckpointError::BaseMismatch {
                 url: url.clone(),
                 found,
@@ -168,6 +172,34 @@ impl Checkpoint {
     }
 }
 
+/// A base, and the folder of its files of `torch.save` as safetensors while it is used.
+struct OpenedBase {
+    base: Base,
+    _converted: Option<TempDir>,
+}
+
+impl OpenedBase {
+    /// Converts what the job's ranks converted, beside `out`, where there must be room for as much.
+    async fn find(url: &str, kind: Architecture, out: &Path) -> Result<Self, CheckpointError> {
+        let base = Base::find(url).await?;
+        if base.pickled_files(kind).is_empty() {
+            return Ok(Self {
+                base,
+                _converted: None,
+            });
+        }
+        create_parent(out)?;
+        let beside = out.parent().filter(|it| *it != Path::new(""));
+        let folder = TempDir::with_prefix_in(".converted-", beside.unwrap_or(Path::new(".")))
+            .map_err(|error| unwritable(out, &error))?;
+        base.convert(kind, folder.path()).await?;
+        Ok(Self {
+            base: base.with_converted(kind, folder.path().to_owned())?,
+            _converted: Some(folder),
+        })
+    }
+}
+
 struct Export<'a> {
     checkpoint: &'a Checkpoint,
     spec: &'a TrainWork,
@@ -182,13 +214,9 @@ impl Export<'_> {
     /// Writes all files; returns the SHA-256 of each by its name.
     async fn write(&self) -> Result<BTreeMap<String, String>, CheckpointError> {
         let mut files = BTreeMap::new();
+        let mut authors = AuthorsFile::create(self.out, &self.spec.model)?;
         for part in self.parts() {
-            let mut weights = self.base_weights(part).await?;
-            let trained = self.trained_weights(&format!("{}.", part.name)).await?;
-            let public = trained.into_iter().map(|(name, weights)| {
-                Component::new(part, &self.spec.model).to_public(&name, weights)
-            });
-            weights.extend(public);
+            let mut weights = self.weights(part).await?;
             if weights.is_empty() {
                 continue;
             }
@@ -204,7 +232,17 @@ impl Export<'_> {
             if let Some(text) = config(part.name, &self.spec.model, self.spec.data.resolution) {
                 self.write_text(&format!("{folder}/{CONFIG_FILE}"), &text, &mut files)?;
             }
+            self.convert(&mut weights);
+            if let Some(authors) = &mut authors {
+                authors.put(part, &weights)?;
+            }
             files.insert(name.clone(), self.write_weights(&name, weights)?);
+        }
+        if let Some(authors) = authors {
+            let path = authors.finish()?;
+            let digest =
+                storage::hash::of_file(&path).map_err(|error| unwritable(&path, &error))?;
+            files.insert(fastcomposer::FILE.to_owned(), hex(&digest));
         }
         let facts = self.spec.model.architecture.facts();
         let own = facts.own_file;
@@ -224,6 +262,36 @@ impl Export<'_> {
         Ok(files)
     }
 
+    /// A component's weights under their public names, trained ones in place of the base's.
+    async fn weights(&self, part: Part) -> Result<BTreeMap<String, Weights>, CheckpointError> {
+        let mut weights = self.base_weights(part).await?;
+        let trained = self.trained_weights(&format!("{}.", part.name)).await?;
+        let component = Component::new(part, &self.spec.model);
+        let public = trained.into_iter();
+        weights.extend(public.map(|(name, weights)| component.to_public(&name, weights)));
+        let image = self.spec.model.architecture.image_encoder();
+        if let Some(image) = image.filter(|_| part.name == PRIOR && !weights.is_empty()) {
+            // No job trains them, so without a base they are what they begin as.
+            for (name, value) in [("clip_mean", 0_f32), ("clip_std", 1.0)] {
+                let width = image.projection as usize;
+                let bytes = value.to_le_bytes().repeat(width);
+                let initial = Weights::new(Dtype::F32, &[1, width], bytes);
+                weights.entry(name.to_owned()).or_insert(initial);
+            }
+        }
+        Ok(weights)
+    }
+
+    /// To the type of the export's numbers.
+    fn convert(&self, weights: &mut BTreeMap<String, Weights>) {
+        let convert = if self.half {
+            Weights::convert_to_f16
+        } else {
+            Weights::convert_to_f32
+        };
+        weights.values_mut().for_each(convert);
+    }
+
     /// The components that the job's architecture uses. Shapes and digests of other components of
     /// its base are unknown.
     fn parts(&self) -> impl Iterator<Item = Part> {
@@ -241,7 +309,8 @@ impl Export<'_> {
     /// The folder of a component.
     fn folder(&self, part: Part) -> &'static str {
         let kandinsky = self.spec.model.architecture.kandinsky().is_some();
-        part.also.filter(|_| kandinsky).unwrap_or(part.folder)
+        let is_movq = kandinsky && part.name == "autoencoder";
+        part.also.filter(|_| is_movq).unwrap_or(part.folder)
     }
 
     fn write_text(
@@ -253,51 +322,6 @@ impl Export<'_> {
         write(&self.out.join(name), text.as_bytes())?;
         files.insert(name.to_owned(), hex_sha256(text.as_bytes()));
         Ok(())
-    }
-
-    /// What `DiffusionPipeline.from_pretrained` needs beside the weights. The tokenizer is the
-    /// base's, if it has one in its folder.
-    async fn write_pipeline(
-        &self,
-        files: &mut BTreeMap<String, String>,
-    ) -> Result<(), CheckpointError> {
-        let mut tokenizer = 0;
-        for name in TOKENIZER {
-            let Some(base) = self.base else { break };
-            let name = format!("tokenizer/{name}");
-            if !base.exists(&name).await? {
-                continue;
-            }
-            let bytes = base.read(&name).await?;
-            write(&self.out.join(&name), &bytes)?;
-            files.insert(name, hex_sha256(&bytes));
-            tokenizer += 1;
-        }
-        let Some(texts) = pipeline::files(&self.spec.model, tokenizer > 0) else {
-            return Ok(());
-        };
-        for (name, text) in &texts {
-            self.write_text(name, text, files)?;
-        }
-        self.write_text("README.md", &self.card(tokenizer > 0), files)
-    }
-
-    /// The model card.
-    fn card(&self, tokenizer: bool) -> String {
-        let facts = self.spec.model.architecture.facts();
-        let train = &self.spec.train;
-        let base = self.spec.model.init.as_deref().unwrap_or("random weights");
-        let tokens = if tokenizer {
-            "The tokenizer is the base's."
-        } else {
-            "The base has no tokenizer: pass `tokenizer=` with CLIP's to `from_pretrained`."
-        };
-        format!(
-            "---\nlibrary_name: diffusers\n---\n# {}\n\nTrained for {} steps of {} samples at {} \
-             pixels from {base}. `export.json` names the checkpoint and the SHA-256 of every file. \
-             {tokens}\n",
-            facts.name, train.steps, train.global_batch, self.spec.data.resolution
-        )
     }
 
     /// The trained weights whose names start with `prefix`, by their names without it.
@@ -408,12 +432,7 @@ impl Export<'_> {
         name: &str,
         mut weights: BTreeMap<String, Weights>,
     ) -> Result<String, CheckpointError> {
-        let convert = if self.half {
-            Weights::convert_to_f16
-        } else {
-            Weights::convert_to_f32
-        };
-        weights.values_mut().for_each(convert);
+        self.convert(&mut weights);
         let path = self.out.join(name);
         let invalid = |error: safetensors::SafeTensorError| CheckpointError::Shard {
             path: path.display().to_string(),
@@ -450,7 +469,7 @@ fn is_base_folder(base: &Base, out: &Path) -> bool {
         (Ok(a), Ok(b)) => a == b,
         _ => false,
     };
-    !base.url().ends_with(".safetensors") && base.local().is_some_and(same)
+    !base.is_file() && base.local().is_some_and(same)
 }
 
 /// Something in the folder, if it exists and is not empty.
@@ -471,119 +490,4 @@ fn create_parent(path: &Path) -> Result<(), CheckpointError> {
 
 fn unwritable(path: &Path, error: &std::io::Error) -> CheckpointError {
     CheckpointError::Refused(format!("cannot write {}: {error}", path.display()))
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-    use crate::checkpoint::commit::CheckpointStore;
-    use crate::fixture::{TestCheckpoint, test_checkpoint};
-    use proto::spec::Architecture;
-    use safetensors::{Dtype, SafeTensors};
-
-    const FILE: &str = "unet/diffusion_pytorch_model.safetensors";
-
-    #[tokio::test]
-    async fn an_export_has_every_weight_under_the_name_that_diffusers_knows() {
-        let TestCheckpoint {
-            dir,
-            url,
-            manifest,
-            reference,
-        } = test_checkpoint(2, true).await;
-        let checkpoint = Checkpoint::at(&url, &manifest.job, reference).unwrap();
-        let (whole, half) = (dir.path().join("whole"), dir.path().join("half"));
-        let options = |half| ExportOptions {
-            half,
-            average: true,
-        };
-        let origin = checkpoint.export(&whole, options(false)).await.unwrap();
-        assert_eq!(origin.digest, checkpoint.digest().await.unwrap());
-        assert_eq!(
-            origin.files.keys().collect::<Vec<_>>(),
-            [SCHEDULER_FILE, "unet/config.json", FILE]
-        );
-        assert_eq!(origin.weights, "as trained");
-        let bytes = std::fs::read(whole.join(FILE)).unwrap();
-        assert_eq!(origin.files[FILE], hex_sha256(&bytes));
-        let tensors = SafeTensors::deserialize(&bytes).unwrap();
-        assert_eq!(tensors.len(), 7);
-        let name = "up_blocks.0.resnets.0.norm1.weight";
-        assert_eq!(tensors.tensor(name).unwrap().shape(), [2, 4]);
-
-        let text = std::fs::read_to_string(whole.join(SCHEDULER_FILE)).unwrap();
-        assert!(text.contains("\"prediction_type\": \"epsilon\""), "{text}");
-        // Files of two exports would mix.
-        let error = checkpoint.export(&whole, options(true)).await.unwrap_err();
-        let error = error.to_string();
-        assert!(
-            error.contains("is not empty") && error.contains("choose another"),
-            "{error}"
-        );
-        assert_eq!(std::fs::read(whole.join(FILE)).unwrap(), bytes);
-
-        checkpoint.export(&half, options(true)).await.unwrap();
-        let bytes = std::fs::read(half.join(FILE)).unwrap();
-        let tensors = SafeTensors::deserialize(&bytes).unwrap();
-        assert_eq!(tensors.tensor(name).unwrap().dtype(), Dtype::F16);
-    }
-
-    /// Writes a base that consists of one tensor of an autoencoder.
-    fn put_base(folder: &Path, value: f32) {
-        let bytes = value.to_le_bytes();
-        let view = TensorView::new(Dtype::F32, vec![1], &bytes).unwrap();
-        let file = safetensors::serialize([("decoder.conv_in.bias", view)], None).unwrap();
-        std::fs::create_dir_all(folder).unwrap();
-        std::fs::write(folder.join("autoencoder.safetensors"), file).unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_base_that_has_changed_since_is_refused_with_both_digests_and_nothing_is_written() {
-        let TestCheckpoint {
-            dir,
-            url,
-            mut manifest,
-            reference,
-        } = test_checkpoint(2, false).await;
-        let at = |name: &str| dir.path().join(name);
-        let base_url = format!("file://{}", at("base").display());
-        put_base(&at("base"), 1.5);
-        let base = Base::find(&base_url).await.unwrap();
-        let then = init_digest(&base, Architecture::TextToImage).await.unwrap();
-        manifest.init_digest = Some(then.clone());
-        let model = format!("[model]\ninit = \"{base_url}\"");
-        manifest.job_toml = manifest.job_toml.replace("[model]", &model);
-        let archive = CheckpointStore::open(&url).unwrap();
-        archive.write_manifest(&manifest).await.unwrap();
-        let checkpoint = Checkpoint::at(&url, &manifest.job, reference).unwrap();
-        let options = ExportOptions {
-            half: false,
-            average: true,
-        };
-        let origin = checkpoint.export(&at("first"), options).await.unwrap();
-        let vae = "vae/diffusion_pytorch_model.safetensors";
-        assert!(origin.files.contains_key(vae) && origin.files.contains_key(FILE));
-        let bytes = std::fs::read(at("first").join(vae)).unwrap();
-        let tensors = SafeTensors::deserialize(&bytes).unwrap();
-        assert_eq!(
-            tensors.tensor("decoder.conv_in.bias").unwrap().data(),
-            1.5f32.to_le_bytes()
-        );
-        let error = checkpoint.export(&at("base"), options).await.unwrap_err();
-        assert!(
-            error.to_string().contains("is the base folder of the job"),
-            "{error}"
-        );
-
-        // One bit of one byte.
-        put_base(&at("base"), -1.5);
-        let now = init_digest(&base, Architecture::TextToImage).await.unwrap();
-        let error = checkpoint.export(&at("second"), options).await.unwrap_err();
-        let error = error.to_string();
-        for part in [&base_url, &then, &now, "manifest.json"] {
-            assert!(error.contains(part), "{part} is not in {error}");
-        }
-        assert!(then != now && !at("second").exists());
-    }
 }

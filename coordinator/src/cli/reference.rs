@@ -9,6 +9,7 @@ use model_data::user_image::UserImage;
 use object_store::ObjectStoreExt;
 use proto::pb;
 use proto::sample::{Concept, ImageSource, MaskFile, NamedReference};
+use proto::spec::TrainWork;
 use proto::text::hex_sha256;
 use std::collections::HashMap;
 use std::path::Path;
@@ -189,6 +190,11 @@ pub(crate) async fn store_files(
     upload: Upload,
 ) -> Result<HashMap<String, String>> {
     let mut digests = HashMap::new();
+    let from_file = |it: &NamedReference| matches!(it.from, ImageSource::File { .. });
+    if !references.iter().any(from_file) {
+        return Ok(digests);
+    }
+    let trained_as = trained_work(trained)?;
     for reference in references {
         let ImageSource::File {
             name,
@@ -223,7 +229,13 @@ pub(crate) async fn store_files(
                     .map(|(name, bytes)| (name.as_str(), bytes.as_slice())),
             };
             let mut changes = Vec::new();
-            image.decode(&mut changes)?;
+            let size = image.decode(&mut changes)?.image.dimensions();
+            let side = trained_as.data.resolution;
+            let is_whole = face_box.is_none() && mask.is_none();
+            let refused = trained_as.model.architecture.refuse_size(side, size);
+            if let Some(why) = refused.filter(|_| is_whole) {
+                bail!("sample.references: {name} {why}");
+            }
             for change in changes {
                 errln!("{name}: {}", change.sentence());
             }
@@ -237,6 +249,12 @@ pub(crate) async fn store_files(
         }
     }
     Ok(digests)
+}
+
+/// What the trained job was.
+fn trained_work(trained: &pb::JobView) -> Result<TrainWork> {
+    let file = format!("job.toml of {}", trained.job);
+    Ok(proto::job::parse_training(&file, &trained.job_toml)?)
 }
 
 /// Stores a file under its digest, where ranks look for it.
@@ -349,6 +367,49 @@ mod tests {
         );
     }
 
+    fn trained_toml(architecture: &str) -> String {
+        format!(
+            "name = \"x\"\n[data]\ndataset = \"file:///d\"\nresolution = 32\n[model]\n\
+             architecture = \"{architecture}\"\nsize = \"tiny\"\ninit = \"file:///b\"\n\
+             [train]\nsteps = 1\nglobal_batch = 1\nmicro_batch = 1\n"
+        )
+    }
+
+    #[tokio::test]
+    async fn a_controlnet_takes_a_file_of_the_size_of_its_images_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("me.png");
+        let mut trained = pb::JobView {
+            job: "demo-1".into(),
+            store_url: format!("file://{}/store", dir.path().display()),
+            job_toml: trained_toml("controlnet"),
+            ..Default::default()
+        };
+        let store = async |argument: String, trained: &pb::JobView| {
+            let references = resolve(&flatten(&[argument.parse().unwrap()]))?;
+            store_files(&references, Path::new(""), trained, Upload::No).await
+        };
+        let whole = format!("figure:{}", image.display());
+        image::RgbImage::new(32, 48).save(&image).unwrap();
+        let error = store(whole.clone(), &trained)
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("sample.references: ")
+                && error.contains("me.png has 32x48 pixels")
+                && error.contains("so it must have 32x32"),
+            "{error}"
+        );
+        let boxed = format!("face:{}@0.5,0.5,0.5,0.5", image.display());
+        store(boxed, &trained).await.unwrap();
+        trained.job_toml = trained_toml("ip-adapter");
+        store(whole.clone(), &trained).await.unwrap();
+        trained.job_toml = trained_toml("controlnet");
+        image::RgbImage::new(32, 32).save(&image).unwrap();
+        store(whole, &trained).await.unwrap();
+    }
+
     #[tokio::test]
     async fn files_are_uploaded_to_the_store_and_ids_are_not() {
         let dir = tempfile::tempdir().unwrap();
@@ -357,6 +418,7 @@ mod tests {
         let trained = pb::JobView {
             job: "demo-1".into(),
             store_url: format!("file://{}/store", dir.path().display()),
+            job_toml: trained_toml("retrinet"),
             ..Default::default()
         };
         let parse = |text: &str| flatten(&[text.parse().unwrap()]).swap_remove(0);

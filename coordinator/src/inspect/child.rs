@@ -165,10 +165,7 @@ async fn look_into_base(work: &TrainWork) -> Result<Answer, PinError> {
     let mut files = Vec::new();
     if let Some(url) = &work.model.init {
         let base = Base::find(url).await?;
-        let folder = match url.rsplit_once('/') {
-            Some((folder, file)) if file.ends_with(".safetensors") => folder,
-            _ => url,
-        };
+        let folder = base.folder();
         let parts = base.parts().values();
         let names: Vec<&String> = parts
             .flat_map(|it| it.weights.iter().chain(&it.beside))

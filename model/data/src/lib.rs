@@ -34,6 +34,7 @@ pub mod sample;
 pub mod tags;
 mod text_set;
 mod thrift;
+pub mod tokenizer;
 mod transform;
 pub mod user_image;
 pub mod verify;

@@ -5,6 +5,7 @@ use crate::component::Prefixes;
 use crate::error::ModelError;
 use crate::parameter::{Parameters, Scope};
 use crate::public::Source;
+use crate::sampler::Guidance;
 use image::RgbImage;
 use model_data::example::{Concept, Example};
 use proto::knobs::Knobs;
@@ -140,6 +141,14 @@ pub struct SampleOptions {
 }
 
 impl SampleOptions {
+    /// How its images are guided.
+    pub(crate) fn guided(&self) -> Guidance {
+        Guidance {
+            scale: self.guidance,
+            reference_scale: self.reference_guidance,
+        }
+    }
+
     /// The noise seed of the example at a position. A bijection of positions, so that no two
     /// examples share noise.
     pub(crate) fn noise_seed(&self, position: u64) -> u64 {

@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use zip::ZipArchive;
+use zip::result::ZipError;
 
 /// Bytes that are copied at a time.
 const CHUNK: usize = 1 << 20;
@@ -26,14 +27,29 @@ pub enum ConvertError {
         path: PathBuf,
         source: std::io::Error,
     },
-    #[error("{} is no archive of torch.save (torch 1.6 or newer): {reason}", path.display())]
-    Archive { path: PathBuf, reason: String },
     #[error("{}: {source}", path.display())]
-    Pickle { path: PathBuf, source: PickleError },
+    Archive { path: PathBuf, source: ArchiveError },
     #[error("{} is {found}, which is not supported", path.display())]
     OtherModel { path: PathBuf, found: String },
-    #[error("{} holds no tensors", path.display())]
-    Empty { path: PathBuf },
+}
+
+/// Why a file is not read. The text follows its name.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    #[error("it is no archive of torch.save (torch 1.6 or newer): {0}")]
+    NoArchive(String),
+    #[error(transparent)]
+    Pickle(#[from] PickleError),
+    #[error("it holds no tensors")]
+    Empty,
+    #[error("tensor {name}: {reason}")]
+    Tensor { name: String, reason: String },
+}
+
+impl From<ZipError> for ArchiveError {
+    fn from(error: ZipError) -> Self {
+        Self::NoArchive(error.to_string())
+    }
 }
 
 /// What a conversion did; written beside its result as `<result>.json`.
@@ -76,8 +92,12 @@ pub fn convert(source: &Path, out: &Path) -> Result<Conversion, ConvertError> {
         source: error,
     };
     let file = File::open(source).map_err(read)?;
-    let mut archive = ZipArchive::new(file).map_err(|error| archive_error(source, &error))?;
-    let (root, found) = describe(source, &mut archive)?;
+    let refused = |error: ArchiveError| ConvertError::Archive {
+        path: source.to_owned(),
+        source: error,
+    };
+    let mut archive = ZipArchive::new(file).map_err(|error| refused(error.into()))?;
+    let (root, found) = describe(&mut archive).map_err(refused)?;
     let shapes = found.tensors.iter();
     let shapes = shapes.map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice()));
     let version = foreign(found.tensors.keys().map(String::as_str));
@@ -125,52 +145,48 @@ fn sha256(path: &Path) -> Result<String, ConvertError> {
     Ok(hex(&digest))
 }
 
-fn archive_error(path: &Path, error: &zip::result::ZipError) -> ConvertError {
-    ConvertError::Archive {
-        path: path.to_owned(),
-        reason: error.to_string(),
-    }
-}
-
 /// The folder of the archive's entries, and its tensors.
-fn describe(
-    source: &Path,
-    archive: &mut ZipArchive<File>,
-) -> Result<(String, Pickled), ConvertError> {
-    let refused = |reason: &str| ConvertError::Archive {
-        path: source.to_owned(),
-        reason: reason.to_owned(),
-    };
+///
+/// # Errors
+/// It is no archive of `torch.save`, or holds something else than weights.
+pub(crate) fn describe<R: Read + Seek>(
+    archive: &mut ZipArchive<R>,
+) -> Result<(String, Pickled), ArchiveError> {
+    let refused = |reason: &str| ArchiveError::NoArchive(reason.to_owned());
     let names = archive.file_names().map(str::to_owned);
     let root = names.into_iter().find_map(|name| {
         let root = name.strip_suffix("data.pkl")?;
         (root.ends_with('/') && root.matches('/').count() == 1).then(|| root.to_owned())
     });
     let root = root.ok_or_else(|| refused("it has no data.pkl"))?;
-    if let Ok(mut order) = archive.by_name(&format!("{root}byteorder")) {
+    let byteorder = format!("{root}byteorder");
+    if archive.index_for_name(&byteorder).is_some() {
+        let mut order = archive.by_name(&byteorder)?;
         let mut text = String::new();
         let read = order.by_ref().take(16).read_to_string(&mut text);
         if read.is_err() || text.trim() != "little" {
             return Err(refused("its numbers are not little-endian"));
         }
     }
-    let entry = archive.by_name(&format!("{root}data.pkl"));
-    let mut entry = entry.map_err(|error| archive_error(source, &error))?;
+    let mut entry = archive.by_name(&format!("{root}data.pkl"))?;
     let mut bytes = Vec::new();
     // One byte more than is allowed shows that there are more.
     let limit = pickle::PICKLE_BYTES_MAX as u64 + 1;
     let read = entry.by_ref().take(limit).read_to_end(&mut bytes);
-    read.map_err(|error| ConvertError::Read {
-        path: source.to_owned(),
-        source: error,
-    })?;
-    let found = pickle::read(&bytes).map_err(|error| ConvertError::Pickle {
-        path: source.to_owned(),
-        source: error,
-    })?;
+    read.map_err(|error| refused(&error.to_string()))?;
+    drop(entry);
+    let found = pickle::read(&bytes)?;
     if found.tensors.is_empty() {
-        return Err(ConvertError::Empty {
-            path: source.to_owned(),
+        return Err(ArchiveError::Empty);
+    }
+    let has = |tensor: &PickledTensor| {
+        let entry = format!("{root}data/{}", tensor.storage);
+        tensor.count() == 0 || archive.index_for_name(&entry).is_some()
+    };
+    if let Some((name, _)) = found.tensors.iter().find(|(_, tensor)| !has(tensor)) {
+        return Err(ArchiveError::Tensor {
+            name: name.clone(),
+            reason: "the archive does not have its values".to_owned(),
         });
     }
     Ok((root, found))
@@ -234,8 +250,14 @@ fn copy(
 ) -> Result<(), ConvertError> {
     let damaged = |reason: String| ConvertError::Archive {
         path: source.to_owned(),
-        reason: format!("tensor {name}: {reason}"),
+        source: ArchiveError::Tensor {
+            name: name.to_owned(),
+            reason,
+        },
     };
+    if tensor.count() == 0 {
+        return Ok(());
+    }
     let entry = format!("{root}data/{}", tensor.storage);
     let mut entry = archive
         .by_name_seek(&entry)
@@ -274,24 +296,30 @@ fn copy(
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use zip::write::SimpleFileOptions;
 
-    /// An archive as `torch.save` writes it: a pickle and two halves of storage 0.
-    fn archive(path: &Path, pickle: &[u8]) {
-        let mut file = zip::ZipWriter::new(File::create(path).unwrap());
+    /// An archive of these entries, not compressed.
+    pub(crate) fn archive_with(entries: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut file = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
         let stored =
             SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
-        for (name, bytes) in [("m/data.pkl", pickle), ("m/data/0", &[1, 2, 3, 4][..])] {
-            file.start_file(name, stored).unwrap();
+        for (name, bytes) in entries {
+            file.start_file(*name, stored).unwrap();
             file.write_all(bytes).unwrap();
         }
-        file.finish().unwrap();
+        file.finish().unwrap().into_inner()
+    }
+
+    /// An archive as `torch.save` writes it: a pickle and two halves of storage 0.
+    fn archive(path: &Path, pickle: &[u8]) {
+        let bytes = archive_with(&[("m/data.pkl", pickle), ("m/data/0", &[1, 2, 3, 4])]);
+        std::fs::write(path, bytes).unwrap();
     }
 
     /// A dictionary with one tensor of this name, of two halves.
-    fn pickle(name: &str) -> Vec<u8> {
+    pub(crate) fn pickle(name: &str) -> Vec<u8> {
         let mut bytes = b"\x80\x02}X".to_vec();
         bytes.extend_from_slice(&(name.len() as u32).to_le_bytes());
         bytes.extend_from_slice(name.as_bytes());

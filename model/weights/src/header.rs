@@ -32,6 +32,16 @@ pub(crate) struct Tensor {
     pub(crate) shape: Vec<u64>,
 }
 
+impl Tensor {
+    /// One whose place in the file is not known.
+    pub(crate) fn of_shape(shape: Vec<u64>) -> Self {
+        Self {
+            data_offsets: [0; 2],
+            shape,
+        }
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HeaderError {
     #[error(transparent)]
@@ -157,14 +167,19 @@ pub(crate) fn other_kind(first: &[u8], size: u64) -> Option<String> {
     if text.starts_with("<!doctype html") || text.starts_with("<html") {
         return Some("it is a web page, perhaps of a failed download".to_owned());
     }
-    let convert = "convert it first with `coordinator convert FILE --out FILE.safetensors`";
     if starts(b"PK\x03\x04") {
-        return Some(format!(
-            "it is a PyTorch pickle (a ZIP file), not safetensors; {convert}"
-        ));
+        return Some(
+            "it is a PyTorch pickle (a ZIP file), not safetensors; give it one of the names that \
+             torch.save gives (.bin, .pth, .pt or .ckpt), under which it is read"
+                .to_owned(),
+        );
     }
     if starts(b"\x80\x02") {
-        return Some(format!("it is a pickle, not safetensors; {convert}"));
+        return Some(
+            "it is a pickle of a torch before 1.6, which is not read; load it and save it again \
+             with a newer one"
+                .to_owned(),
+        );
     }
     None
 }

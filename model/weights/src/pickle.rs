@@ -165,17 +165,28 @@ enum Global {
     Storage(Dtype),
 }
 
+/// The storages of torch: name in Python, type in safetensors, size of a value.
+const STORAGES: [(&str, &str, u64); 8] = [
+    ("FloatStorage", "F32", 4),
+    ("HalfStorage", "F16", 2),
+    ("BFloat16Storage", "BF16", 2),
+    ("DoubleStorage", "F64", 8),
+    ("LongStorage", "I64", 8),
+    ("IntStorage", "I32", 4),
+    ("ByteStorage", "U8", 1),
+    ("BoolStorage", "BOOL", 1),
+];
+
+impl Dtype {
+    /// The type of this name in safetensors, and the name of its storage in Python; None if torch
+    /// has none of this program's.
+    pub(crate) fn storage(name: &str) -> Option<(&'static str, Self)> {
+        let found = STORAGES.iter().find(|(_, dtype, _)| *dtype == name);
+        found.map(|(storage, name, size)| (*storage, Self { name, size: *size }))
+    }
+}
+
 fn global(module: &str, name: &str) -> Option<Global> {
-    const STORAGES: [(&str, &str, u64); 8] = [
-        ("FloatStorage", "F32", 4),
-        ("HalfStorage", "F16", 2),
-        ("BFloat16Storage", "BF16", 2),
-        ("DoubleStorage", "F64", 8),
-        ("LongStorage", "I64", 8),
-        ("IntStorage", "I32", 4),
-        ("ByteStorage", "U8", 1),
-        ("BoolStorage", "BOOL", 1),
-    ];
     match (module, name) {
         ("collections", "OrderedDict") => Some(Global::OrderedDict),
         ("torch._utils", "_rebuild_tensor_v2") => Some(Global::RebuildTensor),

@@ -88,6 +88,18 @@ impl ControlNet {
         }
     }
 
+    /// Why a user's image of this size cannot be the hint of images of `side` pixels.
+    pub(super) fn refuse_size(side: u32, (width, height): (u32, u32)) -> Option<String> {
+        ((width, height) != (side, side)).then(|| {
+            format!(
+                "has {width}x{height} pixels; a controlnet's hint lies on the image pixel by \
+                 pixel, so it must have {side}x{side}, the job's data.resolution: resize it or \
+                 put it on a pad, or give its face box or mask, with which it is prepared as a \
+                 sample of the data set is"
+            )
+        })
+    }
+
     /// Number of residuals: one for each skip connection, and the middle's.
     #[must_use]
     pub fn residuals(&self) -> usize {

@@ -409,6 +409,17 @@ impl ArchitectureSpec {
         }
     }
 
+    /// Why a user's image of this size, which is used whole, cannot be a reference of images of
+    /// `side` pixels. None: it can be.
+    #[must_use]
+    pub fn refuse_size(&self, side: u32, size: (u32, u32)) -> Option<String> {
+        match self {
+            Self::ControlNet(_) => ControlNet::refuse_size(side, size),
+            // They see it on a pad, or through an image encoder.
+            _ => None,
+        }
+    }
+
     /// All its fields, in the tables of job.toml.
     pub(crate) fn write(&self, written: &mut Written) {
         if let Some(autoencoder) = self.autoencoder() {

@@ -13,20 +13,16 @@ const CLIP_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 const CLIP_STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 
 /// File names in the exported folder and their contents; None: `diffusers` has no pipeline for the
-/// model. `tokenizer`: whether the folder has one.
+/// model as it is.
 #[must_use]
-pub fn files(model: &Model, tokenizer: bool) -> Option<Vec<(String, String)>> {
+pub fn files(model: &Model) -> Option<Vec<(String, String)>> {
     let architecture = &model.architecture;
     let noise = architecture.noise()?;
     let own = architecture.facts().own_file;
     let is_prior = architecture.diffusion().is_none();
     let mut files = Vec::new();
     let mut put = |name: &str, value: Value| files.push((name.to_owned(), format!("{value:#}\n")));
-    let tokens = if tokenizer {
-        json!(["transformers", "CLIPTokenizer"])
-    } else {
-        json!([null, null])
-    };
+    let tokens = json!(["transformers", "CLIPTokenizer"]);
     let none = json!([null, null]);
     let (class, scheduler, components) = if is_prior {
         let image = architecture.image_encoder()?;
@@ -54,7 +50,7 @@ pub fn files(model: &Model, tokenizer: bool) -> Option<Vec<(String, String)>> {
         });
         ("KandinskyV22Pipeline", ddpm(&noise), components)
     } else if own == Some(UNCLIP) {
-        // The variant of Stable Diffusion's shape is ours.
+        // The variant of Stable Diffusion's shape is ours: see `unclip_files`.
         return None;
     } else {
         let mut components = json!({
@@ -93,6 +89,27 @@ pub fn files(model: &Model, tokenizer: bool) -> Option<Vec<(String, String)>> {
     }
     put("model_index.json", Value::Object(index));
     Some(files)
+}
+
+/// File names and contents of the pipeline of the variant `unclip-sd15`, whose networks are written
+/// as [`super::write::unclip`] says; None: the model is another.
+#[must_use]
+pub fn unclip_files(model: &Model) -> Option<Vec<(String, String)>> {
+    super::write::unclip(model, 64)?;
+    let index = json!({
+        "_class_name": "KandinskyV22Pipeline",
+        "_diffusers_version": DIFFUSERS,
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "movq": ["diffusers", "VQModel"],
+    });
+    let scheduler = ddpm(&model.architecture.noise()?);
+    let files = [
+        ("model_index.json", index),
+        ("scheduler/scheduler_config.json", scheduler),
+    ];
+    let texts = files.map(|(name, value)| (name.to_owned(), format!("{value:#}\n")));
+    Some(texts.to_vec())
 }
 
 fn preprocessor(side: u32) -> Value {
@@ -172,7 +189,7 @@ mod tests {
              [train]\nsteps = 1\nglobal_batch = 1\nmicro_batch = 1\n"
         );
         let model = crate::job::parse_training("job.toml", &text).unwrap().model;
-        let files = files(&model, true)?.into_iter();
+        let files = files(&model)?.into_iter();
         let parsed = files.map(|(name, text)| (name, serde_json::from_str(&text).unwrap()));
         Some(parsed.collect())
     }

@@ -48,6 +48,32 @@ pub fn config(component: &str, model: &Model, resolution: u32) -> Option<String>
     Some(format!("{config:#}\n"))
 }
 
+/// The configs of a decoder of the variant `unclip-sd15` as the pipeline of Kandinsky 2.2 expects
+/// its networks: the U-Net, which holds the projections of the image embedding and has channels for
+/// a variance, and the autoencoder as a `VQModel`. None: the model is another.
+#[must_use]
+pub fn unclip(model: &Model, resolution: u32) -> Option<[String; 2]> {
+    let architecture = &model.architecture;
+    let is_unclip = architecture.facts().own_file == Some(UNCLIP);
+    if !is_unclip || architecture.kandinsky().is_some() {
+        return None;
+    }
+    let (config, autoencoder) = (architecture.unet()?, architecture.autoencoder()?);
+    let mut drawer = unet(config, resolution / autoencoder.factor());
+    drawer["addition_embed_type"] = json!("image");
+    drawer["encoder_hid_dim"] = json!(architecture.image_encoder()?.projection);
+    drawer["encoder_hid_dim_type"] = json!("image_proj");
+    drawer["out_channels"] = json!(2 * config.latent_channels);
+    let mut movq = self::autoencoder(autoencoder, resolution);
+    movq["_class_name"] = json!("VQModel");
+    // Latents are scaled by its weights.
+    movq["scaling_factor"] = json!(1.0);
+    movq["norm_type"] = json!("group");
+    movq["num_vq_embeddings"] = json!(1);
+    movq["vq_embed_dim"] = json!(autoencoder.latent_channels);
+    Some([drawer, movq].map(|config| format!("{config:#}\n")))
+}
+
 fn movq(job: &KandinskyDecoder, resolution: u32) -> Value {
     let layout = job.movq_layout();
     let [down, up] = movq_blocks(layout.widths.len());

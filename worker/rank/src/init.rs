@@ -1,12 +1,15 @@
 //! Base weights: resolves the job's `init` URL to local files. A `file://` base is used in place.
 //! Any other base is downloaded once into a cache folder that is named by a hash of the objects'
-//! metadata, so that a changed object is downloaded again. Cached files are hashed during the
-//! download and verified at each use. File contents are not parsed here but by the model.
+//! metadata, so that a changed object is downloaded again. Files of `torch.save` of any base are
+//! converted to safetensors once, into a folder of their own beside it. Cached files are hashed
+//! when they are written and verified at each use. File contents are not parsed here but by the
+//! model.
 
 use anyhow::{Context, bail, ensure};
 use base_weights::base::{Base, BaseError};
 use futures::StreamExt;
 use object_store::ObjectStoreExt;
+use proto::public::base::converted_name;
 use proto::spec::{Architecture, Model};
 use proto::text::{hex, hex_sha256};
 use sha2::{Digest, Sha256};
@@ -31,26 +34,26 @@ pub(crate) async fn fetch(
     let attempt = async {
         let base = Base::find(url).await?;
         base.suits(model).await?;
-        let required = RequiredFiles::of(&base, model.architecture.kind());
+        let kind = model.architecture.kind();
+        let base = converted(base, kind, cache).await?;
+        let required = RequiredFiles::of(&base, kind);
         let folder = match base.local() {
             Some(folder) => folder.to_owned(),
-            None => cached(&base, &required, cache).await?,
+            None if required.files.is_empty() => PathBuf::new(),
+            None => cached(&base, &required.files, cache).await?,
         };
         compare_with_export(&base, &required, &folder).await?;
-        let locations = required.locations.into_iter();
-        anyhow::Ok(
-            locations
-                .map(|(name, location)| (name, folder.join(location)))
-                .collect(),
-        )
+        let locations = base.taken_over(kind).map(|(name, component)| {
+            let folder = base.converted_folder(name).unwrap_or(&folder);
+            (name.to_owned(), folder.join(&component.at))
+        });
+        anyhow::Ok(locations.collect())
     };
     attempt.await.with_context(|| format!("model.init {url}"))
 }
 
-/// The files of a base that a job needs.
+/// The files that a job needs of a base as it is, without those that were converted.
 struct RequiredFiles {
-    /// File or folder of each component, relative to the base's folder.
-    locations: BTreeMap<String, String>,
     /// All files to download.
     files: BTreeSet<String>,
     /// The weight files among them.
@@ -59,69 +62,111 @@ struct RequiredFiles {
 
 impl RequiredFiles {
     fn of(base: &Base, architecture: Architecture) -> Self {
+        let as_it_is = |it: &(&'static str, _)| base.converted_folder(it.0).is_none();
         let mut required = Self {
-            locations: BTreeMap::new(),
             files: BTreeSet::new(),
             weights: BTreeSet::new(),
         };
-        for (name, component) in base.taken_over(architecture) {
-            required
-                .locations
-                .insert(name.to_owned(), component.at.clone());
-            required
-                .files
-                .extend(component.weights.iter().chain(&component.beside).cloned());
+        for (_, component) in base.taken_over(architecture).filter(as_it_is) {
+            required.files.extend(component.files().cloned());
             required.weights.extend(component.weights.iter().cloned());
         }
         required
     }
 }
 
-/// The cache folder with a remote base's files. The first rank of a node downloads them while the
-/// others wait for the lock.
-async fn cached(base: &Base, required: &RequiredFiles, cache: &Path) -> anyhow::Result<PathBuf> {
-    let folder = cache.join(version(base, required).await?);
+/// The base with its files of `torch.save` converted to safetensors, once, in the cache.
+async fn converted(base: Base, kind: Architecture, cache: &Path) -> anyhow::Result<Base> {
+    let files = base.pickled_files(kind);
+    if files.is_empty() {
+        return Ok(base);
+    }
+    let name = format!("{}-safetensors", version(&base, &files).await?);
+    let folder = kept(&cache.join(name), async |partial| {
+        tracing::info!(
+            ?files,
+            of = base.url(),
+            "converting base weights to safetensors"
+        );
+        let mut hashes = Hashes::new();
+        for done in base.convert(kind, partial).await? {
+            tracing::info!(
+                source = done.source,
+                source_sha256 = done.source_sha256,
+                sha256 = done.sha256,
+                tensors = done.tensors,
+                without = done.ignored.len(),
+                "converted base weights"
+            );
+        }
+        for name in &files {
+            let name = converted_name(name);
+            hashes.insert(name.clone(), hash_file(&partial.join(&name))?);
+        }
+        Ok(hashes)
+    })
+    .await?;
+    Ok(base.with_converted(kind, folder)?)
+}
+
+/// The cache folder with a remote base's files.
+async fn cached(base: &Base, files: &BTreeSet<String>, cache: &Path) -> anyhow::Result<PathBuf> {
+    let folder = cache.join(version(base, files).await?);
+    kept(&folder, async |partial| {
+        let mut hashes = Hashes::new();
+        for name in files {
+            tracing::info!(file = name, of = base.url(), "downloading base weights");
+            let hash = download(base, name, &partial.join(name)).await?;
+            hashes.insert(name.clone(), hash);
+        }
+        Ok(hashes)
+    })
+    .await
+}
+
+/// A folder of the cache. The first rank of a node fills it, and says the hash of each file, while
+/// the others wait for the lock.
+async fn kept(
+    folder: &Path,
+    fill: impl AsyncFnOnce(&Path) -> anyhow::Result<Hashes>,
+) -> anyhow::Result<PathBuf> {
+    let cache = folder.parent().unwrap_or(folder);
     std::fs::create_dir_all(cache).with_context(|| format!("cannot create {}", cache.display()))?;
     let lock = std::fs::File::create(folder.with_extension("lock"))?;
     // Held until it is dropped or this process exits.
     lock.lock()
         .with_context(|| format!("cannot lock {}", folder.display()))?;
     if folder.is_dir() {
-        match verify_cached(&folder) {
-            Ok(()) => return Ok(folder),
+        match verify_cached(folder) {
+            Ok(()) => return Ok(folder.to_owned()),
             Err(error) => {
                 tracing::warn!(
                     folder = %folder.display(),
-                    "downloading base weights again: {error:#}"
+                    "fetching base weights again: {error:#}"
                 );
             }
         }
-        std::fs::remove_dir_all(&folder)?;
+        std::fs::remove_dir_all(folder)?;
     }
     let partial = folder.with_extension("partial");
     if partial.is_dir() {
         std::fs::remove_dir_all(&partial)?;
     }
-    let mut hashes = Hashes::new();
-    for name in &required.files {
-        tracing::info!(file = name, of = base.url(), "downloading base weights");
-        hashes.insert(
-            name.clone(),
-            download(base, name, &partial.join(name)).await?,
-        );
-    }
+    std::fs::create_dir_all(&partial)
+        .with_context(|| format!("cannot create {}", partial.display()))?;
+    let hashes = fill(&partial).await?;
     std::fs::write(
         partial.join(HASHES_FILE),
         serde_json::to_vec_pretty(&hashes)?,
     )?;
-    std::fs::rename(&partial, &folder)?;
-    Ok(folder)
+    std::fs::rename(&partial, folder)?;
+    Ok(folder.to_owned())
 }
 
 /// Identifies the current objects: a hash of the URL and of the sizes and versions of all files.
-async fn version(base: &Base, required: &RequiredFiles) -> anyhow::Result<String> {
+async fn version(base: &Base, files: &BTreeSet<String>) -> anyhow::Result<String> {
     let mut text = base.url().to_owned();
-    for name in &required.files {
+    for name in files {
         let (store, path) = base.object(name);
         let meta = store
             .head(&path)
@@ -285,7 +330,7 @@ mod tests {
         let folder = async || {
             let base = Base::find(&url).await.unwrap();
             let required = RequiredFiles::of(&base, Architecture::Autoencoder);
-            cached(&base, &required, cache.path()).await.unwrap()
+            cached(&base, &required.files, cache.path()).await.unwrap()
         };
         let first = folder().await;
         let weights = first.join("vae/model.safetensors");
@@ -311,5 +356,59 @@ mod tests {
             std::fs::read(second.join("vae/model.safetensors")).unwrap(),
             b"second"
         );
+    }
+
+    /// A file of `torch.save` is converted once for each state of it, and again if the result is
+    /// damaged; whether the base is local or not is all the same.
+    #[tokio::test]
+    async fn a_pickle_is_converted_once_into_the_cache() {
+        let (remote, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let save = |name: &str, values: &[f32]| {
+            let path = remote.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            let mut file = base_weights::torch_file::TorchFile::create(&path).unwrap();
+            let bytes: Vec<u8> = values.iter().flat_map(|it| it.to_le_bytes()).collect();
+            file.put("a", "F32", &[values.len() as u64], &bytes)
+                .unwrap();
+            file.finish().unwrap();
+        };
+        save("vae/diffusion_pytorch_model.bin", &[1.0]);
+        put(remote.path(), "unet.safetensors", WEIGHTS);
+        put(remote.path(), "text_encoder.safetensors", WEIGHTS);
+        let url = format!("file://{}", remote.path().display());
+        let fetch = async || {
+            fetch(&url, &model("text-to-image"), cache.path())
+                .await
+                .unwrap()
+        };
+        let found = fetch().await;
+        let vae = found["autoencoder"].clone();
+        assert!(
+            vae.starts_with(cache.path()) && vae.ends_with("vae"),
+            "{found:?}"
+        );
+        assert_eq!(found["unet"], remote.path().join("unet.safetensors"));
+        let weights = vae.join("diffusion_pytorch_model.safetensors");
+        let bytes = std::fs::read(&weights).unwrap();
+        assert!(bytes.ends_with(&1f32.to_le_bytes()));
+        let record = vae.join("diffusion_pytorch_model.safetensors.json");
+        let record = std::fs::read_to_string(record).unwrap();
+        let source = std::fs::read(remote.path().join("vae/diffusion_pytorch_model.bin")).unwrap();
+        assert!(
+            record.contains(&hex_sha256(&source)) && record.contains(&hex_sha256(&bytes)),
+            "{record}"
+        );
+        put(&vae, "mark", b"");
+        assert_eq!(fetch().await, found);
+        assert!(vae.join("mark").exists(), "it is converted once");
+        std::fs::write(&weights, b"damaged").unwrap();
+        assert_eq!(fetch().await, found);
+        assert_eq!(std::fs::read(&weights).unwrap(), bytes);
+        // Another size, so that the version differs whatever the clock's resolution.
+        save("vae/diffusion_pytorch_model.bin", &[1.0, 2.0]);
+        let second = fetch().await["autoencoder"].clone();
+        assert_ne!(second, vae);
+        let bytes = std::fs::read(second.join("diffusion_pytorch_model.safetensors")).unwrap();
+        assert!(bytes.ends_with(&2f32.to_le_bytes()));
     }
 }

@@ -14,7 +14,6 @@ use crate::diffusion::{self, LatentDiffusion};
 use crate::error::ModelError;
 use crate::parameter::{Parameters, Scope};
 use crate::public::Source;
-use crate::sampler::{guide, guide_by_references};
 use crate::unet::{UNet, UNetInputs};
 use image::RgbImage;
 use model_data::example::Example;
@@ -60,9 +59,10 @@ impl Architecture for ControlNet {
         let job = &self.0.diffusion;
         let layout = UNetLayout::from(&job.unet);
         let hint = hint_widths(job.autoencoder.factor());
+        let (diffusion, unet) = LatentDiffusion::with_unet(scope, job, spec, options)?;
         Ok(Box::new(ControlNetNetwork {
-            diffusion: LatentDiffusion::new(scope, job, spec, options)?,
-            unet: UNet::new(&scope.sub("unet"), &layout),
+            diffusion,
+            unet,
             branch: ControlBranch::new(&scope.sub("controlnet"), &layout, &hint),
         }))
     }
@@ -120,12 +120,8 @@ impl Network for ControlNetNetwork {
         let examples = std::slice::from_ref(example);
         let batch = self.diffusion.batch(examples, Some(HINTS))?;
         let (batch, hints) = batch.split_references();
-        let by_references = options.reference_guidance != 1.0;
-        let guided = options.guidance != 1.0 || by_references;
-        let mut prompts = batch.prompts.clone();
-        if guided {
-            prompts.insert(0, options.negative_prompt.clone());
-        }
+        let guidance = options.guided();
+        let prompts = guidance.prompts(&batch.prompts, &options.negative_prompt);
         let text = self.diffusion.text_states(&prompts);
         let hint = self.hints(&hints);
         let scales = scales(&options.knobs, self.branch.outputs());
@@ -136,25 +132,18 @@ impl Network for ControlNetNetwork {
         let control = Control {
             hint: &hint,
             scales: &scales,
-            kept: (guess && guided).then_some(&conditional),
+            kept: (guess && guidance.has_halves()).then_some(&conditional),
         };
         self.diffusion
             .sample(example, options, |latents, timesteps| {
                 let latents = latents.to_kind(self.diffusion.dtype());
                 let inputs = UNetInputs::new(&latents, timesteps, &text);
                 let predicted = predict(&self.unet, &self.branch, &inputs, &control);
-                let predicted = predicted.to_kind(Kind::Float);
-                if by_references {
+                guidance.guided(predicted.to_kind(Kind::Float), || {
                     let text = text.narrow(0, 0, 1);
                     let inputs = UNetInputs::new(&latents, timesteps, &text);
-                    let unconditional = self.unet.forward(&inputs).to_kind(Kind::Float);
-                    let (scale, reference_scale) = (options.guidance, options.reference_guidance);
-                    guide_by_references(&unconditional, &predicted, scale, reference_scale)
-                } else if guided {
-                    guide(&predicted, options.guidance)
-                } else {
-                    predicted
-                }
+                    self.unet.forward(&inputs).to_kind(Kind::Float)
+                })
             })
     }
 }

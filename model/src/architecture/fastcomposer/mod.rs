@@ -16,14 +16,14 @@ use crate::error::ModelError;
 use crate::noise::{Purpose, uniform};
 use crate::parameter::{Parameters, Scope};
 use crate::public::Source;
-use crate::sampler::guide;
+use crate::sampler::Guidance;
 use crate::unet::{Columns, UNet, UNetInputs};
-use crate::vision::{ImageEncoder, views};
+use crate::vision::Tower;
 use fusion::token_index;
 use image::RgbImage;
 use model_data::example::Example;
 use proto::architecture::{POSTFUSE, TRAINED_LAYERS};
-use proto::layout::{ImageLayout, UNetLayout};
+use proto::layout::UNetLayout;
 use proto::spec::{Component, TrainWork};
 use std::path::Path;
 use tch::{Kind, Tensor};
@@ -73,13 +73,12 @@ impl Architecture for FastComposer {
     ) -> Result<Box<dyn Network>, ModelError> {
         let job = &self.0;
         let layout = UNetLayout::from(&job.diffusion.unet);
-        let image = ImageLayout::from(&job.image_encoder);
+        let (diffusion, unet) = LatentDiffusion::with_unet(scope, &job.diffusion, spec, options)?;
         Ok(Box::new(FastComposerNetwork {
-            diffusion: LatentDiffusion::new(scope, &job.diffusion, spec, options)?,
-            unet: UNet::new(&scope.sub("unet"), &layout),
-            image: ImageEncoder::new(&scope.sub("image_encoder"), &image),
+            diffusion,
+            unet,
+            image: Tower::new(scope, &job.image_encoder),
             fusion: Fusion::new(&scope.sub(POSTFUSE), layout.context_dim),
-            side: image.side,
             layout,
             job: job.clone(),
         }))
@@ -108,11 +107,9 @@ impl Architecture for FastComposer {
 struct FastComposerNetwork {
     diffusion: LatentDiffusion,
     unet: UNet,
-    image: ImageEncoder,
+    image: Tower,
     fusion: Fusion,
     layout: UNetLayout,
-    /// Side of the image encoder's images.
-    side: i64,
     job: proto::architecture::FastComposer,
 }
 
@@ -139,8 +136,8 @@ impl FastComposerNetwork {
         let positions: Vec<Option<usize>> = kept
             .map(|(position, dropped)| position.filter(|_| !dropped))
             .collect();
-        let views = views(examples, OBJECTS, self.side, self.diffusion.device())?;
-        let embeddings = self.image.forward(&views.to_kind(self.diffusion.dtype()));
+        let options = (self.diffusion.dtype(), self.diffusion.device());
+        let embeddings = self.image.references(examples, OBJECTS, options)?;
         Ok(Subjects {
             fused: self.fusion.forward(&plain, &embeddings, &positions),
             plain,
@@ -237,19 +234,16 @@ impl Network for FastComposerNetwork {
                 ),
             });
         }
-        let guided = options.guidance != 1.0;
-        let with_negative = |text: &Tensor, negative: &Tensor| {
-            if guided {
-                Tensor::cat(&[negative, text], 0)
-            } else {
-                text.shallow_clone()
-            }
+        let guidance = Guidance {
+            scale: options.guidance,
+            // Its subject is a word of the prompt.
+            reference_scale: 1.0,
         };
         let negative = std::slice::from_ref(&options.negative_prompt);
         let negative = self.diffusion.text_states(negative);
         let (plain, fused) = (
-            with_negative(&subjects.plain, &negative),
-            with_negative(&subjects.fused, &negative),
+            guidance.halves(&subjects.plain, &negative),
+            guidance.halves(&subjects.fused, &negative),
         );
         let alpha = options.knobs.alpha.unwrap_or(ALPHA);
         let plain_until = ((1.0 - alpha) * f64::from(options.steps)).floor() as u32;
@@ -261,12 +255,8 @@ impl Network for FastComposerNetwork {
                 step += 1;
                 let latents = latents.to_kind(self.diffusion.dtype());
                 let inputs = UNetInputs::new(&latents, timesteps, text);
-                let predicted = self.unet.forward(&inputs).to_kind(Kind::Float);
-                if guided {
-                    guide(&predicted, options.guidance)
-                } else {
-                    predicted
-                }
+                let predict = || self.unet.forward(&inputs).to_kind(Kind::Float);
+                guidance.guided(predict(), predict)
             })
     }
 }

@@ -14,12 +14,11 @@ use crate::diffusion::{self, LatentDiffusion};
 use crate::error::ModelError;
 use crate::parameter::{Parameters, Scope};
 use crate::public::Source;
-use crate::sampler::{guide, guide_by_references};
 use crate::unet::{ImageContext, UNet, UNetInputs};
-use crate::vision::{ImageEncoder, views};
+use crate::vision::Tower;
 use image::RgbImage;
 use model_data::example::Example;
-use proto::layout::{ImageLayout, UNetLayout};
+use proto::layout::UNetLayout;
 use proto::spec::{Component, TrainWork};
 use std::path::Path;
 use tch::{Kind, Tensor};
@@ -57,13 +56,13 @@ impl Architecture for IpAdapter {
     ) -> Result<Box<dyn Network>, ModelError> {
         let job = &self.0;
         let layout = UNetLayout::from(&job.diffusion.unet);
-        let image = ImageLayout::from(&job.image_encoder);
+        let embedding = job.image_encoder.projection.into();
+        let (diffusion, unet) = LatentDiffusion::with_unet(scope, &job.diffusion, spec, options)?;
         Ok(Box::new(IpAdapterNetwork {
-            diffusion: LatentDiffusion::new(scope, &job.diffusion, spec, options)?,
-            unet: UNet::new(&scope.sub("unet"), &layout),
-            image: ImageEncoder::new(&scope.sub("image_encoder"), &image),
-            adapter: Adapter::new(&scope.sub("ip_adapter"), &layout, image.projection),
-            side: image.side,
+            diffusion,
+            unet,
+            image: Tower::new(scope, &job.image_encoder),
+            adapter: Adapter::new(&scope.sub("ip_adapter"), &layout, embedding),
             references: job.references.count as usize,
         }))
     }
@@ -81,10 +80,8 @@ impl Architecture for IpAdapter {
 struct IpAdapterNetwork {
     diffusion: LatentDiffusion,
     unet: UNet,
-    image: ImageEncoder,
+    image: Tower,
     adapter: Adapter,
-    /// Side of the image encoder's images.
-    side: i64,
     /// References per example in training.
     references: usize,
 }
@@ -92,8 +89,8 @@ struct IpAdapterNetwork {
 impl IpAdapterNetwork {
     /// Embeddings of the references, [B, N, projection].
     fn embeddings(&self, examples: &[Example], count: usize) -> Result<Tensor, ModelError> {
-        let views = views(examples, count, self.side, self.diffusion.device())?;
-        let embeddings = self.image.forward(&views.to_kind(self.diffusion.dtype()));
+        let options = (self.diffusion.dtype(), self.diffusion.device());
+        let embeddings = self.image.references(examples, count, options)?;
         Ok(embeddings.unflatten(0, [examples.len() as i64, count as i64]))
     }
 
@@ -140,38 +137,22 @@ impl Network for IpAdapterNetwork {
         let examples = std::slice::from_ref(example);
         let embeddings = self.embeddings(examples, example.references.len())?;
         let batch = self.diffusion.batch(examples, None)?;
-        let by_references = options.reference_guidance != 1.0;
-        let guided = options.guidance != 1.0 || by_references;
-        let (mut prompts, mut tokens) = (batch.prompts.clone(), self.adapter.tokens(&embeddings));
-        let without = self.adapter.tokens(&embeddings.zeros_like());
-        if guided {
-            prompts.insert(0, options.negative_prompt.clone());
-            tokens = Tensor::cat(&[&without, &tokens], 0);
-        }
+        let guidance = options.guided();
+        let prompts = guidance.prompts(&batch.prompts, &options.negative_prompt);
         let text = self.diffusion.text_states(&prompts);
+        let tokens = self.adapter.tokens(&embeddings);
+        let without = self.adapter.tokens(&embeddings.zeros_like());
         let scale = options.knobs.image_scale.unwrap_or(1.0);
-        // With guidance by the references, both halves see them; the third prediction does not.
-        let both = if by_references {
-            let with = tokens.narrow(0, 1, 1);
-            Tensor::cat(&[&with, &with], 0)
-        } else {
-            tokens
-        };
+        let both = guidance.halves(&tokens, &without);
         let image = self.adapter.context(&both, scale);
         let image_without = self.adapter.context(&without, scale);
         self.diffusion
             .sample(example, options, |latents, timesteps| {
                 let predicted = self.predict(latents, timesteps, &text, &image);
-                if by_references {
+                guidance.guided(predicted, || {
                     let text = text.narrow(0, 0, 1);
-                    let unconditional = self.predict(latents, timesteps, &text, &image_without);
-                    let (scale, reference_scale) = (options.guidance, options.reference_guidance);
-                    guide_by_references(&unconditional, &predicted, scale, reference_scale)
-                } else if guided {
-                    guide(&predicted, options.guidance)
-                } else {
-                    predicted
-                }
+                    self.predict(latents, timesteps, &text, &image_without)
+                })
             })
     }
 }

@@ -14,13 +14,12 @@ use crate::diffusion::{Coder, LatentDiffusion, PLAIN_TERMS};
 use crate::error::ModelError;
 use crate::parameter::{Parameters, Scope};
 use crate::public::Source;
-use crate::sampler::{guide, guide_by_references};
 use crate::unet::{UNet, UNetInputs, repeat_batch};
-use crate::vision::{ImageEncoder, views};
+use crate::vision::Tower;
 use image::RgbImage;
 use model_data::example::Example;
 use proto::architecture::{DecoderVariant, IMAGE_TOKENS, KandinskyDecoder as Job, PRIOR, UNCLIP};
-use proto::layout::{ImageLayout, UNetLayout};
+use proto::layout::UNetLayout;
 use proto::spec::{Component, TrainWork};
 use std::path::Path;
 use tch::{Kind, Tensor};
@@ -74,7 +73,6 @@ impl Architecture for KandinskyDecoder {
     ) -> Result<Box<dyn Network>, ModelError> {
         let job = &self.0;
         let (text, image) = (&job.diffusion.text_encoder, &job.image_encoder);
-        let layout = ImageLayout::from(image);
         let autoencoder = scope.sub("autoencoder");
         let (coder, drawer) = match job.variant {
             DecoderVariant::Kandinsky22 => (
@@ -83,19 +81,18 @@ impl Architecture for KandinskyDecoder {
             ),
             DecoderVariant::UnclipSd15 => (
                 Coder::kl(&autoencoder, &(&job.diffusion.autoencoder).into()),
-                Drawer::unclip(scope, job, layout.projection),
+                Drawer::unclip(scope, job, image.projection.into()),
             ),
         };
         Ok(Box::new(DecoderNetwork {
             diffusion: LatentDiffusion::without_text(coder, &job.diffusion, spec, options)?,
             drawer,
-            image: ImageEncoder::new(&scope.sub("image_encoder"), &layout),
+            image: Tower::new(scope, image),
             prior: job.with_prior.then(|| {
                 let prompts = PriorPrompts::new(scope, &job.prior.text_layout(text, image));
                 let prior = Prior::new(&scope.sub(PRIOR), &job.prior.layout(text, image));
                 (prompts, prior)
             }),
-            side: layout.side,
         }))
     }
 
@@ -169,25 +166,22 @@ impl Drawer {
 struct DecoderNetwork {
     diffusion: LatentDiffusion,
     drawer: Drawer,
-    image: ImageEncoder,
+    image: Tower,
     prior: Option<(PriorPrompts, Prior)>,
-    /// Side of the image encoder's images.
-    side: i64,
 }
 
 impl DecoderNetwork {
     /// Embeddings of the references, [B, projection].
     fn embeddings(&self, examples: &[Example]) -> Result<Tensor, ModelError> {
-        let views = views(examples, REFERENCES, self.side, self.diffusion.device())?;
-        Ok(self.image.forward(&views.to_kind(self.diffusion.dtype())))
+        let options = (self.diffusion.dtype(), self.diffusion.device());
+        self.image.references(examples, REFERENCES, options)
     }
 
     /// The embedding of an image whose normalized values are zero, [1, projection]: what images are
     /// guided away from.
     fn nothing(&self) -> Tensor {
         let options = (self.diffusion.dtype(), self.diffusion.device());
-        self.image
-            .forward(&Tensor::zeros([1, 3, self.side, self.side], options))
+        self.image.nothing(options)
     }
 }
 
@@ -228,28 +222,16 @@ impl Network for DecoderNetwork {
             let seed = options.noise_seed(example.position);
             embedding = prompts.moved(prior, &embedding, texts, knobs, seed)?;
         }
-        let by_references = options.reference_guidance != 1.0;
-        let guided = options.guidance != 1.0 || by_references;
-        let nothing = self.nothing();
-        let embeddings = match (guided, by_references) {
-            (false, _) => embedding,
-            (true, false) => Tensor::cat(&[&nothing, &embedding], 0),
-            // The prompt reaches the U-Net through the embedding alone, so both halves are it.
-            (true, true) => Tensor::cat(&[&embedding, &embedding], 0),
-        };
+        let (guidance, nothing) = (options.guided(), self.nothing());
+        // The prompt reaches the U-Net through the embedding alone.
+        let embeddings = guidance.halves(&embedding, &nothing);
         self.diffusion
             .sample(example, options, |latents, timesteps| {
                 let latents = latents.to_kind(self.diffusion.dtype());
                 let predicted = self.drawer.predict(&latents, timesteps, &embeddings);
-                if by_references {
-                    let unconditional = self.drawer.predict(&latents, timesteps, &nothing);
-                    let (scale, reference_scale) = (options.guidance, options.reference_guidance);
-                    guide_by_references(&unconditional, &predicted, scale, reference_scale)
-                } else if guided {
-                    guide(&predicted, options.guidance)
-                } else {
-                    predicted
-                }
+                guidance.guided(predicted, || {
+                    self.drawer.predict(&latents, timesteps, &nothing)
+                })
             })
     }
 }

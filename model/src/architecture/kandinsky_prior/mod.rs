@@ -15,11 +15,10 @@ use crate::error::ModelError;
 use crate::noise::{self, Purpose};
 use crate::parameter::Scope;
 use crate::schedule::NoiseSchedule;
-use crate::vision::{ImageEncoder, target_views};
+use crate::vision::Tower;
 use image::RgbImage;
 use model_data::example::Example;
 use proto::architecture::KandinskyPrior as Job;
-use proto::layout::ImageLayout;
 use proto::spec::{Component, TrainWork};
 use tch::{Kind, Tensor};
 
@@ -48,13 +47,11 @@ impl Architecture for KandinskyPrior {
     ) -> Result<Box<dyn Network>, ModelError> {
         let job = &self.0;
         let (text, image) = (&job.text_encoder, &job.image_encoder);
-        let layout = ImageLayout::from(image);
         Ok(Box::new(PriorNetwork {
             prompts: PriorPrompts::new(scope, &job.prior.text_layout(text, image)),
-            image: ImageEncoder::new(&scope.sub("image_encoder"), &layout),
+            image: Tower::new(scope, image),
             prior: Prior::new(&scope.sub("prior"), &job.prior.layout(text, image)),
             schedule: NoiseSchedule::new(&Job::NOISE),
-            side: layout.side,
             job: job.clone(),
             options,
         }))
@@ -64,11 +61,9 @@ impl Architecture for KandinskyPrior {
 #[derive(Debug)]
 struct PriorNetwork {
     prompts: PriorPrompts,
-    image: ImageEncoder,
+    image: Tower,
     prior: Prior,
     schedule: NoiseSchedule,
-    /// Side of the image encoder's images.
-    side: i64,
     job: Job,
     options: TensorOptions,
 }
@@ -88,8 +83,7 @@ impl Network for PriorNetwork {
                 });
             }
         }
-        let views = target_views(examples, self.side, device)?;
-        let embeddings = self.image.forward(&views.to_kind(dtype));
+        let embeddings = self.image.targets(examples, (dtype, device))?;
         let clean = self.prior.whiten(&embeddings.to_kind(Kind::Float));
         let seeds: Vec<u64> = examples.iter().map(|it| it.noise_seed).collect();
         let noise = noise::normal(&seeds, Purpose::Target, &clean.size()[1..], device);

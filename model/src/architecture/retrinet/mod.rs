@@ -16,7 +16,6 @@ use crate::diffusion::{self, LatentDiffusion, Latents};
 use crate::error::ModelError;
 use crate::parameter::{Parameters, Scope};
 use crate::public::Source;
-use crate::sampler::{guide, guide_by_references};
 use crate::unet::UNet;
 use image::RgbImage;
 use model_data::example::{Concept, Example};
@@ -59,9 +58,10 @@ impl Architecture for Retrinet {
     ) -> Result<Box<dyn Network>, ModelError> {
         let job = &self.0;
         let layout = UNetLayout::from(&job.diffusion.unet);
+        let (diffusion, unet) = LatentDiffusion::with_unet(scope, &job.diffusion, spec, options)?;
         Ok(Box::new(RetrinetNetwork {
-            diffusion: LatentDiffusion::new(scope, &job.diffusion, spec, options)?,
-            unet: UNet::new(&scope.sub("unet"), &layout),
+            diffusion,
+            unet,
             block: RetrievalBlock::new(scope, &layout, job.retrieval),
             references: job.references.count as usize,
         }))
@@ -139,12 +139,8 @@ impl Network for RetrinetNetwork {
         options: &SampleOptions,
     ) -> Result<RgbImage, ModelError> {
         let batch = self.diffusion.batch(std::slice::from_ref(example), None)?;
-        let by_references = options.reference_guidance != 1.0;
-        let guided = options.guidance != 1.0 || by_references;
-        let mut prompts = batch.prompts.clone();
-        if guided {
-            prompts.insert(0, options.negative_prompt.clone());
-        }
+        let guidance = options.guided();
+        let prompts = guidance.prompts(&batch.prompts, &options.negative_prompt);
         let latents = self.diffusion.latents(&batch);
         let mut conditions = self.conditions(&batch, &latents, &prompts);
         if let Some(references) = &mut conditions.references {
@@ -161,16 +157,10 @@ impl Network for RetrinetNetwork {
             .sample(example, options, |latents, timesteps| {
                 conditions.timesteps = timesteps.shallow_clone();
                 let predicted = self.predict(latents, &conditions);
-                if by_references {
+                guidance.guided(predicted, || {
                     unconditional.timesteps = timesteps.shallow_clone();
-                    let unconditional = self.predict(latents, &unconditional);
-                    let (scale, reference_scale) = (options.guidance, options.reference_guidance);
-                    guide_by_references(&unconditional, &predicted, scale, reference_scale)
-                } else if guided {
-                    guide(&predicted, options.guidance)
-                } else {
-                    predicted
-                }
+                    self.predict(latents, &unconditional)
+                })
             })
     }
 

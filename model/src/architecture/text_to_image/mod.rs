@@ -6,7 +6,7 @@ use crate::component::Prefixes;
 use crate::diffusion::{self, LatentDiffusion};
 use crate::error::ModelError;
 use crate::parameter::Scope;
-use crate::sampler::guide;
+use crate::sampler::Guidance;
 use crate::unet::{UNet, UNetInputs};
 use image::RgbImage;
 use model_data::example::Example;
@@ -37,10 +37,9 @@ impl Architecture for TextToImage {
         spec: &TrainWork,
         options: TensorOptions,
     ) -> Result<Box<dyn Network>, ModelError> {
-        Ok(Box::new(TextToImageNetwork {
-            diffusion: LatentDiffusion::new(scope, &self.0.diffusion, spec, options)?,
-            unet: UNet::new(&scope.sub("unet"), &(&self.0.diffusion.unet).into()),
-        }))
+        let job = &self.0.diffusion;
+        let (diffusion, unet) = LatentDiffusion::with_unet(scope, job, spec, options)?;
+        Ok(Box::new(TextToImageNetwork { diffusion, unet }))
     }
 }
 
@@ -82,20 +81,17 @@ impl Network for TextToImageNetwork {
         let batch = self
             .diffusion
             .batch(std::slice::from_ref(example), Some(0))?;
-        let guided = options.guidance != 1.0;
-        let mut prompts = batch.prompts.clone();
-        if guided {
-            prompts.insert(0, options.negative_prompt.clone());
-        }
+        let guidance = Guidance {
+            scale: options.guidance,
+            // It has no references.
+            reference_scale: 1.0,
+        };
+        let prompts = guidance.prompts(&batch.prompts, &options.negative_prompt);
         let text = self.diffusion.text_states(&prompts);
         self.diffusion
             .sample(example, options, |latents, timesteps| {
-                let predicted = self.predict(latents, timesteps, &text);
-                if guided {
-                    guide(&predicted, options.guidance)
-                } else {
-                    predicted
-                }
+                let predict = || self.predict(latents, timesteps, &text);
+                guidance.guided(predict(), predict)
             })
     }
 }
