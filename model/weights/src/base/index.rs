@@ -7,7 +7,8 @@ use std::io::ErrorKind;
 use storage::confined::{ConfinedError, open_of_model};
 
 impl Base {
-    /// The files that an index names. They must be in the folder of the index.
+    /// The files that an index names. They must be in the folder of the index, or of the same model
+    /// in the cache of `huggingface_hub`.
     pub(super) async fn files_of_index(
         &self,
         folder: &str,
