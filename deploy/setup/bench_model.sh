@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # `make bench-model`: compares a training micro-step with PyTorch's, of RetriNet and of the paper's
-# peers. Arguments go to micro_step.py; `peers` as the first one runs the peers' rows alone, with the
-# other arguments.
+# peers. Arguments go to micro_step.py; `peers` as the first one runs the peers' rows alone, with
+# the other arguments.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 # shellcheck source=deploy/setup/public_tools.sh

@@ -175,7 +175,7 @@ fn tiny_vit(projection: u32, activation: ClipActivation) -> ImageEncoderConfig {
 }
 
 /// The image tower of deploy/jobs/clip.toml, so that every peer of size small can take it. Its
-/// embedding is as wide as the size's text states, which FastComposer and Kandinsky's prior ask for.
+/// embedding is as wide as the size's text states, which FastComposer and Kandinsky's prior need.
 fn small_vit() -> ImageEncoderConfig {
     ImageEncoderConfig {
         projection: 48,

@@ -230,7 +230,8 @@ class IpAdapter(Peer):
         self.unet.encoder_hid_proj.requires_grad_(True)
 
     def random(self):
-        context, width = self.facts["unet"]["context_dim"], self.facts["image_encoder"]["projection"]
+        context = self.facts["unet"]["context_dim"]
+        width = self.facts["image_encoder"]["projection"]
         state = {"image_proj": {}, "ip_adapter": {}}
         for key, shape in (("proj", (4 * context, width)), ("norm", (context,))):
             state["image_proj"][f"{key}.weight"] = torch.randn(shape) * 0.02

@@ -2,7 +2,7 @@
 and compares its network with `worker forward` on the same folder.
 
     export_peers.py movq FOLDER      writes a random MoVQ of size small
-    export_peers.py save RUN BASE    writes exported weights with the real torch.save, as authors did
+    export_peers.py save RUN BASE    writes exported weights with the real torch.save
     export_peers.py check WORKER RUN opens the folders RUN/model-*
 """
 
@@ -133,7 +133,8 @@ def authors_file(folder):
 
     def then(name):
         for today, older in old.items():
-            name = name.replace(f"mid_block.attentions.0.{today}.", f"mid_block.attentions.0.{older}.")
+            attention = "mid_block.attentions.0"
+            name = name.replace(f"{attention}.{today}.", f"{attention}.{older}.")
         return name
 
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", **PLAIN)

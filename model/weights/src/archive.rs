@@ -1,5 +1,5 @@
-//! The names and shapes of the tensors in a file of `torch.save` that lies in an object store. Reads
-//! the archive's directory and its pickle, and no tensor.
+//! The names and shapes of the tensors in a file of `torch.save` that lies in an object store.
+//! Reads the archive's directory and its pickle, and no tensor.
 
 use crate::convert::{ArchiveError, describe};
 use crate::header::{Header, HeaderError, Tensor, other_kind};

@@ -1,6 +1,7 @@
 //! Base weights: locates the components of a base model behind a URL, and computes the digest by
 //! which a checkpoint names them. Reads names, configs and headers; whole files are read only to
-//! hash them, and files of `torch.save` to convert them. Tensors are handled by `model`. No libtorch.
+//! hash them, and files of `torch.save` to convert them. Tensors are handled by `model`. No
+//! libtorch.
 
 mod archive;
 pub mod base;

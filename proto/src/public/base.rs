@@ -16,8 +16,8 @@ pub struct Part {
     pub name: &'static str,
     /// Its folder in the layout of `diffusers`.
     pub folder: &'static str,
-    /// Another folder that may hold it: Kandinsky's name, or that of a whole CLIP, of which an image
-    /// encoder is one tower.
+    /// Another folder that may hold it: Kandinsky's name, or that of a whole CLIP, of which an
+    /// image encoder is one tower.
     pub also: Option<&'static str>,
     /// Prefix of its tensor names in a single file.
     pub prefix: &'static str,
