@@ -32,7 +32,7 @@ if [ ! -f "$tools/ready" ]; then
 fi
 # Characters that the base has not seen: another seed than that of its data set.
 [ -f "$run/data/dataset.json" ] ||
-  $bin/coordinator dataset synthesize --characters 400 --outfits 2 --images 8 --size 64 --seed 2 \
+  $bin/coordinator dataset synthesize --characters 400 --outfits 2 --images 8 --size 96 --seed 2 \
     --out "file://$run/data" || fail "the figures could not be generated"
 start_cluster
 PYTHONPATH=$tools:$(dirname "$(readlink -f .libtorch-cuda)") foreground \
