@@ -51,8 +51,8 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ),
     (
         "ip-adapter",
-        "model.image_encoder: heads = 3",
-        "is 3; it must divide model.image_encoder.width, which is 64",
+        "model.image_encoder: heads = 5",
+        "is 5; it must divide model.image_encoder.width, which is 96",
     ),
     (
         "ip-adapter",
