@@ -3,7 +3,7 @@
 
 use super::process::Process;
 use super::tool;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,6 +11,8 @@ use std::process::Command;
 pub const BUCKET: &str = "retri";
 const ACCESS_KEY: &str = "test-key";
 const SECRET_KEY: &str = "test-secret-of-no-worth";
+/// Sets of ports to try.
+const ATTEMPTS: usize = 5;
 /// All ports of the server; each has a fixed default that must be overridden.
 const PORTS: [&str; 10] = [
     "s3.port",
@@ -39,13 +41,20 @@ impl SeaweedFs {
     /// # Errors
     /// The tool is not installed, or did not start.
     pub fn start(directory: &Path) -> Result<Self> {
-        let mut server = Self {
-            directory: directory.to_owned(),
-            ports: free_ports()?,
-            process: None,
-        };
-        server.restart()?;
-        Ok(server)
+        for _ in 0..ATTEMPTS {
+            let mut server = Self {
+                directory: directory.to_owned(),
+                ports: free_ports()?,
+                process: None,
+            };
+            match server.restart() {
+                Ok(()) => return Ok(server),
+                // Another process took one of the ports since they were found to be free.
+                Err(error) if error.to_string().contains("Port allocation failed") => {}
+                Err(error) => return Err(error),
+            }
+        }
+        bail!("none of {ATTEMPTS} sets of free ports stayed free until the S3 server used them")
     }
 
     /// Starts it with the same ports and files as before.
