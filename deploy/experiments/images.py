@@ -25,13 +25,12 @@ import hashlib
 import io
 import json
 import pathlib
-import subprocess
 import sys
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from leakage import SIDE, Data, Features, networks, silhouette, unit
+from leakage import SIDE, Data, Features, ask, networks, silhouette, unit
 from PIL import Image
 
 CHARACTERS, OUTFITS, IMAGES = 112, 2, 6
@@ -108,14 +107,7 @@ class World:
         print(f"{file.name} {self.digest}, generator seed {self.seed}", flush=True)
 
     def ask(self, *arguments):
-        done = subprocess.run(
-            [self.options.coordinator, *arguments, "--output", "json"],
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode != 0:
-            sys.exit(f"images.py: coordinator {' '.join(arguments)}: {done.stderr.strip()}")
-        return json.loads(done.stdout)
+        return ask(self.options.coordinator, *arguments)
 
     def job(self, stage, weights, folder, data_fields=""):
         """The id of a job that holds these weights and reads this data set."""

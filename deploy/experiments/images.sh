@@ -22,23 +22,10 @@ fail() {
   echo "IMAGES FAILED: $1 (logs: $run/*.log)" >&2
   exit 1
 }
-# shellcheck source=deploy/loopback.sh
-. deploy/loopback.sh
-mkdir -p "$run"
-
-# The GPU flavour of libtorch is the whole wheel of torch. Other packages are installed into the
-# cache, by their hashes.
-python3 deploy/setup/libtorch.py cuda
-tools=${RETRI_CACHE:-$HOME/.cache/retri}/image-tools
-if [ ! -f "$tools/ready" ]; then
-  rm -rf "$tools"
-  python3 -m pip install --quiet --no-compile --no-deps --require-hashes --target "$tools" \
-    --requirement deploy/setup/pinned/images.txt ||
-    fail "the Python packages could not be installed"
-  touch "$tools/ready"
-fi
+# shellcheck source=deploy/experiments/common.sh
+. deploy/experiments/common.sh
+packages image-tools images.txt
 # An image takes a second on a free machine; on a busy one it must not count as hanging.
 export RETRI_COORDINATOR__DETECT_WITHIN_MS=30000
 start_cluster
-PYTHONPATH=$tools:$(dirname "$(readlink -f .libtorch-cuda)") foreground \
-  python3 -W ignore deploy/experiments/images.py "$bin/coordinator" "$run" "$@" || fail "see above"
+script images.py "$@"

@@ -173,6 +173,15 @@ def networks(job):
     return "\n".join(lines)
 
 
+def ask(coordinator, *arguments):
+    """What the command prints with `--output json`; ends the script if it fails."""
+    command = [coordinator, *arguments, "--output", "json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"coordinator {' '.join(arguments)}: {done.stderr.strip()}")
+    return json.loads(done.stdout)
+
+
 class Cluster:
     """The `coordinator` command, and the jobs submitted so far."""
 
@@ -187,14 +196,7 @@ class Cluster:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def ask(self, *arguments):
-        done = subprocess.run(
-            [self.options.coordinator, *arguments, "--output", "json"],
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode != 0:
-            sys.exit(f"leakage.py: coordinator {' '.join(arguments)}: {done.stderr.strip()}")
-        return json.loads(done.stdout)
+        return ask(self.options.coordinator, *arguments)
 
     def train(self, task, pairing, seed):
         """The job's id; submitted once, also over restarts of this script."""

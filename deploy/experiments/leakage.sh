@@ -15,25 +15,12 @@ fail() {
   echo "LEAKAGE FAILED: $1 (logs: $run/*.log)" >&2
   exit 1
 }
-# shellcheck source=deploy/loopback.sh
-. deploy/loopback.sh
-mkdir -p "$run"
-
-# The GPU flavour of libtorch is the whole wheel of torch. Other packages are installed into the
-# cache.
-python3 deploy/setup/libtorch.py cuda
-tools=${RETRI_CACHE:-$HOME/.cache/retri}/experiment-tools
-if [ ! -f "$tools/ready" ]; then
-  rm -rf "$tools"
-  python3 -m pip install --quiet --no-compile --no-deps --require-hashes --target "$tools" \
-    --requirement deploy/setup/pinned/experiments.txt ||
-    fail "the Python packages could not be installed"
-  touch "$tools/ready"
-fi
+# shellcheck source=deploy/experiments/common.sh
+. deploy/experiments/common.sh
+packages experiment-tools experiments.txt
 # Characters that the base has not seen: another seed than that of its data set.
 [ -f "$run/data/dataset.json" ] ||
   $bin/coordinator dataset synthesize --characters 400 --outfits 2 --images 8 --size 96 --seed 2 \
     --out "file://$run/data" || fail "the figures could not be generated"
 start_cluster
-PYTHONPATH=$tools:$(dirname "$(readlink -f .libtorch-cuda)") foreground \
-  python3 -W ignore deploy/experiments/leakage.py "$bin/coordinator" "$run" "$@" || fail "see above"
+script leakage.py "$@"
