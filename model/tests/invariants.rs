@@ -401,7 +401,7 @@ fn activation_checkpointing_gives_the_same_bits() {
 fn activation_checkpointing_of_an_autoencoder_gives_the_same_bits() {
     let mut spec = job(Architecture::Autoencoder, 0.01);
     let mut plain = trainer(&spec, None);
-    spec.model.activation_checkpointing = vec![Component::Autoencoder];
+    spec.model.activation_checkpointing = vec![Component::Autoencoder, Component::Encoder];
     let mut checkpointed = trainer(&spec, None);
     assert_eq!(
         backward(&mut plain, 1).to_bits(),
@@ -413,6 +413,23 @@ fn activation_checkpointing_of_an_autoencoder_gives_the_same_bits() {
             .iter()
             .all(|(name, gradient)| gradient.equal(&expected[name]))
     );
+}
+
+#[test]
+fn a_frozen_encoder_keeps_latents_while_the_decoder_learns() {
+    let mut spec = job(Architecture::Autoencoder, 0.01);
+    spec.model.freeze = vec![Component::Encoder];
+    let mut trainer = trainer(&spec, None);
+    let weights = |trainer: &Trainer| -> BTreeMap<String, Tensor> {
+        let all = trainer.export().into_values().flatten();
+        all.map(|(name, tensor)| (name, tensor.copy())).collect()
+    };
+    let before = weights(&trainer);
+    steps(&mut trainer, 1, 2);
+    for (name, weight) in weights(&trainer) {
+        let makes_latents = name.starts_with("encoder.") || name.starts_with("quant_conv.");
+        assert_eq!(weight.equal(&before[&name]), makes_latents, "{name}");
+    }
 }
 
 #[test]

@@ -69,7 +69,9 @@ impl Reconstruction {
 pub(super) const FACTS: Facts = Facts {
     name: "autoencoder",
     noun: "autoencoder",
-    components: &[Component::Autoencoder],
+    // Frozen, the encoder keeps latents as they are while the decoder goes on learning. The rest is
+    // called as ever, because stored jobs may name it.
+    components: &[Component::Encoder, Component::Autoencoder],
     frozen_by_default: &[],
     always_frozen: &[],
     equation_3: false,

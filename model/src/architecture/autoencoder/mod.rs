@@ -18,7 +18,11 @@ pub(crate) struct Autoencoder(pub(crate) proto::architecture::Autoencoder);
 
 impl Architecture for Autoencoder {
     fn prefixes(&self) -> Prefixes {
-        Prefixes(&[("autoencoder.", Component::Autoencoder)])
+        Prefixes(&[
+            ("autoencoder.encoder.", Component::Encoder),
+            ("autoencoder.quant_conv.", Component::Encoder),
+            ("autoencoder.", Component::Autoencoder),
+        ])
     }
 
     fn terms(&self) -> &'static [&'static str] {
