@@ -294,7 +294,7 @@ class Measures:
             and self.data.rows[self.data.identities[identity][0]]["character"] != own
             and usable(identity)
         ]
-        return [str(it) for it in rng.permutation(others)[:count]]
+        return rng.permutation(others)[:count].tolist()
 
     def nearest(self, image, shape, candidates, without, lower=False):
         own = histogram(image, shape, lower)
