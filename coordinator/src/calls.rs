@@ -1,6 +1,6 @@
-//! Requests in progress: how many of one address and in all are read and answered at a time, and
-//! that none of an address begins which has used too much of a processor ([`crate::budget`]). Others
-//! wait for a while, unread, so that their messages take no memory. The same for streams, which do
+//! Requests in progress: how many of one address and in all are read and answered at a time. Others
+//! wait for a while, unread, so that their messages take no memory, and so do those of an address
+//! that has used too much of a processor ([`crate::budget`]). The same for streams, which do
 //! not wait. Around the service of commands; called by tonic.
 
 use crate::budget::{Budgets, REQUEST, paid};

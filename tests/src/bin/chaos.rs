@@ -46,7 +46,7 @@ fn run_arguments() -> Result<()> {
             "--seed" => seed = value,
             "--flood" => flood = Some(Duration::from_secs(value)),
             _ => bail!(
-                "`{flag}`: usage: chaos [--kills COUNT] [--seed N] | --flood SECONDS [--only NAME]…"
+                "`{flag}`: usage: chaos [--kills COUNT] [--seed N] | --flood SECONDS [--only NAME]"
             ),
         }
     }

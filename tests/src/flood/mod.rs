@@ -77,8 +77,8 @@ impl Kind {
         }
     }
 
-    /// The sender's address: another one than that of the victim and its user, and than those of the
-    /// other floods, so that none begins with what another one has used up.
+    /// The sender's address: not that of the victim and its user, and not that of another flood, so
+    /// that none begins with what another one has used up.
     #[must_use]
     pub fn address(self) -> IpAddr {
         IpAddr::V4(Ipv4Addr::new(127, 0, 0, 9 + self as u8))
