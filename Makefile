@@ -79,8 +79,10 @@ chaos: build ## random faults on real processes, KILLS of them SIGKILL (100), se
 ## every job must end with bit-identical weights
 ## FLOOD=1: instead, a job beside floods of requests, connections, jobs and reports: step rates
 ## and who took the processors, by turns without and beside each of them; memory, and the longest
-## silence of the coordinator; FLOOD_SECONDS (8) with and without each, four minutes in all
-	@target/debug/chaos $(if $(FLOOD),--flood $(or $(FLOOD_SECONDS),8),\
+## silence of the coordinator; FLOOD_SECONDS (8) with and without each, six minutes in all
+## FLOOD=workers: only the flood with this in its name
+	@target/debug/chaos $(if $(FLOOD),--flood $(or $(FLOOD_SECONDS),8) \
+		$(if $(filter-out 1,$(FLOOD)),--only "$(FLOOD)"),\
 		--kills $(or $(KILLS),100) --seed $(or $(SEED),1))
 
 bench: programs ## compare one rank with two, and fast with exact sums, at one global batch

@@ -1,6 +1,7 @@
 //! What is checked of a request before it reaches the daemon's loop: the text of a job, its
 //! overrides, and the number of its team's ended jobs. Used by [`crate::rpc`].
 
+use crate::budget::blocking;
 use crate::calls::short;
 use crate::jobs::{Jobs, JobsError};
 use proto::job::overrides::Override;
@@ -49,7 +50,7 @@ impl Admission {
         work: impl FnOnce() -> Result<T, Status> + Send + 'static,
     ) -> Result<T, Status> {
         let turn = self.parsers.acquire().await;
-        let parsed = tokio::task::spawn_blocking(work).await;
+        let parsed = blocking(work).await;
         drop(turn);
         parsed.map_err(|error| Status::internal(format!("the job cannot be parsed: {error}")))?
     }

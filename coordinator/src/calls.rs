@@ -1,7 +1,9 @@
 //! Requests in progress: how many of one address and in all are read and answered at a time. Others
-//! wait for a while, unread, so that their messages take no memory. The same for streams, which do
+//! wait for a while, unread, so that their messages take no memory, and so do those of an address
+//! that has used too much of a processor ([`crate::budget`]). The same for streams, which do
 //! not wait. Around the service of commands; called by tonic.
 
+use crate::budget::{Budgets, REQUEST, paid};
 use crate::connections::Peer;
 use crate::log_limit::LogLimit;
 use crate::pressure::Pressures;
@@ -122,8 +124,9 @@ impl Shares {
         })
     }
 
-    /// The same, when there is one within [`TURN_WITHIN`].
-    async fn wait(&self, address: IpAddr) -> Result<Share, Status> {
+    /// The same, when there is one within [`TURN_WITHIN`], and time of a processor for it. Who has
+    /// used too much of that waits without a share of all, which others need.
+    async fn wait(&self, address: IpAddr, budgets: &Budgets) -> Result<Share, Status> {
         let own = self.of(address);
         let turn = async |semaphore: &Arc<Semaphore>, of| {
             let permit = timeout(TURN_WITHIN, Arc::clone(semaphore).acquire_owned()).await;
@@ -133,6 +136,7 @@ impl Shares {
                 .ok_or_else(|| self.refused(of))
         };
         let own_share = turn(&own, Some(address)).await?;
+        budgets.wait(address, self.0.what).await?;
         Ok(Share {
             _all: turn(&self.0.all, None).await?,
             _own: own_share,
@@ -167,28 +171,29 @@ pub(crate) struct Turns<S> {
     inner: S,
     /// None: they only count as requests of their connection.
     shares: Option<Shares>,
+    budgets: Budgets,
     refusals: Arc<LogLimit>,
     pressures: Pressures,
 }
 
 impl<S> Turns<S> {
     /// For commands.
-    pub(crate) fn of(inner: S, pressures: Pressures) -> Self {
+    pub(crate) fn of(inner: S, budgets: &Budgets, pressures: &Pressures) -> Self {
+        let shares = Some(Shares::new("requests", REQUESTS));
         Self {
-            inner,
-            shares: Some(Shares::new("requests", REQUESTS)),
-            refusals: Arc::new(LogLimit::burst(REFUSALS)),
-            pressures,
+            shares,
+            ..Self::counted(inner, budgets, pressures)
         }
     }
 
     /// For the streams of workers.
-    pub(crate) fn counted(inner: S, pressures: Pressures) -> Self {
+    pub(crate) fn counted(inner: S, budgets: &Budgets, pressures: &Pressures) -> Self {
         Self {
             inner,
             shares: None,
+            budgets: budgets.clone(),
             refusals: Arc::new(LogLimit::burst(REFUSALS)),
-            pressures,
+            pressures: pressures.clone(),
         }
     }
 }
@@ -217,6 +222,7 @@ where
         let peer = request.extensions().get::<Arc<Peer>>().cloned();
         let in_progress = peer.as_ref().map(Peer::begin);
         let shares = self.shares.clone();
+        let budgets = self.budgets.clone();
         let outcome = Outcome {
             address: peer.as_ref().map(|peer| peer.address),
             refusals: Arc::clone(&self.refusals),
@@ -225,7 +231,7 @@ where
         let mut inner = self.inner.clone();
         Box::pin(async move {
             let share = match (&shares, &peer) {
-                (Some(shares), Some(peer)) => match shares.wait(peer.address).await {
+                (Some(shares), Some(peer)) => match shares.wait(peer.address, &budgets).await {
                     Ok(share) => Some(share),
                     Err(status) => {
                         outcome.refused(&status);
@@ -235,7 +241,13 @@ where
                 _ => None,
             };
             let begun = Instant::now();
-            let answered = timeout(REQUEST_WITHIN, inner.call(request)).await;
+            // The stream of a worker is charged only until it is attached, by the session.
+            let payer = share.as_ref().and(peer.as_ref());
+            let payer = payer.map(|peer| budgets.payer(peer.address));
+            if let Some(peer) = &peer {
+                budgets.charge(peer.address, REQUEST);
+            }
+            let answered = timeout(REQUEST_WITHIN, paid(payer, inner.call(request))).await;
             drop((share, in_progress));
             match answered {
                 Ok(response) => {
@@ -312,10 +324,11 @@ mod tests {
             refused.message().starts_with("3 streams are in progress"),
             "{refused}"
         );
-        let refused = shares.wait(b).await.unwrap_err();
+        let budgets = Budgets::new(Pressures::default());
+        let refused = shares.wait(b, &budgets).await.unwrap_err();
         assert!(refused.message().starts_with("3 streams"), "{refused}");
         drop(first);
-        shares.wait(b).await.unwrap();
+        shares.wait(b, &budgets).await.unwrap();
         assert_eq!(shares.0.addresses.lock().unwrap().len(), 2);
     }
 

@@ -17,6 +17,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
+use crate::budget::{Budgets, CONNECTION};
 use crate::log_limit::LogLimit;
 use crate::pressure::Pressures;
 pub(crate) use files::raise_file_limit;
@@ -73,6 +74,7 @@ struct Shared {
     state: Mutex<State>,
     warnings: LogLimit,
     strays: LogLimit,
+    budgets: Budgets,
     pressures: Pressures,
 }
 
@@ -85,27 +87,29 @@ struct State {
 
 impl Gate {
     /// For gRPC. `files`: the process's limit of open files.
-    pub(crate) fn rpc(files: u64, pressures: Pressures) -> Self {
+    pub(crate) fn rpc(files: u64, budgets: &Budgets, pressures: &Pressures) -> Self {
         let all = usize::try_from(files.saturating_sub(RESERVED_FILES)).unwrap_or(usize::MAX);
         Self::new(
             "rpc",
             Activity::Requests,
             (PER_ADDRESS, UNATTACHED, all.max(1)),
+            budgets,
             pressures,
         )
     }
 
     /// For `/metrics`.
-    pub(crate) fn metrics(pressures: Pressures) -> Self {
+    pub(crate) fn metrics(budgets: &Budgets, pressures: &Pressures) -> Self {
         let limits = (METRICS, METRICS, METRICS);
-        Self::new("metrics", Activity::Bytes, limits, pressures)
+        Self::new("metrics", Activity::Bytes, limits, budgets, pressures)
     }
 
     fn new(
         what: &'static str,
         activity: Activity,
         limits: (usize, usize, usize),
-        pressures: Pressures,
+        budgets: &Budgets,
+        pressures: &Pressures,
     ) -> Self {
         let (per_address, unattached, all) = limits;
         Self(Arc::new(Shared {
@@ -117,7 +121,8 @@ impl Gate {
             state: Mutex::new(State::default()),
             warnings: LogLimit::at_most(1),
             strays: LogLimit::burst(STRAYS),
-            pressures,
+            budgets: budgets.clone(),
+            pressures: pressures.clone(),
         }))
     }
 
@@ -168,6 +173,7 @@ impl Gate {
     /// Counts a connection. None: there are too many, and all of them are in use.
     fn admit(&self, address: IpAddr) -> Option<Arc<Peer>> {
         let shared = &self.0;
+        shared.budgets.charge(address, CONNECTION);
         let mut state = shared.lock();
         let own = state
             .unattached

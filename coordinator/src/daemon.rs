@@ -3,6 +3,7 @@
 //! a client or a slow log. It waits only for a save to be durable, because nothing may become
 //! visible before (law 7).
 
+use crate::budget::{Payer, paid};
 use crate::checkpoint::commit::CheckpointStore;
 use crate::events;
 use crate::journal::Journal;
@@ -10,7 +11,7 @@ use crate::status::{self, Detail};
 use crate::store::{StateError, StateStore};
 use crate::text::now_ms;
 use coordinator_core::event::{Effect, Event, Input, Record, Reply, RequestId};
-use coordinator_core::{Coordinator, Why};
+use coordinator_core::{Coordinator, Why, WorkerView};
 use proto::checkpoint::CheckpointRef;
 use proto::id::{JobId, WorkerId};
 use proto::message::{DesiredState, LossTerm, PhaseSeconds, WorkerReport};
@@ -29,7 +30,7 @@ const SLEEP_MIN_MS: u64 = 5;
 /// Sends commands to the loop. Cheap to clone; the loop ends when all handles are dropped.
 #[derive(Debug, Clone)]
 pub(crate) struct Handle {
-    commands: mpsc::Sender<Command>,
+    commands: mpsc::Sender<Call>,
     changes: watch::Receiver<u64>,
 }
 
@@ -78,10 +79,20 @@ pub(crate) struct Snapshot {
 
 type MakeInput = Box<dyn FnOnce(RequestId) -> Input + Send>;
 
+/// A command, and who pays for it.
+struct Call {
+    command: Command,
+    payer: Option<Payer>,
+}
+
 enum Command {
     Request {
         input: MakeInput,
         reply: oneshot::Sender<Reply>,
+    },
+    HasHeld {
+        worker: String,
+        reply: oneshot::Sender<bool>,
     },
     Attach {
         worker: WorkerId,
@@ -110,6 +121,9 @@ enum Command {
     Snapshot {
         reply: oneshot::Sender<Snapshot>,
     },
+    Workers {
+        reply: oneshot::Sender<Vec<pb::WorkerView>>,
+    },
 }
 
 impl Handle {
@@ -125,6 +139,11 @@ impl Handle {
         .await
     }
 
+    /// Whether a worker of this name has had an assignment.
+    pub(crate) async fn has_held(&self, worker: String) -> Result<bool, Stopping> {
+        self.send(|reply| Command::HasHeld { worker, reply }).await
+    }
+
     pub(crate) async fn attach(&self, worker: WorkerId) -> Result<Session, AttachError> {
         self.send(|reply| Command::Attach { worker, reply }).await?
     }
@@ -134,19 +153,13 @@ impl Handle {
         report: WorkerReport,
         logs: Vec<(JobId, pb::LogLine)>,
     ) -> Result<(), Stopping> {
-        self.commands
-            .send(Command::Report { report, logs })
-            .await
-            .map_err(|_| Stopping)
+        self.call(Command::Report { report, logs }).await
     }
 
     pub(crate) async fn detach(&self, session: Session) {
         let Session { worker, number, .. } = session;
         // Fails only if the loop has ended; then there is nothing to detach from.
-        self.commands
-            .send(Command::Detach { worker, number })
-            .await
-            .ok();
+        self.call(Command::Detach { worker, number }).await.ok();
     }
 
     pub(crate) async fn job(&self, job: JobId) -> Result<Option<pb::JobView>, Stopping> {
@@ -166,6 +179,10 @@ impl Handle {
         self.send(|reply| Command::Snapshot { reply }).await
     }
 
+    pub(crate) async fn workers(&self) -> Result<Vec<pb::WorkerView>, Stopping> {
+        self.send(|reply| Command::Workers { reply }).await
+    }
+
     /// Changes whenever a view may have changed. Closed when the loop has ended.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.changes.clone()
@@ -176,11 +193,15 @@ impl Handle {
         command: impl FnOnce(oneshot::Sender<T>) -> Command,
     ) -> Result<T, Stopping> {
         let (reply, wait) = oneshot::channel();
-        self.commands
-            .send(command(reply))
-            .await
-            .map_err(|_| Stopping)?;
+        self.call(command(reply)).await?;
         wait.await.map_err(|_| Stopping)
+    }
+
+    /// Whoever pays for the current task also pays for what the loop does for it.
+    async fn call(&self, command: Command) -> Result<(), Stopping> {
+        let payer = Payer::current();
+        let sent = self.commands.send(Call { command, payer });
+        sent.await.map_err(|_| Stopping)
     }
 }
 
@@ -191,7 +212,7 @@ pub(crate) struct Daemon {
     store_url: String,
     journal: Journal,
     archive: CheckpointStore,
-    commands: mpsc::Receiver<Command>,
+    commands: mpsc::Receiver<Call>,
     changes: watch::Sender<u64>,
     sessions: BTreeMap<WorkerId, (u64, watch::Sender<Option<DesiredState>>)>,
     pending: BTreeMap<RequestId, oneshot::Sender<Reply>>,
@@ -258,7 +279,9 @@ impl Daemon {
                     Err(error) => tracing::error!(%error, "a task on the object store panicked"),
                 },
                 command = self.commands.recv() => match command {
-                    Some(command) => self.execute(command).await?,
+                    Some(Call { command, payer }) => {
+                        paid(payer, self.execute(command)).await?;
+                    }
                     None => return Ok(()),
                 },
                 () = tokio::time::sleep(Duration::from_millis(sleep)) => {
@@ -275,6 +298,7 @@ impl Daemon {
                 self.pending.insert(request, reply);
                 self.handle(input(request)).await?;
             }
+            Command::HasHeld { worker, reply } => drop(reply.send(self.machine.has_held(&worker))),
             Command::Attach { worker, reply } => {
                 if let Err(full) = self.check_room(&worker) {
                     drop(reply.send(Err(full)));
@@ -310,6 +334,7 @@ impl Daemon {
             Command::Why { job, reply } => drop(reply.send(self.machine.why(now_ms(), &job))),
             Command::Ended { team, reply } => drop(reply.send(self.machine.ended_jobs(&team))),
             Command::Snapshot { reply } => drop(reply.send(self.snapshot())),
+            Command::Workers { reply } => drop(reply.send(workers(&self.machine.workers()))),
         }
         Ok(())
     }
@@ -463,7 +488,7 @@ impl Daemon {
     }
 
     fn snapshot(&self) -> Snapshot {
-        let (view, now) = (self.machine.view(), now_ms());
+        let view = self.machine.view();
         let job = |job| {
             let job: &coordinator_core::JobView<'_> = job;
             status::job_view(
@@ -475,11 +500,7 @@ impl Daemon {
         };
         Snapshot {
             jobs: view.jobs.iter().map(job).collect(),
-            workers: view
-                .workers
-                .iter()
-                .map(|it| status::worker_view(it, &view.jobs, now))
-                .collect(),
+            workers: workers(&view.workers),
             totals: self
                 .totals
                 .iter()
@@ -492,6 +513,12 @@ impl Daemon {
         self.next_number += 1;
         self.next_number
     }
+}
+
+fn workers(views: &[WorkerView<'_>]) -> Vec<pb::WorkerView> {
+    let now = now_ms();
+    let views = views.iter();
+    views.map(|it| status::worker_view(it, now)).collect()
 }
 
 /// Returns when `stop` is set or its sender is dropped.

@@ -1,6 +1,7 @@
 //! Jobs by id, wherever they are: in the machine's memory, or in the archive of ended jobs. Used by
 //! the rpc service and by retention.
 
+use crate::budget::blocking;
 use crate::checkpoint::commit::CheckpointStore;
 use crate::daemon::{Handle, Stopping};
 use crate::journal::Journal;
@@ -208,7 +209,7 @@ async fn parsed<T: Send + 'static>(
     record: JobRecord,
     view: impl FnOnce(&EndedJob) -> T + Send + 'static,
 ) -> T {
-    let work = tokio::task::spawn_blocking(move || view(&EndedJob::new(record)));
+    let work = blocking(move || view(&EndedJob::new(record)));
     work.await.expect("a stored text is parsed or refused")
 }
 

@@ -13,10 +13,11 @@ use proto::reason::Excess;
 use proto::version::{self, Stamp};
 use std::net::IpAddr;
 use std::path::Path;
+use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::Channel;
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
 type Client = ControlClient<InterceptedService<Channel, Stamp>>;
@@ -214,5 +215,50 @@ async fn a_job_beside_a_flood_is_told_of_what_and_from_whom() {
     client.cancel(victim()).await.unwrap();
     let over = client.why(victim()).await.unwrap().into_inner();
     assert_eq!(over.pressure, []);
+    running.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_address_without_time_waits_alone_and_not_with_a_worker_that_has_a_job() {
+    let dir = tempfile::tempdir().unwrap();
+    let (running, mut client) = server(dir.path(), |_| {}).await;
+    let dataset = fixture::dataset(dir.path()).await;
+    let toml = fixture::job_toml(&dataset).replace("max = 2", "max = 1");
+    let job = submit(&mut client, toml).await.unwrap();
+    // Its first desired state has the job.
+    let worker = attach(&running, report("w1")).await.unwrap();
+    let home = IpAddr::from([127, 0, 0, 1]);
+    running.budgets.charge(home, Duration::from_secs(3600));
+    let waiting = async {
+        let list = client.list_workers(pb::ListWorkersRequest {});
+        let newcomer = attach(&running, report("w2"));
+        tokio::select! {
+            listed = list => format!("{listed:?}"),
+            attached = newcomer => format!("{attached:?}"),
+        }
+    };
+    let elsewhere = Endpoint::from_shared(format!("http://{}", running.rpc)).unwrap();
+    let elsewhere = elsewhere.local_address(Some(IpAddr::from([127, 0, 0, 2])));
+    let stamp: Stamp = version::stamp;
+    let mut other = ControlClient::with_interceptor(elsewhere.connect().await.unwrap(), stamp);
+    let others = async {
+        let again = attach(&running, report("w1")).await.unwrap();
+        // Both are named as soon as they wait.
+        loop {
+            let request = pb::JobRequest { job: job.clone() };
+            let why = other.why(request).await.unwrap().into_inner();
+            let pressure = why.pressure.first().and_then(pb::Reason::pressure);
+            if let Some(pressure) = pressure.filter(|it| it.count == 2) {
+                break (again, pressure);
+            }
+        }
+    };
+    let (again, pressure) = tokio::select! {
+        early = waiting => panic!("{early}"),
+        done = others => done,
+    };
+    assert_eq!(pressure.excess, Excess::Delays);
+    assert_eq!(pressure.address, Some(home));
+    drop((worker, again));
     running.stop().await.unwrap();
 }

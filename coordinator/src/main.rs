@@ -4,6 +4,7 @@
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 mod admission;
+mod budget;
 mod calls;
 mod checkpoint;
 mod cli;

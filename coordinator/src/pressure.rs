@@ -25,7 +25,8 @@ const BUSY: Duration = Duration::from_secs(5);
 /// programs cause.
 fn deserves(excess: Excess) -> u64 {
     match excess {
-        Excess::Connections | Excess::Lines => 1,
+        // Whoever waits has used seconds of a processor at once.
+        Excess::Connections | Excess::Lines | Excess::Delays => 1,
         Excess::Work => 3,
         Excess::Requests => 20,
         Excess::Strays | Excess::Workers => 100,

@@ -11,6 +11,7 @@
 //! | UNAVAILABLE | the coordinator is stopping |
 
 use crate::admission::{Admission, EndedQuotas, invalid, overrides, parse};
+use crate::budget::blocking;
 use crate::calls::short;
 use crate::daemon::{Handle, Stopping};
 use crate::inspect::{InspectError, Inspector};
@@ -31,12 +32,17 @@ use proto::wire::{job_id, worker_name};
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
+use std::time::Duration;
+use tokio::time::sleep;
 use tonic::{Request, Response, Status};
 
 /// Entries per read from the store.
 const PAGE: usize = 512;
 /// Jobs per reply.
 const JOBS_MAX: usize = 1000;
+/// Between two looks at what a stream shows. Something changes with every report of every worker,
+/// and no person reads faster.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Clone)]
 pub(crate) struct ControlService {
@@ -104,6 +110,7 @@ impl ControlService {
                 return Ok(());
             }
             last = loop {
+                sleep(LOOK_EVERY).await;
                 changes.changed().await.map_err(|_| unavailable(Stopping))?;
                 match self.jobs.get(&job).await.map_err(failed)? {
                     Some(view) if view != last => break view,
@@ -196,6 +203,7 @@ impl ControlService {
             if over || !request.follow {
                 return Ok(());
             }
+            sleep(LOOK_EVERY).await;
             tokio::select! {
                 changed = written.changed() => changed.map_err(|_| unavailable(Stopping))?,
                 changed = changes.changed() => changed.map_err(|_| unavailable(Stopping))?,
@@ -289,9 +297,7 @@ impl ControlService {
                 let (_, trained) = self.job(&work.job.0).await?;
                 let checked = work.clone();
                 // Texts are parsed and tokenized off the runtime's threads.
-                let fits = tokio::task::spawn_blocking(move || {
-                    subject::check(&checked, &trained.job_toml)
-                });
+                let fits = blocking(move || subject::check(&checked, &trained.job_toml));
                 let notes = fits
                     .await
                     .map_err(|error| Status::internal(error.to_string()))?
@@ -613,7 +619,7 @@ impl pb::control_server::Control for ControlService {
         &self,
         _request: Request<pb::ListWorkersRequest>,
     ) -> Result<Response<pb::ListWorkersReply>, Status> {
-        let workers = self.handle.snapshot().await.map_err(unavailable)?.workers;
+        let workers = self.handle.workers().await.map_err(unavailable)?;
         Ok(Response::new(pb::ListWorkersReply { workers }))
     }
 }

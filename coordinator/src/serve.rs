@@ -2,6 +2,7 @@
 //! on stdout and to systemd. It owns the order of startup and shutdown, nothing else. Called by
 //! `main`, and by tests with port 0.
 
+use crate::budget::Budgets;
 use crate::calls::Turns;
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::commit::CheckpointStore;
@@ -93,6 +94,9 @@ pub(crate) struct Running {
     servers: JoinSet<ServeError>,
     stop: watch::Sender<bool>,
     store: StateStore,
+    /// To use up an address's time.
+    #[cfg(test)]
+    pub(crate) budgets: Budgets,
 }
 
 /// Serves until SIGTERM, SIGINT or SIGHUP, which it obeys at any moment.
@@ -195,27 +199,25 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
     let metrics = metrics_listener.1;
     let keepalive = Duration::from_millis(config.detect_within_ms);
     let pressures = Pressures::default();
+    let budgets = Budgets::new(pressures.clone());
     let control = ControlService::new(jobs.clone(), config.ended.clone(), pressures.clone());
     let control = ControlServer::new(control)
         .max_decoding_message_size(REQUEST_BYTES)
         .max_encoding_message_size(REPLY_BYTES);
-    let fleet = FleetService::new(handle.clone(), keepalive, pressures.clone());
+    let fleet = FleetService::new(handle.clone(), keepalive, &budgets, &pressures);
     let fleet = FleetServer::new(fleet).max_decoding_message_size(REPORT_BYTES);
+    let control = InterceptedService::new(control, version::check);
+    let fleet = InterceptedService::new(fleet, version::check);
     let rpc_server = Server::builder()
         .http2_keepalive_interval(Some(keepalive))
         .http2_keepalive_timeout(Some(keepalive))
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
         .http2_max_header_list_size(HEADER_BYTES_MAX)
-        .add_service(Turns::of(
-            InterceptedService::new(control, version::check),
-            pressures.clone(),
-        ))
-        .add_service(Turns::counted(
-            InterceptedService::new(fleet, version::check),
-            pressures.clone(),
-        ))
-        .serve_with_incoming(Gate::rpc(files, pressures.clone()).incoming(rpc_listener.0));
-    let metrics_listener = MetricsListener(metrics_listener.0, Gate::metrics(pressures));
+        .add_service(Turns::of(control, &budgets, &pressures))
+        .add_service(Turns::counted(fleet, &budgets, &pressures))
+        .serve_with_incoming(Gate::rpc(files, &budgets, &pressures).incoming(rpc_listener.0));
+    let gate = Gate::metrics(&budgets, &pressures);
+    let metrics_listener = MetricsListener(metrics_listener.0, gate);
     let mut servers = JoinSet::new();
     servers.spawn(async move { server_ended("rpc", rpc_server.await) });
     servers.spawn(async move {
@@ -233,6 +235,8 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
         servers,
         stop,
         store,
+        #[cfg(test)]
+        budgets,
     })
 }
 

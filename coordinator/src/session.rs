@@ -2,6 +2,7 @@
 //! state. Each stream has one task. A slow reader gets only the newest state, and the loop only the
 //! newest report, so that no queue builds up. Called by tonic.
 
+use crate::budget::{Budgets, Payer, paid};
 use crate::connections::{FIRST_WITHIN, Peer};
 use crate::daemon::{AttachError, Handle, Session};
 use crate::log_limit::LogLimit;
@@ -48,15 +49,22 @@ type Lines = Vec<(JobId, pb::LogLine)>;
 pub(crate) struct FleetService {
     handle: Handle,
     detect_within: Duration,
+    budgets: Budgets,
     pressures: Pressures,
 }
 
 impl FleetService {
-    pub(crate) fn new(handle: Handle, detect_within: Duration, pressures: Pressures) -> Self {
+    pub(crate) fn new(
+        handle: Handle,
+        detect_within: Duration,
+        budgets: &Budgets,
+        pressures: &Pressures,
+    ) -> Self {
         Self {
             handle,
             detect_within,
-            pressures,
+            budgets: budgets.clone(),
+            pressures: pressures.clone(),
         }
     }
 
@@ -120,6 +128,7 @@ impl FleetService {
         };
         let (report, lines) = decode(first)?;
         let worker = report.worker.clone();
+        let payer = self.payer(&worker, peer).await?;
         // Its connection does not count among the others any more.
         let attachment = peer.map(|peer| {
             peer.attach().ok_or_else(|| {
@@ -127,8 +136,12 @@ impl FleetService {
             })
         });
         let attachment = attachment.transpose()?;
-        let mut session = self.handle.attach(worker.clone()).await.map_err(refused)?;
-        self.report(report, lines).await?;
+        let attach = async {
+            let session = self.handle.attach(worker.clone()).await.map_err(refused)?;
+            self.report(report, lines).await?;
+            Ok::<_, Status>(session)
+        };
+        let mut session = paid(payer.clone(), attach).await?;
         let sender = Sender {
             worker: &worker,
             peer,
@@ -137,9 +150,25 @@ impl FleetService {
         let result = self
             .exchange(sender, &mut session, &mut reports, outbound)
             .await;
-        self.handle.detach(session).await;
+        paid(payer, self.handle.detach(session)).await;
         drop(attachment);
         result
+    }
+
+    /// Who pays for a worker's coming and going: its address, unless it has had an assignment.
+    /// Anybody can invent workers. Waits until the address may use more.
+    async fn payer(
+        &self,
+        worker: &WorkerId,
+        peer: Option<&Arc<Peer>>,
+    ) -> Result<Option<Payer>, Status> {
+        let Some(peer) = peer else { return Ok(None) };
+        let has_held = self.handle.has_held(worker.name.clone()).await;
+        if has_held.map_err(|error| Status::unavailable(error.to_string()))? {
+            return Ok(None);
+        }
+        self.budgets.wait(peer.address, "workers").await?;
+        Ok(Some(self.budgets.payer(peer.address)))
     }
 
     async fn report(&self, report: WorkerReport, lines: Lines) -> Result<(), Status> {

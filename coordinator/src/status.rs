@@ -103,29 +103,14 @@ pub(crate) fn job_view(
     }
 }
 
-pub(crate) fn worker_view(
-    worker: &WorkerView<'_>,
-    jobs: &[JobView<'_>],
-    now_ms: u64,
-) -> pb::WorkerView {
-    let runs_here = |job: &&JobView<'_>| match &job.record.phase {
-        JobPhase::Running { members } => members.iter().any(|it| it.worker == *worker.id),
-        JobPhase::Queued { .. }
-        | JobPhase::Done { .. }
-        | JobPhase::Failed { .. }
-        | JobPhase::Cancelled { .. } => false,
-    };
+pub(crate) fn worker_view(worker: &WorkerView<'_>, now_ms: u64) -> pb::WorkerView {
     pb::WorkerView {
         worker: Some(worker.id.into()),
         device: worker.device.name().into(),
         devices: worker.devices,
         devices_used: worker.used,
         up: worker.up,
-        jobs: jobs
-            .iter()
-            .filter(runs_here)
-            .map(|it| it.record.id.0.clone())
-            .collect(),
+        jobs: worker.jobs.iter().map(|job| job.0.clone()).collect(),
         last_heard_ms: worker
             .last_heard_ms
             .map_or(0, |heard| now_ms.saturating_sub(heard)),

@@ -1,6 +1,7 @@
 //! Streams of replies: how many there may be, and how long a reader may take. Used by
 //! [`crate::rpc`].
 
+use crate::budget::{Payer, paid};
 use crate::calls::{Share, Shares};
 use crate::connections::{InProgress, Peer};
 use std::pin::Pin;
@@ -64,7 +65,8 @@ impl Streams {
             (share.transpose()?, caller.as_ref().map(Peer::begin));
         let (sender, receiver) = mpsc::channel(QUEUE);
         let errors = sender.clone();
-        let work = work(Reader(sender));
+        // What a stream takes is charged as the request that opened it.
+        let work = paid(Payer::current(), work(Reader(sender)));
         tokio::spawn(async move {
             let _guards = guards;
             let Err(status) = work.await else { return };

@@ -1018,5 +1018,10 @@ fn a_flood_is_named_with_its_sender_and_its_rate() {
             of(Excess::Lines, None, ""),
             "the coordinator is dropping 2.5 log lines/s from several addresses",
         ),
+        (
+            of(Excess::Delays, from, "requests"),
+            "the coordinator is delaying 2.5 requests/s from 10.0.0.9, which use more than their \
+             share of its time; the last: requests",
+        ),
     ]);
 }

@@ -203,6 +203,11 @@ impl Fleet {
         }
     }
 
+    /// Whether a worker of this name was once assigned something.
+    pub(crate) fn has_held(&self, name: &str) -> bool {
+        self.workers.get(name).is_some_and(|worker| worker.held)
+    }
+
     /// Forgets the workers that never held anything and have been gone for long, and the oldest of
     /// them at once if there are more than [`LIST`]. Returns the forgotten ones. It has no deadline
     /// of its own: the next input is soon enough.

@@ -130,6 +130,24 @@ impl Job {
         either!(self, job => job.wait(reason, outbox));
     }
 
+    /// It is queued because of this decision already.
+    pub(crate) fn has_decision(&self, decision: &Decision) -> bool {
+        let (Decision::Wait(shortage), Some(reason)) = (decision, self.reason()) else {
+            return false;
+        };
+        let holders = self.gang().map_or_else(Vec::new, Gang::state_holders);
+        matches!(
+            reason,
+            Waiting::Shortage { shortage: known, state_holders }
+                if known == shortage && *state_holders == holders
+        )
+    }
+
+    /// Why it is queued, if it is.
+    fn reason(&self) -> Option<&Waiting> {
+        either!(self, job => job.reason())
+    }
+
     pub(crate) fn emit_queued(&self, outbox: &mut Outbox) {
         either!(self, job => job.emit_queued(outbox));
     }
@@ -214,9 +232,19 @@ impl Job {
     }
 
     pub(crate) fn view(&self, now: Millis) -> JobView<'_> {
+        self.view_of(self.record(), now)
+    }
+
+    /// Without its text and the job that it reads.
+    pub(crate) fn brief_view(&self, now: Millis) -> JobView<'_> {
+        let record = either!(self, job => job.brief_record());
+        self.view_of(record, now)
+    }
+
+    fn view_of(&self, record: JobRecord, now: Millis) -> JobView<'_> {
         match self {
-            Self::Gang(gang) => gang.view(),
-            Self::Units(units) => units.view(now),
+            Self::Gang(gang) => gang.view(record),
+            Self::Units(units) => units.view(record, now),
         }
     }
 

@@ -127,10 +127,10 @@ impl Coordinator {
         used
     }
 
-    pub(crate) fn in_submit_order(&self) -> Vec<&JobId> {
-        let mut ids: Vec<&JobId> = self.jobs.keys().collect();
-        ids.sort_by_key(|id| self.jobs[*id].head().number);
-        ids
+    pub(crate) fn in_submit_order(&self) -> Vec<&Job> {
+        let mut jobs: Vec<&Job> = self.jobs.values().collect();
+        jobs.sort_by_key(|job| job.head().number);
+        jobs
     }
 
     pub(crate) fn no_such_job(&self, id: &JobId) -> String {
@@ -140,7 +140,7 @@ impl Coordinator {
         let newest = self
             .in_submit_order()
             .last()
-            .map(|newest| format!("; the newest is {newest}"));
+            .map(|newest| format!("; the newest is {}", newest.head().id));
         format!("there is no job {id}{}", newest.unwrap_or_default())
     }
 }

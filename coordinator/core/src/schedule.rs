@@ -72,7 +72,7 @@ impl Coordinator {
         };
         Problem {
             demands: jobs
-                .filter_map(|id| self.jobs[id].demand(&self.partitions, now))
+                .filter_map(|job| job.demand(&self.partitions, now))
                 .collect(),
             nodes: present.map(node).collect(),
             quotas: self.config.quotas.clone(),
@@ -87,6 +87,8 @@ impl Coordinator {
         outbox: &mut Outbox,
     ) {
         let job = match self.jobs.get(id) {
+            // Nothing has changed, as for most of many waiting jobs.
+            Some(job) if job.has_decision(decision) => return,
             Some(Job::Gang(gang)) => gang,
             Some(Job::Units(_)) => return self.apply_units_decision(id, decision, used, outbox),
             None => return,
@@ -151,9 +153,11 @@ impl Coordinator {
     /// checkpoint.
     fn form_from_last_state_holders(&mut self, used: &mut Devices, outbox: &mut Outbox) {
         let gangs = self.jobs.values().filter_map(Job::gang);
-        let state_holders = gangs.map(|job| (job.head.id.clone(), self.last_state_holders(job)));
-        let state_holders: Vec<_> = state_holders
-            .filter(|(_, workers)| !workers.is_empty())
+        let state_holders: Vec<_> = gangs
+            .filter_map(|job| {
+                let workers = self.last_state_holders(job);
+                (!workers.is_empty()).then(|| (job.head.id.clone(), workers))
+            })
             .collect();
         for (id, workers) in state_holders {
             let Some(job) = self.jobs.get_mut(&id).and_then(Job::gang_mut) else {

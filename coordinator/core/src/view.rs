@@ -16,13 +16,34 @@ impl Coordinator {
     /// Jobs in submit order, workers by name.
     #[must_use]
     pub fn view(&self) -> View<'_> {
+        let jobs = self.in_submit_order().into_iter();
+        let jobs = jobs.map(|job| job.brief_view(self.clock.now()));
+        let unreadable = self.unreadable.values().map(JobView::unreadable);
+        View {
+            jobs: unreadable.chain(jobs).collect(),
+            workers: self.workers(),
+        }
+    }
+
+    /// Workers by name.
+    #[must_use]
+    pub fn workers(&self) -> Vec<WorkerView<'_>> {
         let mut used = self.used_devices();
         let gangs = self.jobs.values().filter_map(Job::gang);
         for standby in gangs.flat_map(Gang::standby_members) {
             *used.entry(standby.worker.clone()).or_insert(0) += standby.ranks;
         }
-        let worker = |worker| view_worker(worker, &used, &self.drained);
-        let mut workers: Vec<WorkerView<'_>> = self.fleet.iter().map(worker).collect();
+        let mut jobs: BTreeMap<&WorkerId, Vec<&JobId>> = BTreeMap::new();
+        for job in self.in_submit_order() {
+            for member in job.members() {
+                jobs.entry(&member.worker).or_default().push(&job.head().id);
+            }
+        }
+        let workers = self.fleet.iter().map(|worker| {
+            let jobs = jobs.remove(&worker.id).unwrap_or_default();
+            view_worker(worker, jobs, &used, &self.drained)
+        });
+        let mut workers: Vec<WorkerView<'_>> = workers.collect();
         for worker in &mut workers {
             worker.unreachable = self
                 .partitions
@@ -30,14 +51,10 @@ impl Coordinator {
                 .map(|other| other.name.clone())
                 .collect();
         }
-        let ids = self.in_submit_order().into_iter();
-        let jobs = ids.map(|id| self.jobs[id].view(self.clock.now()));
-        let unreadable = self.unreadable.values().map(JobView::unreadable);
-        let jobs = unreadable.chain(jobs).collect();
-        View { jobs, workers }
+        workers
     }
 
-    /// One job of the view, without making the others'.
+    /// One job, with its text.
     #[must_use]
     pub fn job_view(&self, id: &JobId) -> Option<JobView<'_>> {
         match self.jobs.get(id) {
@@ -57,6 +74,12 @@ impl Coordinator {
         ended.fold((0, 0), |(some, all), (_, job)| (some + own(job), all + 1))
     }
 
+    /// Whether a worker of this name was once assigned something.
+    #[must_use]
+    pub fn has_held(&self, worker: &str) -> bool {
+        self.fleet.has_held(worker)
+    }
+
     /// Whether the job is in memory.
     #[must_use]
     pub fn has_job(&self, id: &JobId) -> bool {
@@ -66,6 +89,7 @@ impl Coordinator {
 
 fn view_worker<'a>(
     worker: &'a Worker,
+    jobs: Vec<&'a JobId>,
     used: &BTreeMap<WorkerId, u32>,
     drained: &BTreeSet<String>,
 ) -> WorkerView<'a> {
@@ -73,6 +97,7 @@ fn view_worker<'a>(
         id: &worker.id,
         device: worker.device,
         devices: worker.devices,
+        jobs,
         used: used.get(&worker.id).copied().unwrap_or(0),
         up: worker.is_up(),
         drained: drained.contains(&worker.id.name),

@@ -2,7 +2,7 @@
 
 use crate::fleet::Displaced;
 use crate::record::{JobRecord, Millis};
-use proto::id::{Rank, Step, WorkerId};
+use proto::id::{JobId, Rank, Step, WorkerId};
 use proto::message::{Activity, RankPhase, StepReport};
 use proto::reason::{StopCause, UnitError, Waiting};
 use proto::spec::{DeviceKind, JobSpec};
@@ -17,6 +17,7 @@ pub struct View<'a> {
 /// A job's durable record and the last reports of its ranks.
 #[derive(Debug, Clone)]
 pub struct JobView<'a> {
+    /// Without its text and the job that it reads, if it is one of all jobs: each may have 1 MiB.
     pub record: JobRecord,
     /// Parsed from its text. None if its record cannot be read.
     pub spec: Option<&'a JobSpec>,
@@ -89,6 +90,8 @@ pub struct WorkerView<'a> {
     pub id: &'a WorkerId,
     pub device: DeviceKind,
     pub devices: u32,
+    /// The jobs that run on it, in submit order.
+    pub jobs: Vec<&'a JobId>,
     /// Devices that running generations hold.
     pub used: u32,
     /// False after its lease has expired.

@@ -9,7 +9,9 @@ fn address(last: u8) -> IpAddr {
 }
 
 fn gate(limits: (usize, usize, usize)) -> Gate {
-    Gate::new("test", Activity::Requests, limits, Pressures::default())
+    let pressures = Pressures::default();
+    let budgets = Budgets::new(pressures.clone());
+    Gate::new("test", Activity::Requests, limits, &budgets, &pressures)
 }
 
 fn counts(gate: &Gate) -> (usize, usize) {

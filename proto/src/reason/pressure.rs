@@ -23,6 +23,9 @@ pub enum Excess {
     Workers,
     /// Log lines that are dropped.
     Lines,
+    /// Requests and new workers that wait, because their sender uses more than its share of the
+    /// coordinator's processor time.
+    Delays,
 }
 
 /// How much of it there was lately, and from where.
@@ -96,6 +99,13 @@ impl fmt::Display for Pressure {
                 write!(
                     f,
                     "the coordinator is dropping {rate:.1} log lines/s from {from}"
+                )?;
+            }
+            Excess::Delays => {
+                write!(
+                    f,
+                    "the coordinator is delaying {rate:.1} requests/s from {from}, which use more \
+                     than their share of its time"
                 )?;
             }
         }

@@ -25,11 +25,19 @@ fn main() -> ExitCode {
 
 fn run_arguments() -> Result<()> {
     let (mut kills, mut seed, mut flood) = (100, 1, None);
+    let mut kinds = Vec::new();
     let mut arguments = std::env::args().skip(1);
     while let Some(flag) = arguments.next() {
         let value = arguments
             .next()
-            .with_context(|| format!("{flag} needs a number"))?;
+            .with_context(|| format!("{flag} needs a value"))?;
+        if flag == "--only" {
+            kinds.push(Kind::named(&value).with_context(|| {
+                let all = Kind::ALL.map(Kind::description).join(", ");
+                format!("--only `{value}` is in the name of no flood; they are: {all}")
+            })?);
+            continue;
+        }
         let value: u64 = value
             .parse()
             .with_context(|| format!("{flag} `{value}` is not a number of 0 or more"))?;
@@ -37,11 +45,16 @@ fn run_arguments() -> Result<()> {
             "--kills" => kills = usize::try_from(value)?,
             "--seed" => seed = value,
             "--flood" => flood = Some(Duration::from_secs(value)),
-            _ => bail!("`{flag}`: usage: chaos [--kills COUNT] [--seed N] | --flood SECONDS"),
+            _ => bail!(
+                "`{flag}`: usage: chaos [--kills COUNT] [--seed N] | --flood SECONDS [--only NAME]"
+            ),
         }
     }
     if let Some(time) = flood {
-        println!("{}", flood::run(&Kind::ALL, Length::Time(time))?);
+        if kinds.is_empty() {
+            kinds.extend(Kind::ALL);
+        }
+        println!("{}", flood::run(&kinds, Length::Time(time))?);
         return Ok(());
     }
     let summary = run(&Options {

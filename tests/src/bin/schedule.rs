@@ -1,6 +1,7 @@
 //! `make bench-schedule`: how many times per second the coordinator's state machine can schedule,
 //! with a full cluster and a long queue. Each round cancels one job and submits another; both
-//! change the placement of others. Only measures.
+//! change the placement of others. And how many reports per second it can handle beside the most
+//! jobs of a team that may wait, which must not make reports expensive. Only measures.
 
 use anyhow::{Context, Result};
 use coordinator_core::event::{
@@ -20,6 +21,10 @@ const JOBS: u64 = 200;
 const ROUNDS: u64 = 50;
 /// Jobs that ended before.
 const ENDED: u64 = 100_000;
+/// Jobs that wait: the default quota of a team.
+const WAITING: u64 = 500;
+const WAITING_WORKERS: u32 = 8;
+const REPORTS: u64 = 2_000;
 /// No time passes, so no deadline expires.
 const NOW: u64 = 100_000;
 
@@ -39,7 +44,42 @@ fn main() -> Result<()> {
         with_ended / rate,
         begin.elapsed().as_secs_f64()
     );
+    let [alone, beside] = [0, WAITING].map(reports_per_second);
+    let (alone, beside) = (alone?, beside?);
+    println!(
+        "BENCH reports of a worker: {alone:.0} per second, {beside:.0} beside {WAITING} jobs that \
+         wait"
+    );
     Ok(())
+}
+
+/// Reports of one worker that change nothing, beside jobs that no worker can run.
+fn reports_per_second(waiting: u64) -> Result<f64> {
+    let mut machine = Coordinator::restore(config(), Durable::default(), NOW);
+    let report = |number, device| WorkerReport {
+        worker: WorkerId {
+            name: format!("w{number}"),
+            boot: 1,
+        },
+        device,
+        devices: DEVICES,
+        ranks: vec![],
+        peer_address: None,
+        unreached: vec![],
+    };
+    for number in 1..=WAITING_WORKERS {
+        let report = report(number, DeviceKind::Cuda);
+        machine.handle(NOW, Input::Received { report });
+    }
+    for number in 1..=waiting {
+        submit(&mut machine, number)?;
+    }
+    let begin = Instant::now();
+    for _ in 0..REPORTS {
+        let report = report(1, DeviceKind::Cuda);
+        machine.handle(NOW, Input::Received { report });
+    }
+    Ok(REPORTS as f64 / begin.elapsed().as_secs_f64())
 }
 
 /// State of a release that kept ended jobs in memory.

@@ -9,7 +9,7 @@ use proto::pb::fleet_client::FleetClient;
 use proto::pb::{JobRequest, LogLine, SubmitRequest, WorkerId, WorkerReport};
 use proto::version::{self, Stamp};
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -20,8 +20,6 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
-/// The sender's address: another one than that of the victim and its user.
-pub(super) const ATTACKER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 9));
 /// Open connections of a flood of connections; below the usual limit of open files.
 const CONNECTIONS: usize = 600;
 /// Between two rounds of a flood that only holds things open.
@@ -84,6 +82,7 @@ impl Attack {
             stop: Arc::clone(&stop),
             rounds: Arc::clone(&rounds),
             since: Instant::now(),
+            kind,
         };
         let thread = std::thread::spawn(move || {
             // Without the right to do so it runs at the usual priority.
@@ -92,7 +91,7 @@ impl Attack {
                 .enable_all()
                 .build()
                 .context("a runtime for a flood")?;
-            runtime.block_on(flood.run(kind))?;
+            runtime.block_on(flood.run())?;
             Ok(flood.tally)
         });
         Self {
@@ -119,13 +118,14 @@ struct Flood {
     stop: Arc<AtomicBool>,
     rounds: Arc<AtomicU64>,
     since: Instant,
+    kind: Kind,
 }
 
 type Control = ControlClient<InterceptedService<Channel, Stamp>>;
 
 impl Flood {
-    async fn run(&mut self, kind: Kind) -> Result<()> {
-        match kind {
+    async fn run(&mut self) -> Result<()> {
+        match self.kind {
             Kind::IdleConnections => self.hold_connections(&[]).await,
             Kind::Garbage => self.hold_connections(&[0xff; 512]).await,
             Kind::LargeMessages => {
@@ -172,7 +172,7 @@ impl Flood {
 
     async fn channel(&self) -> Result<Channel> {
         let url = format!("http://{}", self.target.address);
-        let endpoint = Endpoint::from_shared(url)?.local_address(Some(ATTACKER));
+        let endpoint = Endpoint::from_shared(url)?.local_address(Some(self.kind.address()));
         Ok(endpoint.connect().await?)
     }
 
@@ -197,7 +197,7 @@ impl Flood {
             self.tally.refused += (before - open.len()) as u64;
             while open.len() < CONNECTIONS && self.goes_on() {
                 let socket = TcpSocket::new_v4()?;
-                socket.bind(SocketAddr::new(ATTACKER, 0))?;
+                socket.bind(SocketAddr::new(self.kind.address(), 0))?;
                 // A full backlog refuses, too.
                 let Ok(stream) = socket.connect(address).await else {
                     self.tally.refused += 1;

@@ -19,6 +19,7 @@ use attack::{Attack, Target};
 pub use cpu::Cpu;
 use probe::Probe;
 use proto::phase::Phase;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 /// Until `coordinator why` names a flood: it must have gone on for some seconds.
@@ -76,6 +77,20 @@ impl Kind {
         }
     }
 
+    /// The sender's address: not that of the victim and its user, and not that of another flood, so
+    /// that none begins with what another one has used up.
+    #[must_use]
+    pub fn address(self) -> IpAddr {
+        IpAddr::V4(Ipv4Addr::new(127, 0, 0, 9 + self as u8))
+    }
+
+    /// The flood of this name: a part of its description.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        let mut all = Self::ALL.into_iter();
+        all.find(|kind| kind.description().contains(name))
+    }
+
     /// Words of the refusal that a sender gets, if it gets any.
     #[must_use]
     pub fn refusal(self) -> Option<&'static str> {
@@ -98,12 +113,11 @@ impl Kind {
         match self {
             Self::IdleConnections => "refusing or closing",
             Self::Garbage => "end without a request",
-            Self::LargeMessages | Self::LongTexts | Self::Submits | Self::Watches => {
-                "the coordinator is refusing"
+            Self::LargeMessages | Self::LongTexts | Self::Watches => "the coordinator is refusing",
+            // Most of it is admitted, and all of it is work.
+            Self::LargeJobs | Self::InventedWorkers | Self::Submits => {
+                "the coordinator is delaying"
             }
-            // Nothing is refused, and all of it is work.
-            Self::LargeJobs => "the coordinator is answering",
-            Self::InventedWorkers => "workers/s attach",
             Self::Reports => "the coordinator is skipping",
         }
     }
@@ -115,13 +129,11 @@ impl Kind {
             Self::IdleConnections => Some("too many connections"),
             Self::Garbage => Some("many connections ended without a request"),
             Self::Watches => Some("streams in progress, the most"),
-            Self::LargeMessages | Self::LongTexts | Self::Submits => {
-                Some("requests are refused again and again")
+            Self::LargeMessages | Self::LongTexts => Some("requests are refused again and again"),
+            Self::LargeJobs | Self::InventedWorkers | Self::Submits => {
+                Some("an address uses more than its share of the coordinator's time")
             }
-            Self::InventedWorkers => Some("many workers came up within ten seconds"),
             Self::Reports => Some("a worker reports without a pause"),
-            // What it does is allowed.
-            Self::LargeJobs => None,
         }
     }
 }
@@ -292,12 +304,16 @@ fn round(cluster: &Cluster, target: &Target, kind: Kind, length: Length) -> Resu
     };
     let attack = Attack::start(kind, target);
     let mut watch = cluster.watch(&target.victim)?;
-    // What is measured begins when the flood has.
     watch.until("the flood", |_| attack.has_begun())?;
+    // What is measured begins when `why` names the flood: what the sender may use at once is used
+    // up then.
+    drop(watch);
+    let why = named(cluster, target, kind)?;
+    let mut watch = cluster.watch(&target.victim)?;
+    watch.next_view()?;
     let probe = Probe::start(cluster.url());
     let beside = measure(cluster, &mut watch, length, || warning() != Some(None))?;
     let (probes, longest_silence) = probe.stop()?;
-    let why = named(cluster, target, kind)?;
     let tally = attack.stop()?;
     Ok(Round {
         kind,
@@ -324,7 +340,7 @@ fn named(cluster: &Cluster, target: &Target, kind: Kind) -> Result<Option<String
         let words = kind.pressure();
         let line = why
             .lines()
-            .find(|line| line.contains(words) && line.contains(&attack::ATTACKER.to_string()));
+            .find(|line| line.contains(words) && line.contains(&kind.address().to_string()));
         if let Some(line) = line {
             return Ok(Some(line.to_owned()));
         }

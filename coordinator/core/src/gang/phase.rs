@@ -50,6 +50,14 @@ impl Gang {
         self.standbys = Standbys::new(world);
     }
 
+    /// Why it is queued, if it is.
+    pub(crate) fn reason(&self) -> Option<&Waiting> {
+        match &self.state {
+            State::Queued(queued) => Some(&queued.reason),
+            State::Running(_) | State::Ended(_) => None,
+        }
+    }
+
     pub(crate) fn wait(&mut self, reason: Waiting, outbox: &mut Outbox) {
         let State::Queued(queued) = &mut self.state else {
             return;

@@ -1,10 +1,11 @@
 //! The view of a gang.
 
 use super::job::Gang;
+use crate::record::JobRecord;
 use crate::view_model::{JobView, RankView};
 
 impl Gang {
-    pub(crate) fn view(&self) -> JobView<'_> {
+    pub(crate) fn view(&self, record: JobRecord) -> JobView<'_> {
         let ranks = self.running().into_iter().flat_map(|running| {
             running.ranks.iter().filter_map(|(rank, live)| {
                 Some(RankView {
@@ -16,7 +17,7 @@ impl Gang {
             })
         });
         JobView {
-            record: self.record(),
+            record,
             spec: Some(&self.head.spec),
             ranks: ranks.collect(),
             last_step: self.newest.last_step.as_ref(),

@@ -89,6 +89,15 @@ impl Units {
 
     /// The durable state of the job.
     pub(crate) fn record(&self) -> JobRecord {
+        JobRecord {
+            job_toml: self.head.job_toml.clone(),
+            source: self.head.source.clone(),
+            ..self.brief_record()
+        }
+    }
+
+    /// The same without its text and the job that it reads, which may be long.
+    pub(crate) fn brief_record(&self) -> JobRecord {
         let participants = self.participants();
         let units = UnitsRecord {
             generations: participants
@@ -101,14 +110,14 @@ impl Units {
         JobRecord {
             version: RECORD_VERSION,
             id: head.id.clone(),
-            job_toml: head.job_toml.clone(),
+            job_toml: String::new(),
             overrides: head.overrides.clone(),
             trained_ms: 0,
             dataset_version: head.dataset_version.clone(),
             cut_prompts: head.cut_prompts,
             lost_tags: head.lost_tags.clone(),
             adapted: head.adapted,
-            source: head.source.clone(),
+            source: None,
             submitted_ms: head.submitted_ms,
             paused: head.paused,
             workers: head.workers,

@@ -9,6 +9,14 @@ use proto::id::Step;
 use proto::reason::{Cause, Waiting};
 
 impl Units {
+    /// Why it is queued, if it is.
+    pub(crate) fn reason(&self) -> Option<&Waiting> {
+        match &self.state {
+            State::Queued { reason } => Some(reason),
+            State::Running(_) | State::Ended(_) => None,
+        }
+    }
+
     pub(crate) fn wait(&mut self, reason: Waiting, outbox: &mut Outbox) {
         let State::Queued { reason: known } = &mut self.state else {
             return;

@@ -2,13 +2,13 @@
 
 use super::job::Units;
 use super::participant::Participant;
-use crate::record::Millis;
+use crate::record::{JobRecord, Millis};
 use crate::view_model::{JobView, RankView, SetAside, UnitsView};
 use proto::id::Step;
 use proto::reason::StopCause;
 
 impl Units {
-    pub(crate) fn view(&self, now: Millis) -> JobView<'_> {
+    pub(crate) fn view(&self, record: JobRecord, now: Millis) -> JobView<'_> {
         let ranks = self.participants().iter().flat_map(|participant| {
             participant.ranks.iter().map(|(rank, units)| RankView {
                 rank: *rank,
@@ -18,7 +18,7 @@ impl Units {
             })
         });
         JobView {
-            record: self.record(),
+            record,
             spec: Some(&self.head.spec),
             ranks: ranks.collect(),
             last_step: None,
