@@ -6,9 +6,12 @@
 # priority.
 #   train-base.sh start             go on with whatever was training
 #   train-base.sh STAGE             begin a stage, or go on with it: autoencoder, base, figures or
-#                                   clip (deploy/jobs/STAGE.toml); the others are paused
+#                                   clip (deploy/jobs/STAGE.toml), or decoder: the autoencoder goes
+#                                   on with a frozen encoder, so that latents, and what was trained
+#                                   on them, stay valid; the others are paused
 #   train-base.sh STAGE again       the same from step 0, as a new job: from newer weights of the
 #                                   stage before, or with other fields
+#   train-base.sh STAGE from FOLDER the same from these exported weights, such as the stage's own
 #   train-base.sh export STAGE      the newest checkpoint as fp16 weights, into weights/STAGE-STEP
 #   train-base.sh status            what runs, and how far it is
 #   train-base.sh install           copy the programs of this checkout again, for the next start
@@ -102,9 +105,9 @@ data() {
 before() { # the stage whose weights a stage starts from
   case $1 in
     autoencoder | clip) ;;
-    base) echo autoencoder ;;
+    base | decoder) echo autoencoder ;;
     figures) echo base ;;
-    *) fail "there is no stage $1; it is autoencoder, base, figures or clip" ;;
+    *) fail "there is no stage $1; it is autoencoder, decoder, base, figures or clip" ;;
   esac
 }
 
@@ -112,28 +115,32 @@ newest() { # the exported weights of a stage with the most steps
   find "$root/weights" -maxdepth 1 -name "$1-*" 2>/dev/null | sort -V | tail -n 1
 }
 
-stage() {
-  local from weights= other
+stage() { # stage, `again` or `from`, folder
+  local from weights= other job=$1 lines=
   from=$(before "$1")
   [ -x "$root/bin/worker-rank" ] || install
   data
   start
   # One stage at a time; a job that is done cannot be paused.
-  for other in autoencoder base figures clip; do
+  for other in autoencoder decoder base figures clip; do
     [ "$other" = "$1" ] || [ ! -s "$root/$other.id" ] ||
       "$root/bin/coordinator" pause "$(cat "$root/$other.id")" 2>/dev/null || true
   done
-  if [ -s "$root/$1.id" ] && [ "${2:-}" != again ]; then
+  if [ -s "$root/$1.id" ] && [ -z "${2:-}" ]; then
     "$root/bin/coordinator" resume "$(cat "$root/$1.id")" 2>/dev/null || true
     status
     return
   fi
-  if [ -n "$from" ]; then
+  if [ "${2:-}" = from ]; then
+    weights=$(readlink -e "${3:-none}") || fail "there is no folder ${3:-of weights: name it}"
+  elif [ -n "$from" ]; then
     weights=$(newest "$from")
     [ -n "$weights" ] || fail "there are no weights of $from: train-base.sh export $from"
   fi
-  sed -e "s|^dataset = .*|dataset = \"file://$root/figures\"|" \
-    -e "s|^init = .*|init = \"file://$weights\"|" "deploy/jobs/$1.toml" >"$root/$1.toml"
+  [ "$1" != decoder ] || job=autoencoder lines='\nfreeze = ["encoder"]'
+  [ -z "$weights" ] || lines="\\ninit = \"file://$weights\"$lines"
+  sed -e "s|^name = .*|name = \"$1\"|" -e "s|^dataset = .*|dataset = \"file://$root/figures\"|" \
+    -e '/^init = /d' -e "s|^size = .*|&$lines|" "deploy/jobs/$job.toml" >"$root/$1.toml"
   if [ -s "$root/$1.id" ]; then
     "$root/bin/coordinator" pause "$(cat "$root/$1.id")" 2>/dev/null || true
   fi
@@ -145,7 +152,7 @@ stage() {
 export_stage() {
   local from=$root/weights/$1.new step half=(--half)
   rm -rf "$from" "$from.normalized"
-  # Normalised in fp32, then halved.
+  # Normalised in fp32, then halved. A decoder's latents are normalised already.
   [ "$1" != autoencoder ] || half=()
   "$root/bin/coordinator" checkpoint export "$(cat "$root/$1.id")" "${half[@]}" --out "$from" ||
     fail "$1 cannot be exported"
@@ -194,7 +201,7 @@ case ${1:-} in
     start
     status
     ;;
-  autoencoder | base | figures | clip) stage "$@" ;;
+  autoencoder | decoder | base | figures | clip) stage "$@" ;;
   status) status ;;
   export)
     [ -s "$root/${2:-none}.id" ] || fail "export needs a stage that was begun"
