@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "parity"))
 import torch
 import torchmetrics
 import transformers
-from clip_tools import long_prompts, noise, processors, short_prompts
+from clip_tools import Features, long_prompts, noise, processors, short_prompts
 from make_golden import fill
 from torchmetrics.functional.multimodal.clip_score import _clip_score_update
 from transformers import CLIPConfig, CLIPModel
@@ -43,8 +43,10 @@ def main():
                     parameter.copy_(fill(key, list(parameter.shape)))
         with tempfile.TemporaryDirectory() as folder:
             processor = processors(folder, SIDE)["Pillow"]
+        features = Features(model)
         cosines = lambda first, second: [
-            value / 100 for value in _clip_score_update(first, second, model, processor)[0].tolist()
+            value / 100
+            for value in _clip_score_update(first, second, features, processor)[0].tolist()
         ]
         images = [torch.tensor(noise(*size)).permute(2, 0, 1) for size in SIZES]
         prompts = short_prompts()

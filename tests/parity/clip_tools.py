@@ -59,6 +59,28 @@ def tokenizer(folder, length=77):
     return CLIPTokenizer.from_pretrained(folder)
 
 
+class Features:
+    """A CLIPModel as torchmetrics 1.9 expects it: this release of `transformers` returns the
+    embeddings in an object, which torchmetrics takes for a tensor."""
+
+    def __init__(self, model):
+        self.model = model
+        self.config = model.config
+
+    def to(self, device):
+        self.model.to(device)
+        return self
+
+    def eval(self):
+        return self
+
+    def get_image_features(self, pixel_values):
+        return self.model.get_image_features(pixel_values).pooler_output
+
+    def get_text_features(self, input_ids, attention_mask):
+        return self.model.get_text_features(input_ids, attention_mask).pooler_output
+
+
 def processors(folder, side):
     """CLIP's processor with Pillow's resizing, and with torchvision's (the default of this release
     of `transformers`)."""

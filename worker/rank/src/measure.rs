@@ -127,7 +127,9 @@ fn items(options: &Options) -> anyhow::Result<Vec<Item>> {
             let images = images_in(folder)?;
             let items = images.into_iter().map(|image| {
                 let beside = image.with_extension("txt");
-                let prompt = beside.is_file().then(|| read_text(&beside, PROMPT_BYTES_MAX));
+                let prompt = beside
+                    .is_file()
+                    .then(|| read_text(&beside, PROMPT_BYTES_MAX));
                 Ok(Item {
                     image,
                     prompt: prompt.transpose()?.map(|it| it.trim_end().to_owned()),
@@ -145,9 +147,8 @@ fn items(options: &Options) -> anyhow::Result<Vec<Item>> {
 
 fn listed(list: &Path) -> anyhow::Result<Vec<Item>> {
     let text = read_text(list, LIST_BYTES_MAX)?;
-    let mut items: Vec<Item> = serde_json::from_str(&text).with_context(|| {
-        format!("{} is not a list of {{\"image\": FILE, …}}", list.display())
-    })?;
+    let mut items: Vec<Item> = serde_json::from_str(&text)
+        .with_context(|| format!("{} is not a list of {{\"image\": FILE, …}}", list.display()))?;
     let folder = list.parent().unwrap_or(Path::new(""));
     for item in &mut items {
         let paths = item.references.iter_mut().chain(&mut item.whole);
@@ -267,9 +268,10 @@ fn embed(folder: &Path, texts: &Path, device: Device) -> anyhow::Result<serde_js
     let list: Vec<String> = serde_json::from_str(&read_text(texts, LIST_BYTES_MAX)?)
         .with_context(|| format!("{} is not a JSON list of texts", texts.display()))?;
     let encoder = SentenceEncoder::open(folder, device)?;
-    let embedded = encoder.embed(&list)?.into_iter().map(|it| {
-        json!({"tokens": it.tokens, "cut": it.cut, "embedding": it.embedding})
-    });
+    let embedded = encoder
+        .embed(&list)?
+        .into_iter()
+        .map(|it| json!({"tokens": it.tokens, "cut": it.cut, "embedding": it.embedding}));
     Ok(json!({"texts": embedded.collect::<Vec<_>>()}))
 }
 
@@ -305,6 +307,9 @@ mod tests {
         let names: Vec<_> = found.iter().map(|it| it.file_name().unwrap()).collect();
         assert_eq!(names, ["a.jpg", "b.PNG"]);
         let error = format!("{:#}", open_image(&found[0]).unwrap_err());
-        assert!(error.contains("a.jpg") && error.contains("cannot be decoded"), "{error}");
+        assert!(
+            error.contains("a.jpg") && error.contains("cannot be decoded"),
+            "{error}"
+        );
     }
 }
