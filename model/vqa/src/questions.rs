@@ -58,7 +58,8 @@ impl Questions {
             }
             if text.trim().is_empty() || text.len() > TEXT_BYTES_MAX {
                 return Err(fault(format!(
-                    "the text of question {name:?} has {} bytes; 1 to {TEXT_BYTES_MAX} are expected",
+                    "the text of question {name:?} has {} bytes; 1 to {TEXT_BYTES_MAX} are \
+                     expected",
                     text.len()
                 )));
             }

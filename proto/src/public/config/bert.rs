@@ -1,5 +1,5 @@
-//! The files of a sentence encoder in the layout of `sentence-transformers`: a BERT's `config.json`,
-//! and what is done with its states.
+//! The files of a sentence encoder in the layout of `sentence-transformers`: `config.json` of a
+//! BERT, and what is done with its states.
 
 use super::{Fields, Found};
 use crate::layout::{Activation, BertLayout, TransformerLayout};
