@@ -7,7 +7,7 @@ mod golden_file;
 use golden_file::{fill, values};
 use image::{Rgb, RgbImage};
 use metric::cosine;
-use model::metric::{Clip, LongText, SentenceEncoder};
+use model::metric::{Clip, LongText, Lpips, SentenceEncoder};
 use model::parameter::Parameters;
 use model::text::TextEncoder;
 use model::vision::ImageEncoder;
@@ -178,6 +178,66 @@ fn a_folder_that_is_no_clip_is_refused_by_file_and_field() {
     assert!(refused().contains("expected: config.json beside them"));
     let error = Clip::open(Path::new("/none"), Device::Cpu).unwrap_err();
     assert!(error.to_string().starts_with("/none"), "{error}");
+}
+
+/// Weights of names; those of the heads are not negative.
+fn lpips_folder() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let layers = [
+        (0, 3, 64, 11),
+        (3, 64, 192, 5),
+        (6, 192, 384, 3),
+        (8, 384, 256, 3),
+        (10, 256, 256, 3),
+    ];
+    let (mut backbone, mut heads) = (NamedTensors::new(), NamedTensors::new());
+    for (index, (number, inputs, outputs, kernel)) in layers.into_iter().enumerate() {
+        let weight = format!("features.{number}.weight");
+        let fan_in = (inputs * kernel * kernel) as f64;
+        let values_of = values(&weight, &[outputs, inputs, kernel, kernel]);
+        backbone.insert(weight, values_of * (12.0 / fan_in).sqrt());
+        let bias = format!("features.{number}.bias");
+        backbone.insert(bias.clone(), values(&bias, &[outputs]) * 0.2);
+        let head = format!("lin{index}.model.1.weight");
+        let values_of = values(&head, &[1, outputs, 1, 1]) * (12.0 / outputs as f64).sqrt();
+        heads.insert(head, values_of.abs());
+    }
+    // Of the classifier, which is not used.
+    backbone.insert("classifier.6.bias".into(), values("x", &[10]));
+    let path = |name: &str| folder.path().join(name);
+    write(&path("alexnet.safetensors"), &backbone, Storage::Float32).unwrap();
+    write(&path("lpips.safetensors"), &heads, Storage::Float32).unwrap();
+    folder
+}
+
+#[test]
+fn lpips_is_that_of_torchmetrics() {
+    tch::set_num_threads(1);
+    let golden: Value =
+        serde_json::from_str(include_str!("../../tests/golden/metric.json")).unwrap();
+    let folder = lpips_folder();
+    let lpips = Lpips::open(folder.path(), Device::Cpu).unwrap();
+    let cases: Vec<(u32, u32, f64)> = from(&golden["lpips"]);
+    assert_eq!(cases.len(), 3);
+    for (width, height, expected) in cases {
+        let image = noise(width, height);
+        let mirrored = image::imageops::flip_horizontal(&image);
+        let found = lpips.distance(&image, &mirrored).unwrap();
+        assert!((found / expected - 1.0).abs() < 1e-4, "{found} {expected}");
+        assert_eq!(lpips.distance(&image, &image).unwrap(), 0.0);
+    }
+    // Another size is brought to the first image's.
+    assert!(lpips.distance(&noise(48, 40), &noise(96, 96)).unwrap() > 0.0);
+    let error = lpips.distance(&noise(31, 40), &noise(31, 40)).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the image is 31x40 pixels; at least 32 in each direction are compared"
+    );
+    std::fs::remove_file(folder.path().join("lpips.safetensors")).unwrap();
+    let error = Lpips::open(folder.path(), Device::Cpu)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("lpips.safetensors"), "{error}");
 }
 
 const WORDS: &str = "[PAD]\n[UNK]\n[CLS]\n[SEP]\nleft\nright\nsmile\n";

@@ -20,6 +20,7 @@ import torchmetrics
 import transformers
 from clip_tools import Features, long_prompts, noise, processors, short_prompts
 from make_golden import fill
+from torchmetrics.functional.image.lpips import _LPIPS
 from torchmetrics.functional.multimodal.clip_score import _clip_score_update
 from transformers import CLIPConfig, CLIPModel
 
@@ -56,6 +57,22 @@ def main():
                 "clip_i": cosines(images, images[1:] + images[:1]),
                 "clip_t_sliced": cosines(images[:3], long_prompts()),
             }
+    lpips = _LPIPS(pretrained=False, pnet_rand=True)
+    with torch.no_grad():
+        for key, parameter in lpips.named_parameters():
+            if key.startswith("net.slice"):
+                key = "features." + key.split(".", 2)[2]
+            elif not key.startswith("lin") or key.startswith("lins."):
+                continue
+            values = fill(key, list(parameter.shape))
+            # Heads are not negative.
+            parameter.copy_(values.abs() if key.startswith("lin") else values)
+        # Each image with its mirror image.
+        distances = []
+        for width, height in [(48, 40), (96, 96), (33, 64)]:
+            image = torch.tensor(noise(width, height)).permute(2, 0, 1)[None] / 255
+            distance = lpips(image, image.flip(3), normalize=True).item()
+            distances.append([width, height, distance])
     versions = {"torchmetrics": torchmetrics.__version__, "transformers": transformers.__version__}
     found = {
         "versions": versions,
@@ -63,6 +80,7 @@ def main():
         "prompts": short_prompts(),
         "long_prompts": long_prompts(),
         "end_tokens": cases,
+        "lpips": distances,
     }
     with open(sys.argv[1], "w") as file:
         file.write(json.dumps(found, indent=1) + "\n")
