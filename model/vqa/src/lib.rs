@@ -6,7 +6,7 @@
 //!
 //! ```no_run
 //! # async fn example(png: bytes::Bytes) -> Result<(), vqa::VqaError> {
-//! use vqa::{Cache, Client, Image, Options, Questions};
+//! use vqa::{Cache, Client, Image, Options, Questions, VqaError};
 //!
 //! let questions = Questions::parse("questions.toml", "[[question]]\nname = \"head\"\n\
 //!     text = \"Which way is the head turned?\"")?;
