@@ -48,7 +48,7 @@ def compare(name, worker, threads):
     prompts = short_prompts()[:5] + long_prompts()
     if name == "full":
         # A forward pass takes seconds.
-        images, prompts = images[2:6:2] + images[4:5], prompts[:2] + prompts[5:6]
+        images, prompts = images[2:5], prompts[:2] + prompts[5:6]
     long = [index for index, prompt in enumerate(prompts) if prompt in long_prompts()]
     short = [index for index in range(len(prompts)) if index not in long]
     with tempfile.TemporaryDirectory() as folder:
