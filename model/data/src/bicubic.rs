@@ -4,6 +4,8 @@
 //!
 //! As `src/libImaging/Resample.c` of Pillow: coefficients in fp64, rounded to whole numbers of 22
 //! binary digits after the point; first along rows, then along columns, rounded to bytes between.
+//! Since version 13 Pillow takes the columns first if the height shrinks much more than the width.
+//! That is not done here: CLIP's preprocessing keeps proportions, so it makes no difference there.
 
 use crate::image_file::Region;
 use image::RgbImage;
