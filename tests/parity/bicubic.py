@@ -16,8 +16,8 @@ from clip_tools import noise
 from PIL import Image
 
 # from, to: shrinking, enlarging, one direction only, odd factors, single pixels. Pillow 13 and newer
-# shrink the height first if it shrinks much more than the width, which CLIP's preprocessing never
-# asks for; older ones never do.
+# shrink the height first if the image is more than twice as high as wide, or if the height shrinks
+# much more than the width; older ones never do.
 CASES = [
     ((384, 384), (224, 224)),
     ((384, 300), (286, 224)),
@@ -27,7 +27,7 @@ CASES = [
     ((224, 448), (224, 224)),
     ((500, 224), (500, 100)),
     ((1000, 3), (7, 2)),
-    ((30, 300), (20, 200)),
+    ((150, 300), (224, 448)),
     ((1, 1), (5, 3)),
     ((17, 29), (1, 1)),
     ((97, 89), (89, 97)),
