@@ -15,9 +15,9 @@ import PIL
 from clip_tools import noise
 from PIL import Image
 
-# from, to: shrinking, enlarging, one direction only, odd factors, single pixels. Pillow 13 and newer
-# shrink the height first if the image is more than twice as high as wide, or if the height shrinks
-# much more than the width; older ones never do.
+# from, to: shrinking, enlarging, one direction only, odd factors, single pixels. Pillow 13 and
+# newer shrink the height first if the image is more than twice as high as wide, or if the height
+# shrinks much more than the width; older ones never do.
 CASES = [
     ((384, 384), (224, 224)),
     ((384, 300), (286, 224)),
