@@ -38,6 +38,17 @@ pub enum ModelError {
         source: proto::public::config::ConfigError,
     },
     #[error("{path}: {source}")]
+    Vocabulary {
+        path: PathBuf,
+        source: model_data::wordpiece::VocabularyError,
+    },
+    #[error("{path}: it has {found} tokens; config.json names {expected}")]
+    VocabularySize {
+        path: PathBuf,
+        found: usize,
+        expected: i64,
+    },
+    #[error("{path}: {source}")]
     ArchitectureMismatch {
         path: PathBuf,
         source: proto::public::agree::Disagreement,
@@ -99,6 +110,10 @@ pub enum ModelError {
         first forward"
     )]
     NoGradient { step: u64, parameter: String },
+    #[error(
+        "the image is {width}x{height} pixels; at least {least} in each direction are compared"
+    )]
+    ImageSize { width: u32, height: u32, least: u32 },
     #[error("{steps} sampling steps requested; the schedule allows 1 to {max}")]
     SamplingSteps { steps: u32, max: u32 },
     #[error("{architecture} does not support {feature}")]
@@ -123,6 +138,8 @@ impl ModelError {
             | Self::NonfiniteGradient { .. }
             | Self::NoWeights { .. }
             | Self::PublicConfig { .. }
+            | Self::Vocabulary { .. }
+            | Self::VocabularySize { .. }
             | Self::ArchitectureMismatch { .. }
             | Self::NonfiniteTensor { .. }
             | Self::ConstantLatent { .. }
@@ -132,6 +149,7 @@ impl ModelError {
             | Self::TensorShape { .. }
             | Self::MissingInit { .. }
             | Self::Config { .. }
+            | Self::ImageSize { .. }
             | Self::Unsupported { .. } => true,
             Self::ReadWeights { .. }
             | Self::WriteWeights { .. }

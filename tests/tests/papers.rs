@@ -100,6 +100,8 @@ fn dependencies_point_one_way() {
         "model/data",
         "model/weights",
         "model/figures",
+        "model/metric",
+        "model/vqa",
     ] {
         let found = dependencies(folder);
         assert!(
