@@ -115,9 +115,10 @@ impl Jobs {
 
     /// Records of the archived jobs that a job names.
     pub(crate) async fn archived_names(&self, spec: &JobSpec) -> Result<Vec<JobRecord>, JobsError> {
-        let read = spec.work.sampling().map(|sample| &sample.job);
+        // A job may be named several times, and is read once.
+        let names: BTreeSet<&JobId> = spec.after.iter().chain(spec.work.read_jobs()).collect();
         let mut records = Vec::new();
-        for job in spec.after.iter().chain(read) {
+        for job in names {
             records.extend(self.archived(job).await?);
         }
         Ok(records)

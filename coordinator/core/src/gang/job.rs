@@ -150,9 +150,11 @@ impl Gang {
             cut_prompts: head.cut_prompts,
             lost_tags: head.lost_tags.clone(),
             adapted: head.adapted,
-            source: head.source.clone(),
+            source: None,
+            models: Vec::new(),
             submitted_ms: head.submitted_ms,
             paused: head.paused,
+            paused_because: head.paused_because.clone(),
             workers: head.workers,
             generation: head.generation,
             phase: match &self.state {

@@ -108,9 +108,11 @@ impl Units {
             cut_prompts: head.cut_prompts,
             lost_tags: head.lost_tags.clone(),
             adapted: head.adapted,
-            source: head.source.clone(),
+            source: head.source(),
+            models: head.models(),
             submitted_ms: head.submitted_ms,
             paused: head.paused,
+            paused_because: head.paused_because.clone(),
             workers: head.workers,
             generation: head.generation,
             phase: match &self.state {
