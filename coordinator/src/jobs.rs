@@ -13,6 +13,7 @@ use proto::id::JobId;
 use proto::pb;
 use proto::phase::Phase;
 use proto::spec::JobSpec;
+use std::collections::BTreeSet;
 
 /// Archived jobs that are read from the store at a time. Each may have a text of 1 MiB.
 pub(crate) const PAGE: usize = 64;

@@ -123,6 +123,7 @@ fn units(source: &str) -> Run {
     };
     let lease: Vec<UnitRange> = (0..LEASE_RANGES as u64).map(range).collect();
     Run::Units(UnitOrder {
+        models: Vec::new(),
         source: Some(SourceJob {
             job_toml: source.to_owned(),
             checkpoint: None,

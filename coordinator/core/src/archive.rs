@@ -169,6 +169,7 @@ impl Coordinator {
                 reason: Waiting::Retried,
             },
             paused: false,
+            paused_because: None,
             restarts_without_progress: 0,
             permanent_failure: false,
             ..old

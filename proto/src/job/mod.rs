@@ -4,7 +4,7 @@
 
 mod admission;
 mod check;
-mod evaluation;
+pub mod evaluation;
 pub(crate) mod faults;
 pub mod overrides;
 mod raw;
@@ -156,6 +156,15 @@ pub fn parse_training(file: &str, text: &str) -> Result<TrainWork, JobErrors> {
             "this job does not train; only a job with [train] has weights of its own".to_owned(),
         )])),
     }
+}
+
+/// Whether widths and image sides of a training job fit together, for a job whose resolution was
+/// changed after it was parsed.
+///
+/// # Errors
+/// Names the first field that does not fit.
+pub fn check_sizes(work: &TrainWork) -> Result<(), String> {
+    check::sizes(work).map_err(|Fault { field, message }| format!("{field} {message}"))
 }
 
 /// The error for a field that parsed correctly and was found invalid later, with its line.

@@ -1,6 +1,6 @@
 //! Why a job is queued.
 
-use super::{Fault, Shortage, Stopped};
+use super::{Fault, Shortage, Stopped, UnitError};
 use crate::id::{JobId, Step};
 use crate::phase::Phase;
 use serde::{Deserialize, Serialize};

@@ -174,8 +174,7 @@ impl World {
 
     /// Records of the archived jobs that a job names, as the shell reads them from the archive.
     fn archived_jobs(&self, spec: &JobSpec) -> Vec<JobRecord> {
-        let reads = spec.work.sampling().map(|sample| &sample.job);
-        let named = spec.after.iter().chain(reads);
+        let named = spec.after.iter().chain(spec.work.read_jobs());
         let archived = named.filter(|id| self.durable.archived.contains(*id));
         archived
             .filter_map(|id| self.durable.jobs.get(id).cloned())

@@ -48,6 +48,13 @@ pub(super) fn check(
     }
 }
 
+/// Whether widths and image sides of a training job fit together; the first fault if they do not.
+pub(super) fn sizes(work: &TrainWork) -> Result<(), Fault> {
+    let mut faults = Faults::default();
+    shape::shapes(work, &mut faults);
+    faults.0.into_iter().next().map_or(Ok(()), Err)
+}
+
 /// The kind of work that the tables select; None, with a fault, if they select none or several.
 fn work(
     raw: &JobToml,
