@@ -213,6 +213,35 @@ impl From<&ImageEncoderConfig> for ImageLayout {
     }
 }
 
+/// How an image encoder's input is made of pixels in [0, 1]: (pixel - mean) / deviation of each
+/// channel.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Colours {
+    pub means: [f32; 3],
+    pub deviations: [f32; 3],
+}
+
+impl Colours {
+    /// OpenAI's; every CLIP in the layout of `transformers` expects them unless its
+    /// `preprocessor_config.json` says otherwise.
+    pub const CLIP: Self = Self {
+        means: [0.481_454_66, 0.457_827_5, 0.408_210_73],
+        deviations: [0.268_629_54, 0.261_302_6, 0.275_777_1],
+    };
+}
+
+/// A BERT without its pooler, as sentence encoders such as MiniLM use it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BertLayout {
+    /// Its norms come after the residual sum, unlike CLIP's.
+    pub transformer: TransformerLayout,
+    pub vocabulary: i64,
+    /// Maximum number of tokens that have a position.
+    pub tokens: i64,
+    /// Kinds of segments; a single text has kind 0.
+    pub types: i64,
+}
+
 /// Kandinsky 2.2's prior, a `PriorTransformer` (tensors.md).
 #[derive(Debug, Clone, PartialEq)]
 pub struct PriorLayout {

@@ -100,6 +100,7 @@ fn dependencies_point_one_way() {
         "model/data",
         "model/weights",
         "model/figures",
+        "model/metric",
     ] {
         let found = dependencies(folder);
         assert!(

@@ -3,6 +3,7 @@
 //! from the [`loader::Loader`]; the `model` crate turns them into tensors. Rendering of images is
 //! in `figures`.
 
+pub mod bicubic;
 mod cache;
 mod clean;
 pub mod columns;
@@ -39,4 +40,5 @@ mod transform;
 pub mod user_image;
 pub mod verify;
 pub mod view;
+pub mod wordpiece;
 pub mod writer;

@@ -2,6 +2,8 @@
 //! figure alone on noise under FastComposer's augmentations (`fastcomposer/transforms.py`). Pure;
 //! random numbers come from the caller. Called by [`crate::prepare`].
 
+use crate::bicubic::resize_cropped;
+use crate::image_file::Region;
 use image::imageops::{self, FilterType};
 use image::{GrayImage, Luma, Rgb, RgbImage};
 use proto::architecture::{ImageView, ViewConfig, ViewKind};
@@ -58,8 +60,10 @@ pub(crate) fn as_gray(mask: &RgbImage) -> GrayImage {
     })
 }
 
-/// As `CLIPImageProcessor`: bicubic, the longer side rounded down, the middle.
-fn clip_view(image: &RgbImage, view: ImageView, side: u32) -> RgbImage {
+/// As `CLIPImageProcessor`: bicubic, the longer side rounded down, the middle. Its bytes with
+/// [`ImageView::Crop`].
+#[must_use]
+pub fn clip_view(image: &RgbImage, view: ImageView, side: u32) -> RgbImage {
     let (width, height) = image.dimensions();
     let shorter = u64::from(width.min(height).max(1));
     let scaled = |length: u32| (u64::from(length) * u64::from(side) / shorter) as u32;
@@ -67,9 +71,13 @@ fn clip_view(image: &RgbImage, view: ImageView, side: u32) -> RgbImage {
         ImageView::Squash => (side, side),
         ImageView::Crop => (scaled(width).max(side), scaled(height).max(side)),
     };
-    let resized = imageops::resize(image, width, height, FilterType::CatmullRom);
-    let (x, y) = ((width - side) / 2, (height - side) / 2);
-    imageops::crop_imm(&resized, x, y, side, side).to_image()
+    let middle = Region {
+        x: (width - side) / 2,
+        y: (height - side) / 2,
+        width: side,
+        height: side,
+    };
+    resize_cropped(image, (width, height), middle)
 }
 
 /// The image with random pixels where the mask is black.

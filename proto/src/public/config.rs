@@ -2,9 +2,13 @@
 //! supported or rejected by name. Fields about training, of other classes and of older releases are
 //! ignored.
 
+mod bert;
 mod kandinsky;
+mod preprocessor;
 
+pub use bert::{bert, mean_pooling, sentence_tokens};
 pub use kandinsky::{image_unet, image_unet_blocks, movq, movq_blocks, prior};
+pub use preprocessor::preprocessor;
 
 use crate::layout::{
     Activation, AutoencoderLayout, CLIP_END, CLIP_VOCABULARY, Frequencies, ImageLayout, TextLayout,

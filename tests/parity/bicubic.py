@@ -1,0 +1,72 @@
+"""Compares our bicubic resizing with Pillow's: writes tests/golden/bicubic.json, which
+model/data/src/bicubic.rs is tested against.
+
+    bicubic.py FILE [--check]
+
+--check compares with the file instead of writing it.
+"""
+
+import hashlib
+import json
+import sys
+
+import numpy as np
+import PIL
+from PIL import Image
+
+# from, to: shrinking, enlarging, one direction only, odd factors, single pixels.
+CASES = [
+    ((384, 384), (224, 224)),
+    ((384, 300), (286, 224)),
+    ((300, 451), (224, 336)),
+    ((64, 64), (224, 224)),
+    ((224, 224), (224, 224)),
+    ((224, 448), (224, 224)),
+    ((500, 224), (500, 100)),
+    ((1000, 3), (7, 2)),
+    ((3, 1000), (2, 7)),
+    ((1, 1), (5, 3)),
+    ((17, 29), (1, 1)),
+    ((97, 89), (89, 97)),
+    ((2048, 1536), (298, 224)),
+    ((60, 120), (30, 30)),
+]
+
+
+def noise(width, height):
+    """As `noise` in model/data/src/bicubic.rs."""
+    state = (width * 0x9E3779B9 & 0xFFFFFFFF) ^ height
+    values = np.empty(width * height * 3, np.uint8)
+    for index in range(len(values)):
+        state = (state * 1664525 + 1013904223) & 0xFFFFFFFF
+        values[index] = state >> 24
+    return values.reshape(height, width, 3)
+
+
+def main():
+    cases = []
+    for (from_width, from_height), (width, height) in CASES:
+        image = noise(from_width, from_height)
+        resized = np.asarray(Image.fromarray(image).resize((width, height), Image.BICUBIC))
+        bytes_ = resized.tobytes()
+        cases.append(
+            {
+                "from_width": from_width,
+                "from_height": from_height,
+                "width": width,
+                "height": height,
+                "first": list(bytes_[:12]),
+                "sha256": hashlib.sha256(bytes_).hexdigest(),
+            }
+        )
+    if "--check" in sys.argv:
+        with open(sys.argv[1]) as file:
+            same = json.load(file)["cases"] == cases
+        print(f"{'ok  ' if same else 'OVER'} bicubic: the bytes of Pillow {PIL.__version__}")
+        sys.exit(0 if same else 1)
+    with open(sys.argv[1], "w") as file:
+        lines = ",\n".join(json.dumps(case) for case in cases)
+        file.write(f'{{"pillow": "{PIL.__version__}", "cases": [\n{lines}\n]}}\n')
+
+
+main()
