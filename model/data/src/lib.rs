@@ -14,6 +14,7 @@ pub mod describe;
 pub mod example;
 #[cfg(test)]
 mod example_data;
+pub mod evaluation;
 pub mod holdout;
 pub mod identity;
 pub mod image_file;

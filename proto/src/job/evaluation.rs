@@ -66,6 +66,7 @@ pub fn fill(text: &str, found: &Found) -> Result<String, String> {
         && evaluate.remove("prompt_file").is_some()
     {
         let prompts = prompts.iter().cloned().map(Value::String).collect();
+        let prompts = Value::Array(prompts);
         if evaluate.insert("prompts".to_owned(), prompts).is_some() {
             return Err("evaluate.prompts: is set beside prompt_file: leave one out".to_owned());
         }

@@ -1,0 +1,70 @@
+//! `coordinator evaluate`: submits a plan, and makes a report of its results.
+
+pub(crate) mod open;
+
+use super::patience::aloud;
+use super::submit::{self, SubmitArgs};
+use super::{Global, Outcome};
+use crate::text::errln;
+use anyhow::{Result, anyhow};
+use clap::{Args, Subcommand};
+use model_data::evaluation;
+use model_data::loader::{Loader, LoaderOptions};
+use proto::evaluate::EvaluateWork;
+use proto::pb;
+use std::path::PathBuf;
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct EvaluateArgs {
+    #[command(subcommand)]
+    command: Option<EvaluateCommand>,
+    /// The plan; deploy/jobs/evaluate.toml documents every field
+    #[arg(value_name = "plan.toml", required = true)]
+    file: Option<PathBuf>,
+    /// Check everything here and on the coordinator, but store nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Follow the job until it ends; exit code 0 only if it is done
+    #[arg(long, conflicts_with = "dry_run")]
+    watch: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum EvaluateCommand {
+}
+
+/// Checks the plan's characters and prompts against the data set of the first model's job, if this
+/// machine can read it. Workers check again.
+pub(crate) async fn check(work: &EvaluateWork, trained: &pb::JobView) -> Result<()> {
+    let file = format!("job.toml of {}", trained.job);
+    let spec = proto::job::parse_training(&file, &trained.job_toml)?;
+    let version = Some(trained.dataset_version.clone());
+    let options = LoaderOptions::new(&spec.model.architecture, 0, version);
+    let opened = aloud(&spec.data.dataset, Loader::open(&spec.data, options)).await;
+    let loader = match opened {
+        Ok(loader) => loader,
+        Err(error) => {
+            errln!(
+                "{} cannot be read here, so the plan's characters are checked by workers alone: {}",
+                spec.data.dataset,
+                proto::text::chain(&error)
+            );
+            return Ok(());
+        }
+    };
+    let characters = evaluation::characters(&loader, &work.plan)?;
+    evaluation::prompts(&loader, &work.plan, &characters)?;
+    Ok(())
+}
+
+pub(crate) async fn evaluate(global: &Global, args: &EvaluateArgs) -> Result<Outcome> {
+    match (&args.command, &args.file) {
+        (Some(_), _) => Err(anyhow!("no such command")),
+        (None, Some(file)) => {
+            let args = SubmitArgs::of(file.clone(), args.dry_run, args.watch);
+            submit::submit(global, &args).await
+        }
+        (None, None) => Err(anyhow!("name a plan")),
+    }
+}
