@@ -13,6 +13,7 @@ mod deadline;
 mod device;
 mod doctor;
 mod environment;
+mod evaluate;
 mod exact;
 mod forward;
 mod gpu_check;

@@ -41,17 +41,23 @@ pub(crate) async fn check(work: &EvaluateWork, trained: &pb::JobView) -> Result<
     let spec = proto::job::parse_training(&file, &trained.job_toml)?;
     let version = Some(trained.dataset_version.clone());
     let options = LoaderOptions::new(&spec.model.architecture, 0, version);
+    let unseen = |why: &str| {
+        errln!(
+            "{} cannot be read here, so the plan's characters are checked by workers alone: {why}",
+            spec.data.dataset
+        );
+        Ok(())
+    };
+    // Opening a local store creates its folder.
+    if let Ok(Some(folder)) = storage::local_folder(&spec.data.dataset)
+        && !folder.is_dir()
+    {
+        return unseen("there is no such folder");
+    }
     let opened = aloud(&spec.data.dataset, Loader::open(&spec.data, options)).await;
     let loader = match opened {
         Ok(loader) => loader,
-        Err(error) => {
-            errln!(
-                "{} cannot be read here, so the plan's characters are checked by workers alone: {}",
-                spec.data.dataset,
-                proto::text::chain(&error)
-            );
-            return Ok(());
-        }
+        Err(error) => return unseen(&proto::text::chain(&error)),
     };
     let characters = evaluation::characters(&loader, &work.plan)?;
     evaluation::prompts(&loader, &work.plan, &characters)?;

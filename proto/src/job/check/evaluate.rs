@@ -24,7 +24,7 @@ const RESOLUTION_MAX: u32 = 4096;
 const FAILED_SHARE: f64 = 0.01;
 const CONCURRENCY: u32 = 4;
 /// The topics are the paper's (A.2); the wording is ours, because the paper's list is unknown.
-pub const QUESTIONS: [&str; 4] = [
+const QUESTIONS: [&str; 4] = [
     "Which way is the character's head turned? Answer with one or two words.",
     "What is the character's facial expression? Answer with one or two words.",
     "What gesture does the character's body make? Answer with one or two words.",
