@@ -1,6 +1,11 @@
 //! `coordinator evaluate`: submits a plan, and makes a report of its results.
 
+mod document;
+mod numbers;
 pub(crate) mod open;
+mod paper;
+mod report;
+mod stored;
 
 use super::patience::aloud;
 use super::submit::{self, SubmitArgs};
@@ -32,6 +37,8 @@ pub(crate) struct EvaluateArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum EvaluateCommand {
+    /// Write tables, plots and grids of an evaluation, with the paper's values beside them
+    Report(report::ReportArgs),
 }
 
 /// Checks the plan's characters and prompts against the data set of the first model's job, if this
@@ -66,7 +73,7 @@ pub(crate) async fn check(work: &EvaluateWork, trained: &pb::JobView) -> Result<
 
 pub(crate) async fn evaluate(global: &Global, args: &EvaluateArgs) -> Result<Outcome> {
     match (&args.command, &args.file) {
-        (Some(_), _) => Err(anyhow!("no such command")),
+        (Some(EvaluateCommand::Report(args)), _) => report::report(global, args).await,
         (None, Some(file)) => {
             let args = SubmitArgs::of(file.clone(), args.dry_run, args.watch);
             submit::submit(global, &args).await

@@ -138,16 +138,20 @@ impl<'a> Evaluation<'a> {
         if self.wait(at.unit, self.images.has(&record))? {
             return Ok(());
         }
-        let loaded = self.take_loaded(at)?;
+        let mut loaded = self.take_loaded(at)?;
         let subject = match self.subject.take() {
             Some((of, subject)) if of == (at.model, at.character) => Ok(subject),
             _ => self.read_subject(&loaded, at),
         };
-        let outcome = subject.and_then(|subject| {
-            let outcome = self.generate_and_score(at, loaded, &subject, &image);
-            self.subject = Some(((at.model, at.character), subject));
-            outcome
-        });
+        let outcome = match subject {
+            Ok(subject) => {
+                let outcome = self.generate_and_score(at, &mut loaded, &subject, &image);
+                self.subject = Some(((at.model, at.character), subject));
+                outcome
+            }
+            Err(error) => Err(error),
+        };
+        self.loaded = Some(loaded);
         let row = outcome?;
         let json = serde_json::to_vec_pretty(&row)?;
         self.wait(at.unit, self.images.put(&record, json))?;
@@ -178,9 +182,9 @@ impl<'a> Evaluation<'a> {
     }
 
     fn generate_and_score(
-        &mut self,
+        &self,
         at: At,
-        mut loaded: Loaded,
+        loaded: &mut Loaded,
         subject: &Subject,
         file: &str,
     ) -> anyhow::Result<Row> {
@@ -199,10 +203,10 @@ impl<'a> Evaluation<'a> {
         // An earlier attempt may have been cut off between image and record.
         let stored = self.wait(at.unit, self.images.get_image(file))?;
         let image = match stored {
-            Some(image) => Ok(image),
-            None => self.generate(at, &mut loaded, subject, key, file),
-        };
-        let row = image.map(|image| Row {
+            Some(image) => anyhow::Ok(image),
+            None => self.generate(at, loaded, subject, key, file),
+        }?;
+        Ok(Row {
             unit: at.unit,
             key: key.digest(),
             pair: key.pair(),
@@ -238,9 +242,7 @@ impl<'a> Evaluation<'a> {
             clip_t_sliced: None,
             vqa: None,
             scores: Scores::new(),
-        });
-        self.loaded = Some(loaded);
-        row
+        })
     }
 
     fn generate(
