@@ -6,7 +6,7 @@ use crate::layer::{LayerNorm, Linear};
 use crate::parameter::Scope;
 use crate::recompute::ActivationCheckpoint;
 use proto::layout::{Activation, TransformerLayout};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// The transformer blocks, without the embeddings and the final norm.
 #[derive(Debug)]
@@ -93,5 +93,28 @@ impl Block {
             Activation::Gelu => hidden.gelu("none"),
         };
         xs + self.fc2.forward(&hidden)
+    }
+}
+
+/// Vectors [B, width] scaled to length 1, in fp32.
+pub(crate) fn unit(vectors: &Tensor) -> Tensor {
+    let vectors = vectors.to_kind(Kind::Float);
+    let lengths = vectors
+        .square()
+        .sum_dim_intlist([1i64].as_slice(), true, Kind::Float)
+        .sqrt();
+    &vectors / lengths.clamp_min(1e-6)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vectors_have_length_one_and_zero_stays() {
+        let vectors = Tensor::from_slice(&[3f32, 4., 0., 0.]).view([2, 2]);
+        let units = Vec::<f32>::try_from(unit(&vectors).flatten(0, 1)).unwrap();
+        assert_eq!(units, [0.6, 0.8, 0., 0.]);
     }
 }

@@ -38,6 +38,17 @@ pub enum ModelError {
         source: proto::public::config::ConfigError,
     },
     #[error("{path}: {source}")]
+    Vocabulary {
+        path: PathBuf,
+        source: model_data::wordpiece::VocabularyError,
+    },
+    #[error("{path}: it has {found} tokens; config.json names {expected}")]
+    VocabularySize {
+        path: PathBuf,
+        found: usize,
+        expected: i64,
+    },
+    #[error("{path}: {source}")]
     ArchitectureMismatch {
         path: PathBuf,
         source: proto::public::agree::Disagreement,
@@ -123,6 +134,8 @@ impl ModelError {
             | Self::NonfiniteGradient { .. }
             | Self::NoWeights { .. }
             | Self::PublicConfig { .. }
+            | Self::Vocabulary { .. }
+            | Self::VocabularySize { .. }
             | Self::ArchitectureMismatch { .. }
             | Self::NonfiniteTensor { .. }
             | Self::ConstantLatent { .. }

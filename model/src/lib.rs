@@ -19,6 +19,7 @@ mod latent;
 pub mod layer;
 pub mod loss;
 pub mod mapped;
+pub mod metric;
 pub mod movq;
 pub mod noise;
 mod nonfinite;

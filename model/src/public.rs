@@ -9,6 +9,7 @@ use crate::architecture::kandinsky_prior::transformer::Prior;
 use crate::autoencoder::Autoencoder;
 use crate::error::ModelError;
 use crate::mapped::Mapped;
+use crate::metric::bert::Bert;
 use crate::movq::Movq;
 use crate::parameter::{Parameters, Scope};
 use crate::text::TextEncoder;
@@ -17,7 +18,10 @@ use crate::vision::ImageEncoder;
 use crate::weights::{self, NamedTensors};
 use base_weights::base::TEXT_BYTES_MAX;
 use proto::architecture::PRIOR;
-use proto::layout::{AutoencoderLayout, TextLayout, UNetLayout, hint_widths};
+use proto::layout::{
+    AutoencoderLayout, BertLayout, CLIP_VOCABULARY, Colours, ImageLayout, TextLayout, UNetLayout,
+    hint_widths,
+};
 use proto::public::agree::agree;
 use proto::public::base::{CONFIG_FILE, WEIGHT_FILES};
 use proto::public::config::{self, ConfigError};
@@ -92,6 +96,20 @@ impl Source {
     /// All files with their paths and contents.
     pub(crate) fn files(&self) -> impl Iterator<Item = (&Path, &[u8])> {
         self.tensors.files()
+    }
+
+    /// The text of `config.json` and its path.
+    ///
+    /// # Errors
+    /// There is none.
+    fn required_config(&self, folder: &Path) -> Result<(&str, &str), ModelError> {
+        match &self.config {
+            Some((text, origin)) => Ok((text, origin)),
+            None => Err(ModelError::NoWeights {
+                path: folder.to_owned(),
+                expected: format!("{CONFIG_FILE} beside them"),
+            }),
+        }
     }
 
     /// The layout from `config.json`, or that of Stable Diffusion 1.5 without one.
@@ -219,7 +237,15 @@ impl Source {
 
 /// The text of a folder's config and its path, or None without a config.
 fn config_in(folder: &Path) -> Result<Option<(String, String)>, ModelError> {
-    let file = folder.join(CONFIG_FILE);
+    text_in(folder, CONFIG_FILE)
+}
+
+/// The text of a folder's file and its path, or None without the file.
+pub(crate) fn text_in(
+    folder: &Path,
+    name: &str,
+) -> Result<Option<(String, String)>, ModelError> {
+    let file = folder.join(name);
     if !file.is_file() {
         return Ok(None);
     }
@@ -501,6 +527,93 @@ fn load_image(source: &Source, into: &NamedTensors) -> Result<(), ModelError> {
         source.load(into, names, |name| !of_other_tower(name, "text"))
     };
     loaded.map(drop)
+}
+
+/// Both towers of a CLIP.
+#[derive(Debug)]
+pub(crate) struct Towers {
+    pub(crate) text: TextEncoder,
+    pub(crate) image: ImageEncoder,
+    pub(crate) text_layout: TextLayout,
+    pub(crate) image_layout: ImageLayout,
+    pub(crate) colours: Colours,
+}
+
+/// Loads both towers of a CLIP's folder, each with its projection.
+///
+/// # Errors
+/// As [`unet`]; also a folder without `config.json`, towers of different widths, another
+/// vocabulary than CLIP's, or a preprocessing of images that is not CLIP's.
+pub(crate) fn towers(folder: &Path, device: Device) -> Result<Towers, ModelError> {
+    let source = Source::open(folder)?;
+    let (config, origin) = source.required_config(folder)?;
+    let fault = |source| ModelError::PublicConfig {
+        path: origin.into(),
+        source,
+    };
+    let text_layout = config::text(config, true).map_err(fault)?;
+    let image_layout = config::image(config).map_err(fault)?;
+    let field = |field: &str, value: i64, expected: String| {
+        fault(ConfigError::Field {
+            field: field.to_owned(),
+            value: value.to_string(),
+            expected,
+        })
+    };
+    if text_layout.vocabulary != CLIP_VOCABULARY {
+        let expected = format!("prompts become tokens of CLIP's vocabulary, {CLIP_VOCABULARY}");
+        return Err(field("text_config.vocab_size", text_layout.vocabulary, expected));
+    }
+    let projection = text_layout.projection.unwrap_or_default();
+    if projection != image_layout.projection {
+        let expected = format!("the text tower's is {projection}; both must be the same");
+        return Err(field("vision_config.projection_dim", image_layout.projection, expected));
+    }
+    let mut colours = Colours::CLIP;
+    for file in ["preprocessor_config.json", "processor_config.json"] {
+        if let Some((text, origin)) = text_in(folder, file)? {
+            colours = config::preprocessor(&text, image_layout.side).map_err(|source| {
+                let path = origin.into();
+                ModelError::PublicConfig { path, source }
+            })?;
+            break;
+        }
+    }
+    let (texts, images) = (parameters(device), parameters(device));
+    let text = TextEncoder::new(&texts.root(), &text_layout);
+    load_text(&source, &texts.tensors())?;
+    let image = ImageEncoder::new(&images.root(), &image_layout);
+    load_image(&source, &images.tensors())?;
+    Ok(Towers {
+        text,
+        image,
+        text_layout,
+        image_layout,
+        colours,
+    })
+}
+
+/// Loads the network of a sentence encoder's folder.
+///
+/// # Errors
+/// As [`unet`]; also a folder without `config.json`.
+pub(crate) fn bert(folder: &Path, device: Device) -> Result<(Bert, BertLayout), ModelError> {
+    let source = Source::open(folder)?;
+    let (config, origin) = source.required_config(folder)?;
+    let layout = config::bert(config).map_err(|source| ModelError::PublicConfig {
+        path: origin.into(),
+        source,
+    })?;
+    let parameters = parameters(device);
+    let network = Bert::new(&parameters.root(), &layout);
+    let names = |name: &str| vec![name.to_owned(), format!("bert.{name}")];
+    // The pooler and the heads of other tasks are not used.
+    let ours = |name: &str| {
+        let name = name.strip_prefix("bert.").unwrap_or(name);
+        name.starts_with("embeddings.") || name.starts_with("encoder.")
+    };
+    source.load(&parameters.tensors(), names, ours)?;
+    Ok((network, layout))
 }
 
 /// The possible names of a tower's tensor; some writers omit the tower's own prefix.

@@ -7,13 +7,30 @@ use crate::layer::{LayerNorm, Linear, to_tokens};
 use crate::parameter::{Init, Scope};
 use image::RgbImage;
 use model_data::example::Example;
-use proto::layout::ImageLayout;
+use proto::layout::{Colours, ImageLayout};
 use proto::spec::ImageEncoderConfig;
 use tch::{Device, Kind, Tensor};
 
-/// Mean and standard deviation of the channels of CLIP's images.
-const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-const DEVIATION: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
+/// Images [B, 3, H, W] in [0, 1] -> the input of an image encoder, which expects these colours.
+pub(crate) fn normalize_colours(images: &Tensor, colours: &Colours) -> Tensor {
+    let channels = |values: [f32; 3]| {
+        Tensor::from_slice(&values)
+            .view([1, 3, 1, 1])
+            .to_device(images.device())
+    };
+    (images - channels(colours.means)) / channels(colours.deviations)
+}
+
+/// Pixels of images of one side, row by row -> [B, 3, side, side] in [0, 1].
+pub(crate) fn unit_pixels(bytes: &[u8], side: i64, device: Device) -> Tensor {
+    let pixels = Tensor::from_slice(bytes)
+        .view([-1, side, side, 3])
+        .to_device(device)
+        .permute([0, 3, 1, 2])
+        .contiguous()
+        .to_kind(Kind::Float);
+    pixels / 255.0
+}
 
 /// The views of all references of a batch as CLIP's input, [B * N, 3, side, side]; the references
 /// of one example are adjacent.
@@ -66,18 +83,8 @@ fn normalized<'a>(
             }
         }
     }
-    let channels = |values: [f32; 3]| {
-        Tensor::from_slice(&values)
-            .view([1, 3, 1, 1])
-            .to_device(device)
-    };
-    let pixels = Tensor::from_slice(&bytes)
-        .view([-1, side, side, 3])
-        .to_device(device)
-        .permute([0, 3, 1, 2])
-        .contiguous()
-        .to_kind(Kind::Float);
-    Ok((pixels / 255.0 - channels(MEAN)) / channels(DEVIATION))
+    let pixels = unit_pixels(&bytes, side, device);
+    Ok(normalize_colours(&pixels, &Colours::CLIP))
 }
 
 /// The image tower of a model, and what it reads of examples.

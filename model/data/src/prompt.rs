@@ -42,6 +42,13 @@ impl Prompts {
         ids
     }
 
+    /// As [`Self::ids`], but a long prompt is sliced, so that it loses its end token, as torchmetrics
+    /// does.
+    #[must_use]
+    pub fn sliced_ids(&self, prompt: &str) -> Vec<i64> {
+        self.subject_ids(prompt, &[]).0
+    }
+
     /// The ids of a prompt as FastComposer reads it, and the position of the last token of its
     /// subject: the first of its tags that is in `subjects`. A long prompt is truncated without an
     /// end token, a short one is padded with it. No position: the prompt names no subject, or its
@@ -159,6 +166,10 @@ mod tests {
         let ids = prompts.ids("a b c d e f g h i j k");
         assert_eq!((ids.len(), ids[0], ids[7]), (8, 49_406, CLIP_END));
         assert!(ids[1..7].iter().all(|id| *id != CLIP_END));
+        let sliced = prompts.sliced_ids("a b c d e f g h i j k");
+        assert_eq!((sliced.len(), &sliced[..7]), (8, &ids[..7]));
+        assert_ne!(sliced[7], CLIP_END);
+        assert_eq!(prompts.sliced_ids("a b"), prompts.ids("a b"));
         assert_eq!(prompts.kept("a b c d e f g h i j k"), "a b c d e f");
         assert_eq!(prompts.kept("1girl, Blue_Hair"), "1 girl , blue _ hair");
     }

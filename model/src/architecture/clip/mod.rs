@@ -5,25 +5,22 @@
 
 use super::interface::{Architecture, Network, SampleLosses, SampleOptions, TensorOptions};
 use crate::batch::{Batch, BatchShape};
+use crate::clip::unit;
 use crate::component::Prefixes;
 use crate::error::ModelError;
 use crate::parameter::{Init, Scope};
 use crate::text::{TextEncoder, token_ids};
-use crate::vision::ImageEncoder;
+use crate::vision::{ImageEncoder, normalize_colours};
 use image::RgbImage;
 use model_data::example::Example;
 use model_data::prompt::Prompts;
+use proto::layout::Colours;
 use proto::spec::{Component, TrainWork};
 use tch::{Kind, Tensor};
 
 /// The logarithm of the scale of similarities, at first and at most, as in the paper of CLIP.
 const FIRST_SCALE: f64 = 2.6593;
 const LAST_SCALE: f64 = 4.6052;
-
-/// OpenAI's mean and standard deviation of each colour, of pixels in [0, 1]; every CLIP in the
-/// layout of `transformers` expects them.
-const MEANS: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-const DEVIATIONS: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
 pub(crate) struct Clip(pub(crate) proto::architecture::Clip);
 
@@ -79,12 +76,7 @@ struct ClipNetwork {
 impl ClipNetwork {
     /// Unit vectors of images [B, 3, S, S] in [-1, 1]: [B, projection], fp32.
     fn images(&self, images: &Tensor) -> Tensor {
-        let colours = |values: [f32; 3]| {
-            Tensor::from_slice(&values)
-                .view([1, 3, 1, 1])
-                .to_device(self.options.device)
-        };
-        let normalized = ((images + 1.0) * 0.5 - colours(MEANS)) / colours(DEVIATIONS);
+        let normalized = normalize_colours(&((images + 1.0) * 0.5), &Colours::CLIP);
         unit(&self.image.forward(&normalized.to_kind(self.options.dtype)))
     }
 
@@ -145,16 +137,6 @@ fn equal_prompts(prompts: &[String]) -> Tensor {
     Tensor::from_slice(&values).view([count, count])
 }
 
-/// Vectors [B, width] scaled to length 1, in fp32.
-fn unit(vectors: &Tensor) -> Tensor {
-    let vectors = vectors.to_kind(Kind::Float);
-    let lengths = vectors
-        .square()
-        .sum_dim_intlist([1i64].as_slice(), true, Kind::Float)
-        .sqrt();
-    &vectors / lengths.clamp_min(1e-6)
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -184,11 +166,5 @@ mod tests {
         for (found, expected) in blind.iter().zip([expected[0], expected[1], expected[2]]) {
             assert!((found - expected).abs() < 1e-6, "{blind:?}");
         }
-    }
-
-    #[test]
-    fn vectors_have_length_one_and_zero_stays() {
-        let vectors = Tensor::from_slice(&[3f32, 4., 0., 0.]).view([2, 2]);
-        assert_eq!(values(&unit(&vectors).flatten(0, 1)), [0.6, 0.8, 0., 0.]);
     }
 }

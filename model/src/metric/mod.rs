@@ -1,0 +1,32 @@
+//! The networks behind the scores of images: CLIP for CLIP-I and CLIP-T, and a sentence encoder for
+//! the answers of the VQA score. They turn images and texts into vectors of length 1; what is
+//! computed of these is in the crate `metric`.
+//!
+//! Images and texts are embedded one by one, so that a vector does not depend on its neighbours and
+//! scores have the same bits whoever computes them, in whatever order.
+
+pub(crate) mod bert;
+mod clip;
+mod sentence;
+
+pub use clip::{Clip, LongText};
+pub use sentence::SentenceEncoder;
+
+use tch::Tensor;
+
+/// The embedding of a text.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TextEmbedding {
+    /// Of length 1.
+    pub embedding: Vec<f32>,
+    /// Tokens of the whole text, those at its beginning and end included.
+    pub tokens: usize,
+    /// The text has more tokens than the encoder reads; the rest was left out.
+    pub cut: bool,
+}
+
+/// The values of a vector [1, width] or [width].
+fn values(vector: &Tensor) -> Vec<f32> {
+    let vector = vector.flatten(0, -1).to_device(tch::Device::Cpu);
+    Vec::try_from(&vector).expect("an embedding is a vector of fp32")
+}
