@@ -15,6 +15,7 @@ mod doctor;
 mod environment;
 mod evaluate;
 mod exact;
+mod folder;
 mod forward;
 mod gpu_check;
 mod group;

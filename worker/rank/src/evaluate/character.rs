@@ -1,6 +1,7 @@
 //! The references of a character as a model is shown them, and their whole images.
 
 use super::loaded::Loaded;
+use super::score::References;
 use super::{At, Evaluation};
 use crate::subject::{Chosen, from_request, from_sample, read_image};
 use anyhow::Context;
@@ -19,6 +20,8 @@ pub(super) struct Subject {
     /// The image from which each reference was cut; for a model without references, the one of the
     /// character.
     pub(super) wholes: Vec<RgbImage>,
+    /// None: no image of it was scored yet.
+    pub(super) embedded: Option<References>,
 }
 
 impl Subject {
@@ -60,6 +63,7 @@ impl Evaluation<'_> {
             origins: references.map(|it| id(it.position)).collect(),
             example: subject.example,
             wholes,
+            embedded: None,
         })
     }
 
@@ -111,6 +115,7 @@ impl Evaluation<'_> {
             origins: named.iter().take(shown).map(name).collect(),
             example,
             wholes,
+            embedded: None,
         })
     }
 }

@@ -5,6 +5,7 @@
 mod character;
 mod closing;
 mod loaded;
+mod score;
 
 use crate::images::Images;
 use crate::load::open_data;
@@ -14,7 +15,7 @@ use anyhow::{Context, ensure};
 use character::Subject;
 use image::RgbImage;
 use loaded::Loaded;
-use metric::Scores;
+use score::{References, Scored, Scorer};
 use model::SampleOptions;
 use model_data::evaluation::{Character, Row, characters, prompts};
 use model_data::loader::Loader;
@@ -51,6 +52,8 @@ struct Evaluation<'a> {
     loaded: Option<Loaded>,
     /// The subject of the previous unit, which the next one often shares.
     subject: Option<((usize, usize), Subject)>,
+    /// None: the plan names no CLIP.
+    scorer: Option<Scorer>,
 }
 
 /// Returns only on an error of the process. A failed unit is reported, and the next one is run.
@@ -86,7 +89,9 @@ impl<'a> Evaluation<'a> {
         let characters = characters.map_err(|error| Permanent(error.to_string()))?;
         let prompts = prompts(&loader, &work.plan, &characters);
         let prompts = prompts.map_err(|error| Permanent(error.to_string()))?;
+        let scorer = Scorer::open(rank, &work.metrics)?;
         Ok(Self {
+            scorer,
             plan: work.plan.digest(&assignment.dataset_version),
             data: spec.data,
             characters,
@@ -144,8 +149,8 @@ impl<'a> Evaluation<'a> {
             _ => self.read_subject(&loaded, at),
         };
         let outcome = match subject {
-            Ok(subject) => {
-                let outcome = self.generate_and_score(at, &mut loaded, &subject, &image);
+            Ok(mut subject) => {
+                let outcome = self.generate_and_score(at, &mut loaded, &mut subject, &image);
                 self.subject = Some(((at.model, at.character), subject));
                 outcome
             }
@@ -182,10 +187,10 @@ impl<'a> Evaluation<'a> {
     }
 
     fn generate_and_score(
-        &self,
+        &mut self,
         at: At,
         loaded: &mut Loaded,
-        subject: &Subject,
+        subject: &mut Subject,
         file: &str,
     ) -> anyhow::Result<Row> {
         let model = &self.work.models[at.model];
@@ -206,6 +211,7 @@ impl<'a> Evaluation<'a> {
             Some(image) => anyhow::Ok(image),
             None => self.generate(at, loaded, subject, key, file),
         }?;
+        let scored = score(&mut self.scorer, &image, subject, prompt)?;
         Ok(Row {
             unit: at.unit,
             key: key.digest(),
@@ -236,12 +242,12 @@ impl<'a> Evaluation<'a> {
             environment: loaded.environment.clone(),
             image: file.to_owned(),
             image_sha256: hex_sha256(image.as_raw()),
-            clip: None,
-            clip_i_each: Vec::new(),
-            clip_i_whole_each: Vec::new(),
-            clip_t_sliced: None,
+            clip: scored.clip,
+            clip_i_each: scored.clip_i_each,
+            clip_i_whole_each: scored.clip_i_whole_each,
+            clip_t_sliced: scored.clip_t_sliced,
             vqa: None,
-            scores: Scores::new(),
+            scores: scored.scores,
         })
     }
 
@@ -275,6 +281,25 @@ impl<'a> Evaluation<'a> {
         // Score the stored image: one from another kind of device may differ in the last bits.
         self.wait(at.unit, self.images.put_image(file, image))
     }
+}
+
+/// The scores of an image. The subject's references are embedded at its first image.
+fn score(
+    scorer: &mut Option<Scorer>,
+    image: &RgbImage,
+    subject: &mut Subject,
+    prompt: &str,
+) -> anyhow::Result<Scored> {
+    let Some(scorer) = scorer else {
+        return Ok(Scored::default());
+    };
+    let references: References = match subject.embedded.take() {
+        Some(references) => references,
+        None => scorer.references(subject)?,
+    };
+    let scored = scorer.score(image, &references, prompt);
+    subject.embedded = Some(references);
+    scored
 }
 
 /// The spec of the job that trained a model.
