@@ -286,6 +286,10 @@ fn the_examples_document_every_field() {
         undocumented("sample.toml", &["sample"]),
         Vec::<String>::new()
     );
+    assert_eq!(
+        undocumented("evaluate.toml", &["evaluate", "evaluate.vqa"]),
+        Vec::<String>::new()
+    );
     let demo = std::fs::read_to_string(jobs().join("demo.toml")).unwrap();
     for field in known_fields("") {
         // The tables of other kinds of work have examples of their own.
