@@ -6,6 +6,7 @@ use crate::architecture::references::{Pairing, Task};
 use crate::id::JobId;
 use crate::knobs::Knobs;
 use crate::sample::{NamedReference, SampleMethod, SamplePrompt, SampleWork, Weights};
+use crate::spec::TrainWork;
 use crate::text::{hex, hex_sha256};
 use crate::units::{OnFailedUnit, UnitPlan};
 use serde::{Deserialize, Serialize};
@@ -189,6 +190,15 @@ impl EvaluationPlan {
             .flatten()
             .map(Characters::count)
             .fold(0, u64::saturating_add)
+    }
+
+    /// Makes a model's job that of the evaluation: resolution, task and pairing.
+    pub fn adapt(&self, spec: &mut TrainWork) {
+        spec.data.resolution = self.resolution.unwrap_or(spec.data.resolution);
+        if let Some(references) = spec.model.architecture.references_mut() {
+            references.task = self.task.unwrap_or(references.task);
+            references.pairing = self.pairing;
+        }
     }
 
     /// Images of one model.

@@ -1,5 +1,6 @@
 //! `coordinator evaluate`: submits a plan, and makes a report of its results.
 
+mod clip;
 mod document;
 mod numbers;
 pub(crate) mod open;
@@ -44,8 +45,12 @@ pub(crate) enum EvaluateCommand {
 /// Checks the plan's characters and prompts against the data set of the first model's job, if this
 /// machine can read it. Workers check again.
 pub(crate) async fn check(work: &EvaluateWork, trained: &pb::JobView) -> Result<()> {
+    if let Some(url) = &work.metrics.clip {
+        clip::check(url).await?;
+    }
     let file = format!("job.toml of {}", trained.job);
-    let spec = proto::job::parse_training(&file, &trained.job_toml)?;
+    let mut spec = proto::job::parse_training(&file, &trained.job_toml)?;
+    work.plan.adapt(&mut spec);
     let version = Some(trained.dataset_version.clone());
     let options = LoaderOptions::new(&spec.model.architecture, 0, version);
     let unseen = |why: &str| {

@@ -5,6 +5,7 @@ use crate::order::SampleOrder;
 use crate::tags::pose_prompt;
 use proto::evaluate::{Characters, Domain, EvaluationPlan, Prompts};
 use proto::sample::SamplePrompt;
+use proto::spec::Pairing;
 use std::collections::BTreeSet;
 
 /// A character of an evaluation.
@@ -53,6 +54,15 @@ pub enum ChoiceError {
         which: &'static str,
     },
     #[error(
+        "{field}: {url} has no other image of the character and outfit of sample {id:?}, which \
+         evaluate.pairing = \"b\" needs"
+    )]
+    Alone {
+        field: &'static str,
+        url: String,
+        id: String,
+    },
+    #[error(
         "evaluate.own_prompts: asks for {wanted} prompts, and the in-domain characters have {found} \
          different ones"
     )]
@@ -81,13 +91,13 @@ pub fn characters(loader: &Loader, plan: &EvaluationPlan) -> Result<Vec<Characte
             None => continue,
             Some(Characters::Trained(count)) => {
                 let which = (loader.training(), "trained on");
-                in_order(loader, field, which, u64::from(*count), seed)?
+                in_order(loader, field, which, u64::from(*count), (seed, plan.pairing))?
             }
             Some(Characters::HeldOut(count)) => {
                 let which = (loader.held_out(), "held out");
-                in_order(loader, field, which, u64::from(*count), seed)?
+                in_order(loader, field, which, u64::from(*count), (seed, plan.pairing))?
             }
-            Some(Characters::Ids(ids)) => named(loader, field, ids)?,
+            Some(Characters::Ids(ids)) => named(loader, field, ids, plan.pairing)?,
             Some(Characters::Files(files)) => {
                 let character = |name: &String| (name.clone(), None);
                 files.iter().map(|it| character(&it.name)).collect()
@@ -116,7 +126,7 @@ fn in_order(
     field: &'static str,
     (pool, which): (&[u64], &'static str),
     count: u64,
-    seed: u64,
+    (seed, pairing): (u64, Pairing),
 ) -> Result<Vec<Named>, ChoiceError> {
     let order = SampleOrder::new(seed, pool.len().max(1) as u64);
     let (mut seen, mut chosen) = (BTreeSet::new(), Vec::new());
@@ -127,7 +137,7 @@ fn in_order(
         let (_, at) = order.at(index);
         let position = pool[usize::try_from(at).expect("positions are indices")];
         let row = &loader.rows()[usize::try_from(position).expect("positions are indices")];
-        if seen.insert(row.character.as_str()) {
+        if has_references(loader, position, pairing) && seen.insert(row.character.as_str()) {
             chosen.push((row.character.clone(), Some((position, row.id.clone()))));
         }
     }
@@ -143,7 +153,18 @@ fn in_order(
     Ok(chosen)
 }
 
-fn named(loader: &Loader, field: &'static str, ids: &[String]) -> Result<Vec<Named>, ChoiceError> {
+/// Whether a sample has references: itself, or another image of its character and outfit. All
+/// models have the same characters, also those that would read no references.
+fn has_references(loader: &Loader, position: u64, pairing: Pairing) -> bool {
+    pairing == Pairing::A || !loader.similar(position).is_empty()
+}
+
+fn named(
+    loader: &Loader,
+    field: &'static str,
+    ids: &[String],
+    pairing: Pairing,
+) -> Result<Vec<Named>, ChoiceError> {
     let mut chosen: Vec<Named> = Vec::new();
     for id in ids {
         let position = loader
@@ -154,6 +175,13 @@ fn named(loader: &Loader, field: &'static str, ids: &[String]) -> Result<Vec<Nam
             url: loader.dataset().url().to_owned(),
             id: id.clone(),
         })?;
+        if !has_references(loader, position, pairing) {
+            return Err(ChoiceError::Alone {
+                field,
+                url: loader.dataset().url().to_owned(),
+                id: id.clone(),
+            });
+        }
         let row = &loader.rows()[usize::try_from(position).expect("positions are indices")];
         if let Some((character, Some((_, first)))) =
             chosen.iter().find(|(name, _)| *name == row.character)

@@ -42,11 +42,8 @@ impl Evaluation<'_> {
         let mut spec = trained(&model.job.0, source)?;
         let own = spec.data.resolution;
         spec.data = self.data.clone();
-        spec.data.resolution = plan.resolution.unwrap_or(own);
-        if let Some(references) = spec.model.architecture.references_mut() {
-            references.task = plan.task.unwrap_or(references.task);
-            references.pairing = plan.pairing;
-        }
+        spec.data.resolution = own;
+        plan.adapt(&mut spec);
         if model.init.is_some() {
             spec.model.init.clone_from(&model.init);
         }

@@ -82,7 +82,8 @@ impl<'a> Evaluation<'a> {
             work.models.len()
         );
         let (model, source) = (&work.models[0], &sources[0]);
-        let spec = trained(&model.job.0, source)?;
+        let mut spec = trained(&model.job.0, source)?;
+        work.plan.adapt(&mut spec);
         let loader = open_data(&spec, &assignment.dataset_version);
         let loader: Loader = rank.runtime.block_on(loader)?;
         let characters = characters(&loader, &work.plan);
