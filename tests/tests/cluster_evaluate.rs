@@ -14,8 +14,9 @@ use tests::cluster::reason::waiting;
 /// Two models, three characters, two prompts, two seeds and one sample: 24 images.
 fn plan(name: &str, lines: &str) -> String {
     format!(
-        "name = \"{name}\"\n{lines}\n[evaluate]\nin_domain = {{ trained = 2 }}\n\
-         out_of_domain = {{ held_out = 1 }}\nown_prompts = 2\nseeds = [1, 2]\nsteps = 8\n\
+        "name = \"{name}\"\n{lines}\n[evaluate]\nin_domain = {{ trained = 1 }}\n\
+         out_of_domain = {{ held_out = 2 }}\nprompts = [\"1girl, smile\", \"1girl, hat\"]\n\
+         seeds = [1, 2]\nsteps = 8\n\
          guidance = 3.0\nmodels = [{{ name = \"r-b\", job = \"tiny\" }}, {{ name = \"r-a\", job = \
          \"tiny\", weights = \"base\" }}]\n"
     )
@@ -37,7 +38,9 @@ fn trained(cluster: &Cluster, dataset: &str) -> Result<String> {
         steps: 2,
         ..TinyJob::forty_steps(dataset, 1)
     };
-    let id = cluster.submit(&job.to_toml())?;
+    // One character is trained on, and three are held out.
+    let text = job.to_toml().replace("holdout = 0.25", "holdout = 0.5");
+    let id = cluster.submit(&text)?;
     cluster.wait_done(&id)?;
     Ok(id)
 }
@@ -95,10 +98,10 @@ fn a_plan_that_cannot_work_is_refused_by_name() -> Result<()> {
     let good = plan("wrong", "");
     for (old, new, expected) in [
         ("job = \"tiny\" }", "job = \"nobody\" }", "there is no job nobody"),
-        ("trained = 2", "trained = 99", "asks for 99 characters"),
-        ("held_out = 1", "ids = [\"no-such\"]", "has no sample \"no-such\""),
-        ("own_prompts = 2", "prompt_file = \"no.txt\"", "cannot read"),
-        ("held_out = 1", "folder = \"none\"", "cannot read"),
+        ("trained = 1", "trained = 99", "asks for 99 characters"),
+        ("held_out = 2", "ids = [\"no-such\"]", "has no sample \"no-such\""),
+        ("prompts = [\"1girl, smile\", \"1girl, hat\"]", "prompt_file = \"no.txt\"", "cannot read"),
+        ("held_out = 2", "folder = \"none\"", "cannot read"),
         ("steps = 8", "resolution = 33\nsteps = 8", "evaluate.resolution = 33"),
         (
             "weights = \"base\" }",
@@ -132,7 +135,7 @@ fn units_that_fail_pause_the_job_and_nothing_is_lost() -> Result<()> {
     let files = format!(
         "files = [{{ name = \"me\", references = [{{ file = \"me.png\", sha256 = \"{sha256}\" }}] }}]"
     );
-    let text = plan("broken", ALONE).replace("held_out = 1", &files);
+    let text = plan("broken", ALONE).replace("held_out = 2", &files);
     let id = evaluate(&cluster, &text)?;
     let view = cluster.wait(&id, "a pause", |view| {
         matches!(waiting(view), Some(Waiting::UnitsFailed { .. }))
@@ -150,7 +153,7 @@ fn units_that_fail_pause_the_job_and_nothing_is_lost() -> Result<()> {
     std::fs::write(folder.join(&sha256), &bytes)?;
     cluster.ok(&["resume", &id])?;
     let view = cluster.wait_done(&id)?;
-    assert_eq!(done(&view), 25);
+    assert_eq!(done(&view), 17);
     let after = files_of(&results(&cluster, &id))?;
     assert!(before.iter().all(|it| after.contains(it)), "a file changed");
     cluster.stop()

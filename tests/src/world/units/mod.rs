@@ -71,8 +71,9 @@ impl World {
             return;
         };
         let checkpoints = order.source.iter().chain(&order.models);
-        let checkpoints = checkpoints.map(|source| source.checkpoint);
-        let spec = self.specs.get(&process.key.job);
+        let checkpoints: Vec<_> = checkpoints.map(|source| source.checkpoint).collect();
+        let job = process.key.job.clone();
+        let spec = self.specs.get(&job);
         let reads = spec.into_iter().flat_map(|spec| spec.work.read_jobs());
         let reads: Vec<_> = reads.cloned().zip(checkpoints).collect();
         for (source, checkpoint) in reads {

@@ -197,10 +197,10 @@ impl<'a> Evaluation<'a> {
         let model = &self.work.models[at.model];
         let character = &self.characters[at.character];
         let (prompt, seed) = (&self.prompts[at.prompt], self.work.plan.seeds[at.seed]);
-        let character_key = character.key();
+        let (character_key, model_digest) = (character.key(), loaded.digest.clone());
         let key = ImageKey {
             plan: &self.plan,
-            model: &loaded.digest,
+            model: &model_digest,
             character: &character_key,
             prompt,
             seed,
@@ -220,7 +220,7 @@ impl<'a> Evaluation<'a> {
             plan: self.plan.clone(),
             dataset_version: self.rank.task.assignment.dataset_version.clone(),
             model: model.name.clone(),
-            model_digest: loaded.digest.clone(),
+            model_digest: model_digest.clone(),
             job: model.job.clone(),
             step: loaded.step,
             domain: character.domain,
