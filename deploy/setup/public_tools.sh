@@ -3,13 +3,14 @@
 # flavour of libtorch, which is the whole wheel.
 python3 deploy/setup/libtorch.py cuda
 tools=${RETRI_CACHE:-$HOME/.cache/retri}/parity-tools
-if [ ! -f "$tools/ready" ]; then
+pins=$(cat deploy/setup/pinned/parity*.txt | sha256sum)
+if [ "$(cat "$tools/ready" 2>/dev/null)" != "$pins" ]; then
   rm -rf "$tools"
   python3 -m pip install --quiet --require-hashes --target "$tools" \
     --requirement deploy/setup/pinned/parity.txt
   python3 -m pip install --quiet --require-hashes --no-deps --target "$tools" \
     --requirement deploy/setup/pinned/parity-no-deps.txt
-  touch "$tools/ready"
+  echo "$pins" >"$tools/ready"
 fi
 export PYTHONPATH=$tools:$(dirname "$(readlink -f .libtorch-cuda)")
 export HF_HUB_OFFLINE=1 HF_HUB_DISABLE_PROGRESS_BARS=1

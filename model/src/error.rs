@@ -110,6 +110,10 @@ pub enum ModelError {
         first forward"
     )]
     NoGradient { step: u64, parameter: String },
+    #[error(
+        "the image is {width}x{height} pixels; at least {least} in each direction are compared"
+    )]
+    ImageSize { width: u32, height: u32, least: u32 },
     #[error("{steps} sampling steps requested; the schedule allows 1 to {max}")]
     SamplingSteps { steps: u32, max: u32 },
     #[error("{architecture} does not support {feature}")]
@@ -145,6 +149,7 @@ impl ModelError {
             | Self::TensorShape { .. }
             | Self::MissingInit { .. }
             | Self::Config { .. }
+            | Self::ImageSize { .. }
             | Self::Unsupported { .. } => true,
             Self::ReadWeights { .. }
             | Self::WriteWeights { .. }

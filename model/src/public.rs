@@ -241,10 +241,7 @@ fn config_in(folder: &Path) -> Result<Option<(String, String)>, ModelError> {
 }
 
 /// The text of a folder's file and its path, or None without the file.
-pub(crate) fn text_in(
-    folder: &Path,
-    name: &str,
-) -> Result<Option<(String, String)>, ModelError> {
+pub(crate) fn text_in(folder: &Path, name: &str) -> Result<Option<(String, String)>, ModelError> {
     let file = folder.join(name);
     if !file.is_file() {
         return Ok(None);
@@ -562,12 +559,20 @@ pub(crate) fn towers(folder: &Path, device: Device) -> Result<Towers, ModelError
     };
     if text_layout.vocabulary != CLIP_VOCABULARY {
         let expected = format!("prompts become tokens of CLIP's vocabulary, {CLIP_VOCABULARY}");
-        return Err(field("text_config.vocab_size", text_layout.vocabulary, expected));
+        return Err(field(
+            "text_config.vocab_size",
+            text_layout.vocabulary,
+            expected,
+        ));
     }
     let projection = text_layout.projection.unwrap_or_default();
     if projection != image_layout.projection {
         let expected = format!("the text tower's is {projection}; both must be the same");
-        return Err(field("vision_config.projection_dim", image_layout.projection, expected));
+        return Err(field(
+            "vision_config.projection_dim",
+            image_layout.projection,
+            expected,
+        ));
     }
     let mut colours = Colours::CLIP;
     for file in ["preprocessor_config.json", "processor_config.json"] {

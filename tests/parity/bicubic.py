@@ -12,6 +12,7 @@ import sys
 
 import numpy as np
 import PIL
+from clip_tools import noise
 from PIL import Image
 
 # from, to: shrinking, enlarging, one direction only, odd factors, single pixels.
@@ -31,16 +32,6 @@ CASES = [
     ((2048, 1536), (298, 224)),
     ((60, 120), (30, 30)),
 ]
-
-
-def noise(width, height):
-    """As `noise` in model/data/src/bicubic.rs."""
-    state = (width * 0x9E3779B9 & 0xFFFFFFFF) ^ height
-    values = np.empty(width * height * 3, np.uint8)
-    for index in range(len(values)):
-        state = (state * 1664525 + 1013904223) & 0xFFFFFFFF
-        values[index] = state >> 24
-    return values.reshape(height, width, 3)
 
 
 def main():

@@ -101,6 +101,7 @@ fn dependencies_point_one_way() {
         "model/weights",
         "model/figures",
         "model/metric",
+        "model/vqa",
     ] {
         let found = dependencies(folder);
         assert!(

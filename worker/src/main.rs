@@ -72,6 +72,13 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<OsString>,
     },
+    /// Score images with CLIP against references and prompts, or embed texts.
+    #[command(disable_help_flag = true)]
+    Score {
+        /// See `worker score --help`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<OsString>,
+    },
     /// Print the tokens of prompts, for comparison with another implementation.
     #[command(disable_help_flag = true)]
     Tokenize {
@@ -134,6 +141,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::NormalizeLatents { options } => {
             child::run_rank_program("normalize-latents", options)
         }
+        Command::Score { options } => child::run_rank_program("score", options),
         Command::Tokenize { options } => child::run_rank_program("tokenize", options),
     }
 }

@@ -41,7 +41,11 @@ pub fn resize_cropped(image: &RgbImage, size: (u32, u32), region: Region) -> Rgb
     let top = rows.first().map_or(0, |it| it.first);
     let bottom = rows.last().map_or(0, |it| it.first + it.coefficients.len());
     let stride = 3 * from_width as usize;
-    let wide = along_rows(&image.as_raw()[top * stride..bottom * stride], stride, &columns);
+    let wide = along_rows(
+        &image.as_raw()[top * stride..bottom * stride],
+        stride,
+        &columns,
+    );
     let bytes = along_columns(&wide, 3 * columns.len(), top, &rows);
     RgbImage::from_raw(region.width, region.height, bytes).expect("three bytes for each pixel")
 }
@@ -108,7 +112,11 @@ fn windows(from: u32, to: u32, range: Range<u32>) -> Vec<Window> {
             let inverse = if sum == 0.0 { 1.0 } else { 1.0 / sum };
             let rounded = weights.iter().map(|weight| {
                 let scaled = weight * inverse * f64::from(1u32 << PRECISION);
-                (if scaled < 0.0 { scaled - 0.5 } else { scaled + 0.5 }) as i32
+                (if scaled < 0.0 {
+                    scaled - 0.5
+                } else {
+                    scaled + 0.5
+                }) as i32
             });
             Window {
                 first,

@@ -1,5 +1,5 @@
-//! The tokenizer of uncased BERT models: words of lower-case letters without accents, split into the
-//! longest pieces that a vocabulary has. For the answers of the VQA score, which MiniLM embeds.
+//! The tokenizer of uncased BERT models: words of lower-case letters without accents, split into
+//! the longest pieces that a vocabulary has. For the answers of the VQA score, which MiniLM embeds.
 //! Gives the ids of `transformers`' `BertTokenizer`. Pure.
 
 use std::collections::HashMap;

@@ -9,10 +9,14 @@
 //! use metric::{Bootstrap, Measure, Pair, Scores, bootstrap};
 //!
 //! let image = |clip_i, clip_t| Scores::from([(Measure::ClipI, clip_i), (Measure::ClipT, clip_t)]);
-//! let rows = [("reimu", image(0.7, 0.2)), ("reimu", image(0.6, 0.3)), ("marisa", image(0.8, 0.1))];
+//! let rows = [
+//!     ("reimu", image(0.7, 0.2)),
+//!     ("reimu", image(0.6, 0.3)),
+//!     ("marisa", image(0.8, 0.1)),
+//! ];
 //! let pair = Pair { div: Measure::ClipT, sim: Measure::ClipI };
 //! // The product of each image, then the mean: never the product of the means.
-//! let products = rows.iter().filter_map(|(character, scores)| Some((*character, pair.of(scores)?)));
+//! let products = rows.iter().filter_map(|(name, scores)| Some((*name, pair.of(scores)?)));
 //! let swd = bootstrap(products, Bootstrap::default()).unwrap();
 //! assert!((swd.mean - 0.4 / 3.0).abs() < 1e-12 && swd.low <= Some(swd.mean));
 //! ```

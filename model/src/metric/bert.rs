@@ -82,7 +82,9 @@ impl Block {
         let (queries, keys) = (self.queries.forward(xs), self.keys.forward(xs));
         let values = self.values.forward(xs);
         let attended = attend(&queries, &keys, &values, self.heads, false);
-        let xs = self.attention_norm.forward(&(xs + self.out.forward(&attended)));
+        let xs = self
+            .attention_norm
+            .forward(&(xs + self.out.forward(&attended)));
         let hidden = self.fc1.forward(&xs).gelu("none");
         self.norm.forward(&(&xs + self.fc2.forward(&hidden)))
     }

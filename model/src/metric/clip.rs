@@ -20,8 +20,9 @@ pub enum LongText {
     #[default]
     KeepEnd,
     /// Its tokens are sliced, so that the end token is lost, as torchmetrics' `CLIPScore` does. The
-    /// tower then reads the state of another token: that of the largest id, or, if the config names
-    /// the end token's id, the first, so that all long prompts have the same embedding.
+    /// tower then reads the state of the first token (its id is the largest that is left, and where
+    /// the end token is looked up by id, the first is what a search without result gives), which
+    /// sees no other: all long prompts have the same embedding.
     Slice,
 }
 

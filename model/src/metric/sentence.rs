@@ -33,8 +33,9 @@ impl SentenceEncoder {
     /// A missing file, an unsupported config field, a vocabulary of another size, or a tensor that
     /// is missing, unexpected, of the wrong shape or not finite.
     pub fn open(folder: &Path, device: Device) -> Result<Self, ModelError> {
-        let (network, layout) =
-            catch_panic("loading a sentence encoder", || public::bert(folder, device))?;
+        let (network, layout) = catch_panic("loading a sentence encoder", || {
+            public::bert(folder, device)
+        })?;
         let Some((text, origin)) = text_in(folder, VOCABULARY)? else {
             return Err(ModelError::NoWeights {
                 path: folder.to_owned(),

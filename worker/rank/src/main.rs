@@ -24,6 +24,7 @@ mod init;
 mod link;
 mod load;
 mod maps;
+mod measure;
 mod normalize;
 mod outage;
 mod position;
@@ -66,6 +67,7 @@ enum Command {
     GpuCheck(gpu_check::Options),
     Forward(forward::Options),
     NormalizeLatents(normalize::Options),
+    Score(measure::Options),
     Tokenize(tokenize::Options),
 }
 
@@ -79,6 +81,7 @@ fn main() -> ExitCode {
         Command::GpuCheck(options) => gpu_check::run(&options).map(|()| true),
         Command::Forward(options) => forward::run(&options).map(|()| true),
         Command::NormalizeLatents(options) => normalize::run(&options).map(|()| true),
+        Command::Score(options) => measure::run(&options).map(|()| true),
         Command::Tokenize(options) => tokenize::run(&options).map(|()| true),
     };
     match outcome {

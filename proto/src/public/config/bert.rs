@@ -1,5 +1,5 @@
-//! The files of a sentence encoder in the layout of `sentence-transformers`: a BERT's `config.json`,
-//! and what is done with its states.
+//! The files of a sentence encoder in the layout of `sentence-transformers`: `config.json` of a
+//! BERT, and what is done with its states.
 
 use super::{Fields, Found};
 use crate::layout::{Activation, BertLayout, TransformerLayout};
@@ -12,7 +12,10 @@ use serde_json::json;
 pub fn bert(text: &str) -> Found<BertLayout> {
     let mut fields = Fields::parse(text)?;
     fields.class("model_type", &["bert"])?;
-    for (field, known) in [("hidden_act", "gelu"), ("position_embedding_type", "absolute")] {
+    for (field, known) in [
+        ("hidden_act", "gelu"),
+        ("position_embedding_type", "absolute"),
+    ] {
         if let Some(value) = fields.take(field).filter(|value| value != known) {
             return Err(fields.fault(field, &value, format!("only {known:?} is supported")));
         }
@@ -50,7 +53,13 @@ pub fn sentence_tokens(text: &str) -> Found<Option<i64>> {
         return Ok(None);
     };
     let tokens = value.as_i64().filter(|it| (2..=1 << 20).contains(it));
-    let fault = || fields.fault(FIELD, &value, "a whole number from 2 to 1048576 is expected");
+    let fault = || {
+        fields.fault(
+            FIELD,
+            &value,
+            "a whole number from 2 to 1048576 is expected",
+        )
+    };
     tokens.ok_or_else(fault).map(Some)
 }
 
@@ -92,8 +101,12 @@ mod tests {
             (transformer.width, transformer.layers, transformer.heads),
             (384, 6, 12)
         );
-        assert_eq!((layout.vocabulary, layout.tokens, layout.types), (30_522, 512, 2));
-        let refused = |from: &str, to: &str| bert(&MINILM.replace(from, to)).unwrap_err().to_string();
+        assert_eq!(
+            (layout.vocabulary, layout.tokens, layout.types),
+            (30_522, 512, 2)
+        );
+        let refused =
+            |from: &str, to: &str| bert(&MINILM.replace(from, to)).unwrap_err().to_string();
         assert_eq!(
             refused("\"gelu\"", "\"relu\""),
             "hidden_act is \"relu\"; only \"gelu\" is supported"

@@ -108,11 +108,17 @@ mod tests {
             refused("{\"shortest_edge\": 224}", "{\"shortest_edge\": 336}")
                 .contains("the tower reads 224 pixels")
         );
-        let stretched = refused("{\"shortest_edge\": 224}", "{\"height\": 224, \"width\": 224}");
+        let stretched = refused(
+            "{\"shortest_edge\": 224}",
+            "{\"height\": 224, \"width\": 224}",
+        );
         assert!(stretched.starts_with("size is"), "{stretched}");
         assert!(refused("0.26862954", "0").starts_with("image_std is"));
         let nested = format!("{{\"image_processor\": {OPENAI}}}").replace(": 3,", ": 1,");
         let error = preprocessor(&nested, 224).unwrap_err().to_string();
-        assert!(error.starts_with("image_processor.resample is 1"), "{error}");
+        assert!(
+            error.starts_with("image_processor.resample is 1"),
+            "{error}"
+        );
     }
 }
