@@ -16,9 +16,10 @@ use anyhow::{Result, anyhow};
 use clap::{Args, Subcommand};
 use model_data::evaluation;
 use model_data::loader::{Loader, LoaderOptions};
-use proto::evaluate::EvaluateWork;
+use proto::evaluate::{EvaluateWork, VqaSettings};
 use proto::pb;
 use std::path::PathBuf;
+use vqa::{Client, Options};
 
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -48,6 +49,9 @@ pub(crate) async fn check(work: &EvaluateWork, trained: &pb::JobView) -> Result<
     if let Some(url) = &work.metrics.clip {
         clip::check(url).await?;
     }
+    if let Some(settings) = &work.metrics.vqa {
+        check_server(settings).await?;
+    }
     let file = format!("job.toml of {}", trained.job);
     let mut spec = proto::job::parse_training(&file, &trained.job_toml)?;
     work.plan.adapt(&mut spec);
@@ -73,6 +77,28 @@ pub(crate) async fn check(work: &EvaluateWork, trained: &pb::JobView) -> Result<
     };
     let characters = evaluation::characters(&loader, &work.plan)?;
     evaluation::prompts(&loader, &work.plan, &characters)?;
+    Ok(())
+}
+
+/// Asks the server that answers questions for its models. It may be reachable from workers alone.
+async fn check_server(settings: &VqaSettings) -> Result<()> {
+    let endpoint = settings.endpoint.strip_suffix("/v1");
+    let endpoint = endpoint.unwrap_or(&settings.endpoint);
+    let model = &settings.model;
+    let client = Client::new(Options::new(endpoint, model), None)
+        .map_err(|error| anyhow!("evaluate.vqa.endpoint: {}", proto::text::chain(&error)))?;
+    match aloud(&settings.endpoint, client.server()).await {
+        Ok(server) if server.lists(model) => {}
+        Ok(server) => errln!(
+            "evaluate.vqa.model: {} does not list {model}; it lists {}",
+            settings.endpoint,
+            server.models.join(", ")
+        ),
+        Err(error) => errln!(
+            "evaluate.vqa.endpoint: not reached from here, so workers alone find out: {}",
+            proto::text::chain(&error)
+        ),
+    }
     Ok(())
 }
 

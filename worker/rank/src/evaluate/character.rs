@@ -22,6 +22,8 @@ pub(super) struct Subject {
     pub(super) wholes: Vec<RgbImage>,
     /// None: no image of it was scored yet.
     pub(super) embedded: Option<References>,
+    /// The answers about each of [`Self::wholes`]. None: nothing was asked yet.
+    pub(super) answers: Option<Vec<Vec<Option<String>>>>,
 }
 
 impl Subject {
@@ -64,6 +66,7 @@ impl Evaluation<'_> {
             example: subject.example,
             wholes,
             embedded: None,
+            answers: None,
         })
     }
 
@@ -116,6 +119,7 @@ impl Evaluation<'_> {
             example,
             wholes,
             embedded: None,
+            answers: None,
         })
     }
 }

@@ -28,7 +28,10 @@ pub(super) fn close(evaluation: &mut Evaluation<'_>, unit: u64) -> anyhow::Resul
     if evaluation.wait(unit, evaluation.images.has(SUMMARY))? {
         return Ok(());
     }
-    let (rows, missing) = evaluation.wait(unit, read_all(evaluation))?;
+    let (mut rows, missing) = evaluation.wait(unit, read_all(evaluation))?;
+    if let Some(asker) = &mut evaluation.asker {
+        asker.score_generated(&mut rows)?;
+    }
     let table = write(&rows)?;
     evaluation.wait(unit, evaluation.images.put(TABLE, table))?;
     tracing::info!(

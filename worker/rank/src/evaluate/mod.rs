@@ -6,6 +6,7 @@ mod character;
 mod closing;
 mod loaded;
 mod score;
+mod vqa;
 
 use crate::images::Images;
 use crate::load::open_data;
@@ -16,8 +17,9 @@ use character::Subject;
 use image::RgbImage;
 use loaded::Loaded;
 use score::{References, Scored, Scorer};
+use vqa::Asker;
 use model::SampleOptions;
-use model_data::evaluation::{Character, Row, characters, prompts};
+use model_data::evaluation::{Answers, Character, Row, characters, prompts};
 use model_data::loader::Loader;
 use proto::evaluate::{EvaluateUnit, EvaluateWork, ImageKey};
 use proto::message::SourceJob;
@@ -54,6 +56,8 @@ struct Evaluation<'a> {
     subject: Option<((usize, usize), Subject)>,
     /// None: the plan names no CLIP.
     scorer: Option<Scorer>,
+    /// None: the plan asks nothing.
+    asker: Option<Asker>,
 }
 
 /// Returns only on an error of the process. A failed unit is reported, and the next one is run.
@@ -91,8 +95,10 @@ impl<'a> Evaluation<'a> {
         let prompts = prompts(&loader, &work.plan, &characters);
         let prompts = prompts.map_err(|error| Permanent(error.to_string()))?;
         let scorer = Scorer::open(rank, &work.metrics)?;
+        let asker = Asker::open(rank, &work.metrics)?;
         Ok(Self {
             scorer,
+            asker,
             plan: work.plan.digest(&assignment.dataset_version),
             data: spec.data,
             characters,
@@ -212,7 +218,11 @@ impl<'a> Evaluation<'a> {
             Some(image) => anyhow::Ok(image),
             None => self.generate(at, loaded, subject, key, file),
         }?;
-        let scored = score(&mut self.scorer, &image, subject, prompt)?;
+        let answers = self.answers(at, subject, file, &image)?;
+        let mut scored = score(&mut self.scorer, &image, subject, prompt)?;
+        if let (Some(asker), Some(answers)) = (&mut self.asker, &answers) {
+            asker.score(answers, &mut scored.scores)?;
+        }
         Ok(Row {
             unit: at.unit,
             key: key.digest(),
@@ -247,9 +257,36 @@ impl<'a> Evaluation<'a> {
             clip_i_each: scored.clip_i_each,
             clip_i_whole_each: scored.clip_i_whole_each,
             clip_t_sliced: scored.clip_t_sliced,
-            vqa: None,
+            vqa: answers,
             scores: scored.scores,
         })
+    }
+
+    /// What the plan's model answers about an image and about the references of its character.
+    fn answers(
+        &self,
+        at: At,
+        subject: &mut Subject,
+        file: &str,
+        image: &RgbImage,
+    ) -> anyhow::Result<Option<Answers>> {
+        let Some(asker) = &self.asker else {
+            return Ok(None);
+        };
+        if subject.answers.is_none() {
+            let named = subject.wholes.iter().enumerate();
+            let named = named.map(|(number, image)| {
+                let character = &self.characters[at.character].name;
+                (format!("reference {number} of {character}"), image)
+            });
+            let images: Vec<(String, &RgbImage)> = named.collect();
+            subject.answers = Some(self.wait(at.unit, asker.ask(&images))?);
+        }
+        let asked = asker.ask(&[(file.to_owned(), image)]);
+        let own = self.wait(at.unit, asked)?.pop();
+        let own = own.context("nothing was asked about the image")?;
+        let references = subject.answers.clone().unwrap_or_default();
+        Ok(Some(asker.answers(own, references)))
     }
 
     fn generate(
