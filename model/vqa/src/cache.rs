@@ -70,7 +70,8 @@ impl Cache {
     /// Two askers of the same question write one after the other; each entry is whole.
     pub(crate) async fn put(&self, key: &str, entry: &Entry) -> Result<(), ()> {
         let text = serde_json::to_vec(entry).expect("an entry is strings and numbers");
-        let put = self.store.put(&self.path(key), PutPayload::from(text));
+        let path = self.path(key);
+        let put = self.store.put(&path, PutPayload::from(text));
         put.await.map(drop).map_err(drop)
     }
 }
