@@ -72,8 +72,9 @@ demo: programs ## train the demo job on this machine, from sample data to images
 	@deploy/demo.sh $(DATA)
 
 benchmark: programs ## the paper's benchmark at a small size on synthetic figures; hours, resumable
-## STEPS=N: steps of each training, 400 if it is not given
-	@deploy/benchmark.sh $(STEPS)
+## STEPS of each training (400); MINILM=DIR: with a stand-in for a VQA model
+	@$(CARGO) build --locked --quiet --workspace --bin vqa_server
+	@MINILM=$(MINILM) deploy/benchmark.sh $(STEPS)
 
 peers: programs ## train the paper's four peers in both pairings at size small; ten grids
 ## STEPS of each of the nine jobs (400); 400 take about an hour on two cores

