@@ -196,7 +196,7 @@ impl Client {
     pub async fn server(&self) -> Result<Server, VqaError> {
         let found = async {
             let response = self.send(self.http.get(self.url("models"))).await?;
-            models(&self.body(response).await?.1)
+            models(&self.body(response).await?)
         };
         match found.await {
             Ok(models) => Ok(Server { models }),
@@ -219,8 +219,9 @@ impl Client {
             let columns = questions.all().iter().enumerate();
             columns.map(move |(column, question)| (row * count + column, question, image))
         });
-        let asked =
-            pairs.map(async |(index, question, image)| (index, self.ask(question, image).await));
+        let asked = pairs.map(|(index, question, image)| async move {
+            (index, self.ask(question, image).await)
+        });
         // Twice as many as may be sent, so that cached answers do not wait for others.
         let mut outcomes: Vec<_> = stream::iter(asked)
             .buffer_unordered(2 * self.options.concurrency)
@@ -307,7 +308,7 @@ impl Client {
         let response = self.send(post).await.map_err(|fault| (fault, None))?;
         let after = response.headers().get(RETRY_AFTER);
         let after = after.and_then(|value| retry_after(value.to_str().ok()?));
-        let found = async { completion(&self.body(response).await?.1) };
+        let found = async { completion(&self.body(response).await?) };
         found.await.map_err(|fault| (fault, after))
     }
 
@@ -319,8 +320,8 @@ impl Client {
         request.send().await.map_err(|error| self.fault(&error))
     }
 
-    /// Status and body of an answer with a status of success.
-    async fn body(&self, mut response: Response) -> Result<(u16, Vec<u8>), Fault> {
+    /// The body of an answer with a status of success.
+    async fn body(&self, mut response: Response) -> Result<Vec<u8>, Fault> {
         let status = response.status();
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| self.fault(&error))? {
@@ -332,7 +333,7 @@ impl Client {
             body.extend_from_slice(&chunk);
         }
         if status.is_success() {
-            return Ok((status.as_u16(), body));
+            return Ok(body);
         }
         Err(Fault::Status {
             status: status.as_u16(),

@@ -6,7 +6,7 @@
 //!
 //! ```no_run
 //! # async fn example(png: bytes::Bytes) -> Result<(), vqa::VqaError> {
-//! use vqa::{Cache, Client, Image, Options, Questions};
+//! use vqa::{Cache, Client, Image, Options, Questions, VqaError};
 //!
 //! let questions = Questions::parse("questions.toml", "[[question]]\nname = \"head\"\n\
 //!     text = \"Which way is the head turned?\"")?;
@@ -17,7 +17,7 @@
 //! let image = Image { name: "sample 3".to_owned(), bytes: png };
 //! // A row for each image, a column for each question; None where the model said nothing.
 //! for row in client.ask_all(&questions, &[image]).await {
-//!     let answers: Result<Vec<_>, _> = row.into_iter().map(|it| Ok(it?.text())).collect();
+//!     let answers: Result<Vec<_>, VqaError> = row.into_iter().map(|it| Ok(it?.text())).collect();
 //!     let answers: Vec<Option<String>> = answers?;
 //! }
 //! # Ok::<(), vqa::VqaError>(())

@@ -79,12 +79,12 @@ impl Knowledge {
         let (mut train, mut held_out) = (Vec::new(), Vec::new());
         for (index, image) in labelled(&others)?.into_iter().enumerate() {
             let is_held_out = index / by_character % 4 == 3;
-            if is_held_out {
+            let list = if is_held_out {
                 &mut held_out
             } else {
                 &mut train
-            }
-            .push(image);
+            };
+            list.push(image);
         }
         if train.is_empty() || held_out.is_empty() {
             bail!("{training} characters train no classifier; at least 4 are needed");
@@ -264,7 +264,7 @@ fn unit(pair: &[u8; 32], purpose: u8) -> f64 {
     let digest = Sha256::digest([pair.as_slice(), &[purpose]].concat());
     let word = digest[..4]
         .iter()
-        .fold(0u32, |word, byte| word << 8 | u32::from(*byte));
+        .fold(0u32, |word, byte| (word << 8) | u32::from(*byte));
     f64::from(word) / 2f64.powi(32)
 }
 
