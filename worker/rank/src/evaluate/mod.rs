@@ -282,8 +282,8 @@ impl<'a> Evaluation<'a> {
             let images: Vec<(String, &RgbImage)> = named.collect();
             subject.answers = Some(self.wait(at.unit, asker.ask(&images))?);
         }
-        let asked = asker.ask(&[(file.to_owned(), image)]);
-        let own = self.wait(at.unit, asked)?.pop();
+        let images = [(file.to_owned(), image)];
+        let own = self.wait(at.unit, asker.ask(&images))?.pop();
         let own = own.context("nothing was asked about the image")?;
         let references = subject.answers.clone().unwrap_or_default();
         Ok(Some(asker.answers(own, references)))
