@@ -98,10 +98,7 @@ pub(crate) fn parse(
             let named = references.flat_map(|reference| reference.from.files_mut());
             ("sample.references", set_file_digests(named, files))
         }
-        Work::Evaluate(work) => (
-            "evaluate",
-            set_file_digests(work.plan.files_mut(), files),
-        ),
+        Work::Evaluate(work) => ("evaluate", set_file_digests(work.plan.files_mut(), files)),
     };
     set.map_err(|error| {
         let error = proto::job::error_at(file, text, field, error);

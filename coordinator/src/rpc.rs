@@ -336,7 +336,12 @@ impl ControlService {
                     short(Status::invalid_argument, &why)
                 })?;
             // Models with the same tokenizer say the same.
-            notes.extend(found.into_iter().filter(|note| !notes.contains(note)).collect::<Vec<_>>());
+            notes.extend(
+                found
+                    .into_iter()
+                    .filter(|note| !notes.contains(note))
+                    .collect::<Vec<_>>(),
+            );
         }
         let (images, models) = (work.images(), work.models.len());
         let mut summary = format!(

@@ -57,7 +57,8 @@ pub(crate) fn check_resolution(side: Option<u32>, job_toml: &str) -> Result<(), 
         return Ok(());
     };
     trained.data.resolution = side;
-    proto::job::check_sizes(&trained).map_err(|why| format!("with evaluate.resolution = {side}: {why}"))
+    proto::job::check_sizes(&trained)
+        .map_err(|why| format!("with evaluate.resolution = {side}: {why}"))
 }
 
 #[cfg(test)]

@@ -72,7 +72,10 @@ pub struct FileCharacter {
 pub enum Prompts {
     Texts(Vec<String>),
     /// The prompts of the first so many in-domain characters, as in the paper.
-    Own { count: u32, prompt: SamplePrompt },
+    Own {
+        count: u32,
+        prompt: SamplePrompt,
+    },
 }
 
 /// A model, and how it generates.

@@ -72,7 +72,10 @@ fn a_table_is_the_same_whoever_dies_while_it_is_made() -> Result<()> {
     // A unit that was cut off is at most made again once by whoever resumes it.
     let log = cluster.ok(&["logs", &id])?;
     let generated = log.matches("generated and scored an image").count();
-    assert!(generated <= 24, "{generated} of 24 images were generated:\n{log}");
+    assert!(
+        generated <= 24,
+        "{generated} of 24 images were generated:\n{log}"
+    );
 
     report(&cluster, &id)?;
     cluster.stop()
@@ -85,7 +88,12 @@ fn report(cluster: &Cluster, id: &str) -> Result<()> {
     assert!(line.contains("24 of 24 images"), "{line}");
     let text = std::fs::read_to_string(out.join("report.md"))?;
     assert!(text.contains("2 models, 3 characters, 2 prompts"), "{text}");
-    for name in ["report.html", "scores.csv", "rows.parquet", "character-000.png"] {
+    for name in [
+        "report.html",
+        "scores.csv",
+        "rows.parquet",
+        "character-000.png",
+    ] {
         assert!(out.join(name).is_file(), "{name}");
     }
     Ok(())
@@ -97,26 +105,51 @@ fn a_plan_that_cannot_work_is_refused_by_name() -> Result<()> {
     let id = trained(&cluster, &dataset)?;
     let good = plan("wrong", "");
     for (old, new, expected) in [
-        ("job = \"tiny\" }", "job = \"nobody\" }", "there is no job nobody"),
+        (
+            "job = \"tiny\" }",
+            "job = \"nobody\" }",
+            "there is no job nobody",
+        ),
         ("trained = 1", "trained = 99", "asks for 99 characters"),
-        ("held_out = 2", "ids = [\"no-such\"]", "has no sample \"no-such\""),
-        ("prompts = [\"1girl, smile\", \"1girl, hat\"]", "prompt_file = \"no.txt\"", "cannot read"),
+        (
+            "held_out = 2",
+            "ids = [\"no-such\"]",
+            "has no sample \"no-such\"",
+        ),
+        (
+            "prompts = [\"1girl, smile\", \"1girl, hat\"]",
+            "prompt_file = \"no.txt\"",
+            "cannot read",
+        ),
         ("held_out = 2", "folder = \"none\"", "cannot read"),
-        ("steps = 8", "resolution = 33\nsteps = 8", "evaluate.resolution = 33"),
+        (
+            "steps = 8",
+            "resolution = 33\nsteps = 8",
+            "evaluate.resolution = 33",
+        ),
         (
             "weights = \"base\" }",
             "weights = \"base\", knobs = { image_scale = 0.5 } }",
             "\"r-a\"",
         ),
-        ("job = \"tiny\" }", "job = \"tiny\", weights = 77 }", "no checkpoint of step 77"),
+        (
+            "job = \"tiny\" }",
+            "job = \"tiny\", weights = 77 }",
+            "no checkpoint of step 77",
+        ),
     ] {
         assert!(good.contains(old), "{old}");
         let file = cluster.write_job(&good.replacen(old, new, 1))?;
         let error = cluster.run(&["evaluate", &file])?.failure()?;
         assert!(error.contains(expected), "{new}: {error}");
     }
-    let error = cluster.run(&["evaluate", "report", &id, "--out", "x"])?.failure()?;
-    assert!(error.contains("a report is of a job with [evaluate]"), "{error}");
+    let error = cluster
+        .run(&["evaluate", "report", &id, "--out", "x"])?
+        .failure()?;
+    assert!(
+        error.contains("a report is of a job with [evaluate]"),
+        "{error}"
+    );
     let jobs = cluster.json(&["jobs"])?;
     assert_eq!(jobs.as_array().map(Vec::len), Some(1), "none was submitted");
     cluster.stop()
@@ -144,7 +177,10 @@ fn units_that_fail_pause_the_job_and_nothing_is_lost() -> Result<()> {
     let sentence = view.reason_sentence();
     assert!(sentence.contains(&sha256), "{sentence}");
     let before = files_of(&results(&cluster, &id))?;
-    assert!(!before.is_empty(), "the images of other characters are there");
+    assert!(
+        !before.is_empty(),
+        "the images of other characters are there"
+    );
     let why = cluster.json(&["why", &id])?;
     assert_eq!(why["constraint"], "paused", "{why}");
     // The file appears, and a user resumes the job.

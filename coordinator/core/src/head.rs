@@ -106,7 +106,12 @@ impl Head {
             cut_prompts: record.cut_prompts,
             lost_tags: record.lost_tags.clone(),
             adapted: record.adapted,
-            sources: record.source.iter().chain(&record.models).cloned().collect(),
+            sources: record
+                .source
+                .iter()
+                .chain(&record.models)
+                .cloned()
+                .collect(),
             blocked_by: None,
             submitted_ms: record.submitted_ms,
             paused: record.paused,

@@ -9,9 +9,9 @@ use crate::record::{JobPhase, JobRecord, RECORD_VERSION, UnitsRecord};
 use proto::evaluate::EvaluateWork;
 use proto::id::{Generation, JobId, Step};
 use proto::ledger::Tip;
+use proto::limits::JOB_TOML_BYTES;
 use proto::message::SourceJob;
 use proto::reason::Waiting;
-use proto::limits::JOB_TOML_BYTES;
 use proto::sample::{SampleWork, Weights};
 use proto::spec::{ArchitectureSpec, JobSpec};
 

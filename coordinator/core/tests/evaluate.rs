@@ -101,9 +101,18 @@ fn every_model_is_pinned_to_its_checkpoint_until_the_job_ends() {
     let order = assignment.units().unwrap();
     assert_eq!((order.models.len(), order.source.is_none()), (3, true));
     assert_eq!(order.models[0].job_toml, harness.job(&source).job_toml);
-    let reply = harness.ask(|request| Input::Cancel { request, job: job.clone() });
+    let reply = harness.ask(|request| Input::Cancel {
+        request,
+        job: job.clone(),
+    });
     assert!(matches!(reply, Reply::Phase { .. }), "{reply:?}");
-    assert!(harness.job(&source).checkpoints.iter().all(|it| it.step == Step(4)));
+    assert!(
+        harness
+            .job(&source)
+            .checkpoints
+            .iter()
+            .all(|it| it.step == Step(4))
+    );
 }
 
 #[test]
@@ -111,13 +120,18 @@ fn a_model_that_is_not_trained_yet_is_waited_for_only_if_the_plan_says_so() {
     let (mut harness, source) = Harness::training();
     let models = [(&source, Weights::Base), (&source, Weights::Newest)];
     let mut spec = evaluation(&models);
-    let missing = MissingSource::NoCheckpoint { job: source.clone() };
+    let missing = MissingSource::NoCheckpoint {
+        job: source.clone(),
+    };
     assert_eq!(harness.refused(spec.clone()), missing.to_string());
     spec.after = vec![source.clone()];
     let job = harness.submit(spec);
     assert_eq!(harness.job(&job).models, []);
     let nobody = JobId("nobody-7".to_owned());
-    let refused = harness.refused(evaluation(&[(&source, Weights::Base), (&nobody, Weights::Base)]));
+    let refused = harness.refused(evaluation(&[
+        (&source, Weights::Base),
+        (&nobody, Weights::Base),
+    ]));
     assert!(
         refused.starts_with("evaluate.models: \"m1\": there is no job nobody-7"),
         "{refused}"
@@ -130,11 +144,17 @@ fn settings_that_a_model_does_not_have_are_refused_with_its_name() {
     let mut spec = evaluation(&[(&source, Weights::Base), (&source, Weights::Base)]);
     evaluated(&mut spec).models[1].knobs.image_scale = Some(0.5);
     let refused = harness.refused(spec.clone());
-    assert!(refused.starts_with("evaluate.models: \"m1\": "), "{refused}");
+    assert!(
+        refused.starts_with("evaluate.models: \"m1\": "),
+        "{refused}"
+    );
     evaluated(&mut spec).models.pop();
     let job = harness.submit(spec);
     let refused = harness.refused(evaluation(&[(&job, Weights::Base)]));
-    assert!(refused.contains("generates images and trains no model"), "{refused}");
+    assert!(
+        refused.contains("generates images and trains no model"),
+        "{refused}"
+    );
 }
 
 #[test]
@@ -179,13 +199,19 @@ fn the_job_pauses_when_more_units_failed_than_may_and_a_resume_tries_them_again(
     assert_eq!(units.done, [UnitRange::one(0)], "what is done stays done");
     let paused = record.paused_because.clone().unwrap();
     let Waiting::UnitsFailed {
-        failed, allowed, units, ..
+        failed,
+        allowed,
+        units,
+        ..
     } = &paused
     else {
         panic!("{paused:?}")
     };
     assert_eq!((*failed, *allowed, *units), (2, 1, 4));
-    assert!(paused.to_string().contains("the server is away"), "{paused}");
+    assert!(
+        paused.to_string().contains("the server is away"),
+        "{paused}"
+    );
     let generation = harness.generation(&job);
     harness.receive("w3", vec![rank(&job, generation, 0, RankPhase::Finished)]);
     harness.receive("w3", vec![]);
@@ -194,7 +220,11 @@ fn the_job_pauses_when_more_units_failed_than_may_and_a_resume_tries_them_again(
     assert_eq!(*harness.waiting(&job), paused);
     let why = harness.machine.why(harness.now, &job).unwrap();
     assert_eq!(why.constraint, "paused");
-    assert!(why.sentence.contains("2 of 4 units failed for good"), "{}", why.sentence);
+    assert!(
+        why.sentence.contains("2 of 4 units failed for good"),
+        "{}",
+        why.sentence
+    );
 
     harness.ask(|request| Input::Pause {
         request,

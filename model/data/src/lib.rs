@@ -11,10 +11,10 @@ pub mod dataset;
 pub mod decode;
 pub mod decoded;
 pub mod describe;
+pub mod evaluation;
 pub mod example;
 #[cfg(test)]
 mod example_data;
-pub mod evaluation;
 pub mod holdout;
 pub mod identity;
 pub mod image_file;

@@ -268,14 +268,18 @@ mod tests {
         let image = scatter_image(plot(&marks), 480, 360).unwrap();
         assert_eq!(scatter_image(plot(&marks), 480, 360).unwrap(), image);
         // The better CLIP-I is further right, and the better CLIP-T higher.
-        let is = |x, y, colour: RGBColor| *image.get_pixel(x, y) == Rgb([colour.0, colour.1, colour.2]);
+        let is =
+            |x, y, colour: RGBColor| *image.get_pixel(x, y) == Rgb([colour.0, colour.1, colour.2]);
         let dots: Vec<(u32, u32)> = (0..360)
             .flat_map(|y| (0..480).map(move |x| (x, y)))
             .filter(|(x, y)| is(*x, *y, OURS))
             .collect();
         let highest = dots.iter().min_by_key(|(_, y)| *y).unwrap();
         let lowest = dots.iter().max_by_key(|(_, y)| *y).unwrap();
-        assert!(highest.0 < lowest.0 && highest.1 + 100 < lowest.1, "{highest:?} {lowest:?}");
+        assert!(
+            highest.0 < lowest.0 && highest.1 + 100 < lowest.1,
+            "{highest:?} {lowest:?}"
+        );
     }
 
     #[test]

@@ -567,7 +567,11 @@ fn units(planned: &PlannedUnits, source: JobId) -> JobSpec {
 /// As many images, of two models if that is possible. It never pauses, because nobody would resume
 /// it.
 fn evaluation(planned: &PlannedUnits, source: &JobId, weights: Weights) -> EvaluateWork {
-    let models = if planned.images.is_multiple_of(2) { 2 } else { 1 };
+    let models = if planned.images.is_multiple_of(2) {
+        2
+    } else {
+        1
+    };
     let model = |number: u32| EvaluatedModel {
         name: format!("m{number}"),
         job: source.clone(),

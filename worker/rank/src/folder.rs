@@ -36,11 +36,17 @@ pub(crate) async fn fetch(url: &str, cache: &Path) -> anyhow::Result<PathBuf> {
     drop(listed);
     ensure!(!files.is_empty(), "has no weights");
     let bytes: u64 = files.iter().map(|file| file.size).sum();
-    ensure!(bytes <= BYTES_MAX, "has {bytes} bytes; at most {BYTES_MAX} are read");
+    ensure!(
+        bytes <= BYTES_MAX,
+        "has {bytes} bytes; at most {BYTES_MAX} are read"
+    );
     files.sort_by(|a, b| a.location.cmp(&b.location));
     let state = |file: &ObjectMeta| format!("{} {} {:?}\n", file.location, file.size, file.e_tag);
     let states: String = files.iter().map(state).collect();
-    let folder = cache.join(format!("metric-{}", hex_sha256(format!("{url}\n{states}").as_bytes())));
+    let folder = cache.join(format!(
+        "metric-{}",
+        hex_sha256(format!("{url}\n{states}").as_bytes())
+    ));
     for file in &files {
         let parts = file.location.prefix_match(&prefix);
         let parts = parts.with_context(|| format!("{} is not in {url}", file.location))?;
@@ -93,15 +99,25 @@ mod tests {
     fn a_local_folder_is_used_in_place_and_its_weights_are_hashed() {
         let dir = tempfile::tempdir().unwrap();
         let url = format!("file://{}", dir.path().display());
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
         let found = runtime.block_on(fetch(&url, dir.path())).unwrap();
         assert_eq!(found, dir.path());
         let error = weights_digest(&found).unwrap_err();
-        assert!(error.to_string().contains("has no model.safetensors"), "{error}");
+        assert!(
+            error.to_string().contains("has no model.safetensors"),
+            "{error}"
+        );
         std::fs::create_dir(found.join("clip")).unwrap();
         std::fs::write(found.join("clip/model.safetensors"), b"x").unwrap();
         assert_eq!(weights_digest(&found).unwrap(), hex_sha256(b"x"));
         let missing = runtime.block_on(fetch(&format!("{url}/none"), dir.path()));
-        assert!(missing.unwrap_err().to_string().contains("there is no folder"));
+        assert!(
+            missing
+                .unwrap_err()
+                .to_string()
+                .contains("there is no folder")
+        );
     }
 }

@@ -60,7 +60,10 @@ mod tests {
         assert!(empty.contains("has no config.json"), "{empty}");
         std::fs::write(dir.path().join(CONFIG), "{\"model_type\": \"bert\"}").unwrap();
         let other = message().await;
-        assert!(other.starts_with(&format!("evaluate.clip {url}")), "{other}");
+        assert!(
+            other.starts_with(&format!("evaluate.clip {url}")),
+            "{other}"
+        );
         assert!(other.contains("config.json"), "{other}");
     }
 }

@@ -54,7 +54,10 @@ pub(super) fn markdown(blocks: &[Block]) -> String {
 fn plain(text: &str) -> String {
     let mut escaped = String::new();
     for character in printable(text).chars() {
-        if matches!(character, '|' | '<' | '>' | '*' | '_' | '`' | '[' | ']' | '\\') {
+        if matches!(
+            character,
+            '|' | '<' | '>' | '*' | '_' | '`' | '[' | ']' | '\\'
+        ) {
             escaped.push('\\');
         }
         escaped.push(character);
@@ -143,7 +146,10 @@ mod tests {
             },
         ];
         let text = markdown(&blocks);
-        assert!(text.starts_with("## a\\_b\n\n| \\<x\\> |\n| --- |\n"), "{text}");
+        assert!(
+            text.starts_with("## a\\_b\n\n| \\<x\\> |\n| --- |\n"),
+            "{text}"
+        );
         assert!(text.contains("1\\|2"), "{text}");
         assert_eq!(text.lines().count(), 6, "a cell is one line: {text}");
         let page = html("t", &blocks);

@@ -48,12 +48,7 @@ pub(super) fn models(rows: &[Row]) -> Vec<&str> {
 }
 
 /// The values of one model in a column, with their characters.
-fn values<'a>(
-    rows: &'a [Row],
-    model: &str,
-    part: Part,
-    column: Column,
-) -> Vec<(&'a str, f64)> {
+fn values<'a>(rows: &'a [Row], model: &str, part: Part, column: Column) -> Vec<(&'a str, f64)> {
     rows.iter()
         .filter(|row| row.model == model && part.has(row))
         .filter_map(|row| Some((row.character.as_str(), column.of(row)?)))

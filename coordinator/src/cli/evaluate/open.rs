@@ -32,8 +32,8 @@ pub(crate) async fn complete(
         let file = job.directory.join(&folder).join(CHARACTERS_FILE);
         let bytes = regular::read(&file, CHARACTERS_BYTES_MAX)
             .with_context(|| format!("cannot read {}", file.display()))?;
-        let text = String::from_utf8(bytes)
-            .with_context(|| format!("{} is not UTF-8", file.display()))?;
+        let text =
+            String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8", file.display()))?;
         found.folders.insert(folder, text);
     }
     if let Some(client) = client {

@@ -79,16 +79,40 @@ pub(super) const TABLES: [Table; 2] = [
         columns: &[VQA, CLIP_I, CLIP_T, VQA_I, VQA_T, T_I],
         plots: &[(CLIP_I, CLIP_T), (CLIP_I, VQA)],
         rows: &[
-            ("R9k-LockD", &[0.4276, 0.7022, 0.2120, 0.2985, 0.0909, 0.1487]),
-            ("R9k-LockB", &[0.4383, 0.6856, 0.2077, 0.2992, 0.0912, 0.1422]),
-            ("R9k-P025", &[0.4234, 0.7139, 0.2306, 0.2998, 0.0988, 0.1636]),
-            ("R9k-P075", &[0.4012, 0.7384, 0.2037, 0.2943, 0.0823, 0.1500]),
+            (
+                "R9k-LockD",
+                &[0.4276, 0.7022, 0.2120, 0.2985, 0.0909, 0.1487],
+            ),
+            (
+                "R9k-LockB",
+                &[0.4383, 0.6856, 0.2077, 0.2992, 0.0912, 0.1422],
+            ),
+            (
+                "R9k-P025",
+                &[0.4234, 0.7139, 0.2306, 0.2998, 0.0988, 0.1636],
+            ),
+            (
+                "R9k-P075",
+                &[0.4012, 0.7384, 0.2037, 0.2943, 0.0823, 0.1500],
+            ),
             ("R9k", &[0.4372, 0.7008, 0.2331, 0.3044, 0.1027, 0.1628]),
             ("R45k", &[0.4161, 0.7328, 0.2311, 0.3029, 0.0970, 0.1687]),
-            ("C9k-LockD", &[0.4276, 0.7002, 0.2138, 0.2979, 0.0917, 0.1495]),
-            ("C9k-LockB", &[0.4297, 0.6979, 0.2113, 0.2984, 0.0910, 0.1473]),
-            ("C9k-P025", &[0.4390, 0.6941, 0.2377, 0.3031, 0.1050, 0.1645]),
-            ("C9k-P075", &[0.4280, 0.7007, 0.2230, 0.2980, 0.0963, 0.1557]),
+            (
+                "C9k-LockD",
+                &[0.4276, 0.7002, 0.2138, 0.2979, 0.0917, 0.1495],
+            ),
+            (
+                "C9k-LockB",
+                &[0.4297, 0.6979, 0.2113, 0.2984, 0.0910, 0.1473],
+            ),
+            (
+                "C9k-P025",
+                &[0.4390, 0.6941, 0.2377, 0.3031, 0.1050, 0.1645],
+            ),
+            (
+                "C9k-P075",
+                &[0.4280, 0.7007, 0.2230, 0.2980, 0.0963, 0.1557],
+            ),
             ("C9k", &[0.4348, 0.6976, 0.2318, 0.3016, 0.1017, 0.1612]),
             ("C45k", &[0.4251, 0.7111, 0.2315, 0.3004, 0.0994, 0.1640]),
             ("M9k", &[0.4377, 0.6963, 0.2334, 0.3031, 0.1029, 0.1621]),
@@ -101,12 +125,17 @@ impl Table {
     /// The paper's value of a model in a column. Capitals and dashes of the name do not matter.
     pub(super) fn value(&self, model: &str, column: Column) -> Option<f64> {
         let at = self.columns.iter().position(|it| *it == column)?;
-        let found = self.rows.iter().find(|(name, _)| plain(name) == plain(model));
+        let found = self
+            .rows
+            .iter()
+            .find(|(name, _)| plain(name) == plain(model));
         found.and_then(|(_, values)| values.get(at).copied())
     }
 
     pub(super) fn has(&self, model: &str) -> bool {
-        self.rows.iter().any(|(name, _)| plain(name) == plain(model))
+        self.rows
+            .iter()
+            .any(|(name, _)| plain(name) == plain(model))
     }
 }
 
@@ -136,7 +165,9 @@ pub(super) fn differences(rows: &[&Row]) -> Vec<String> {
     }
     let characters = distinct(|row| &row.character);
     if characters != CHARACTERS {
-        reasons.push(format!("{characters} characters, the paper has {CHARACTERS}"));
+        reasons.push(format!(
+            "{characters} characters, the paper has {CHARACTERS}"
+        ));
     }
     let sides: BTreeSet<u32> = rows.iter().map(|row| row.resolution).collect();
     if sides.iter().any(|side| *side != RESOLUTION) {

@@ -2,9 +2,7 @@
 //! Written as Markdown, HTML and CSV, with the rows as Parquet beside them.
 
 use super::document::{Block, csv_cell, html, markdown};
-use super::numbers::{
-    Part, difference, estimate, excess, extremes, models, pairings,
-};
+use super::numbers::{Part, difference, estimate, excess, extremes, models, pairings};
 use super::paper::{Column, TABLES, Table, differences};
 use super::stored::Stored;
 use crate::cli::client::{self, connect};
@@ -55,7 +53,11 @@ pub(crate) async fn report(global: &Global, args: &ReportArgs) -> Result<Outcome
     let file = format!("job.toml of {}", view.job);
     let spec = proto::job::parse(&file, &view.job_toml, None)?;
     let Some(work) = spec.work.evaluation() else {
-        bail!("{} has [{}]; a report is of a job with [evaluate]", view.job, spec.work.table());
+        bail!(
+            "{} has [{}]; a report is of a job with [evaluate]",
+            view.job,
+            spec.work.table()
+        );
     };
     let stored = Stored::open(&view)?;
     let (rows, table) = stored.rows(work.images()).await?;
@@ -407,14 +409,19 @@ impl<'a> Report<'a> {
                 cells.push(Cell::new(format!("{value:.3}"), cell(stored, row).await?));
             }
             let grid = image_grid(&[cells], SIDE, 1);
-            self.image(&format!("{name}.png"), &grid, format!("{name}, left to right"))?;
+            self.image(
+                &format!("{name}.png"),
+                &grid,
+                format!("{name}, left to right"),
+            )?;
             let line = |row: &&Row| {
                 format!(
                     "{} of {}, prompt {:?}, seed {}, sample {} ({})",
                     row.model, row.character, row.prompt, row.seed, row.sample, row.image
                 )
             };
-            self.blocks.push(Block::List(rows.iter().map(line).collect()));
+            self.blocks
+                .push(Block::List(rows.iter().map(line).collect()));
         }
         Ok(())
     }
@@ -444,9 +451,8 @@ impl<'a> Report<'a> {
                 grid.push(cells);
             }
             let grid = image_grid(&grid, SIDE, 1);
-            let caption = format!(
-                "{character} ({domain}): a row for each model, a column for each prompt"
-            );
+            let caption =
+                format!("{character} ({domain}): a row for each model, a column for each prompt");
             self.image(&format!("character-{number:03}.png"), &grid, caption)?;
         }
         Ok(())

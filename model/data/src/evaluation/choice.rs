@@ -38,7 +38,9 @@ pub enum ChoiceError {
         url: String,
         id: String,
     },
-    #[error("{field}: the samples {first:?} and {second:?} both show {character}; name one of them")]
+    #[error(
+        "{field}: the samples {first:?} and {second:?} both show {character}; name one of them"
+    )]
     Twice {
         field: &'static str,
         first: String,
@@ -91,11 +93,23 @@ pub fn characters(loader: &Loader, plan: &EvaluationPlan) -> Result<Vec<Characte
             None => continue,
             Some(Characters::Trained(count)) => {
                 let which = (loader.training(), "trained on");
-                in_order(loader, field, which, u64::from(*count), (seed, plan.pairing))?
+                in_order(
+                    loader,
+                    field,
+                    which,
+                    u64::from(*count),
+                    (seed, plan.pairing),
+                )?
             }
             Some(Characters::HeldOut(count)) => {
                 let which = (loader.held_out(), "held out");
-                in_order(loader, field, which, u64::from(*count), (seed, plan.pairing))?
+                in_order(
+                    loader,
+                    field,
+                    which,
+                    u64::from(*count),
+                    (seed, plan.pairing),
+                )?
             }
             Some(Characters::Ids(ids)) => named(loader, field, ids, plan.pairing)?,
             Some(Characters::Files(files)) => {

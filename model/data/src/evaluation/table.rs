@@ -109,10 +109,7 @@ pub fn write(rows: &[Row]) -> Result<Vec<u8>, TableError> {
         records.append_value(record.map_err(|source| TableError::Row { row: index, source })?);
     }
     columns.add(RECORD, Arc::new(records.finish()));
-    let batch = RecordBatch::try_new(
-        Arc::new(Schema::new(columns.fields)),
-        columns.arrays,
-    )?;
+    let batch = RecordBatch::try_new(Arc::new(Schema::new(columns.fields)), columns.arrays)?;
     let properties = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
         .set_created_by("retri".to_owned())

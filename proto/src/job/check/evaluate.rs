@@ -8,9 +8,7 @@ use crate::evaluate::{
 };
 use crate::id::JobId;
 use crate::job::faults::Faults;
-use crate::job::raw::{
-    CharactersToml, EvaluateToml, EvaluatedToml, FileCharacterToml, VqaToml,
-};
+use crate::job::raw::{CharactersToml, EvaluateToml, EvaluatedToml, FileCharacterToml, VqaToml};
 use crate::limits::{LIST, PROMPT_BYTES, TEXT_BYTES};
 use crate::sample::{SampleMethod, SamplePrompt, Weights};
 use crate::spec::Pairing;
@@ -42,7 +40,12 @@ pub(super) fn evaluate(
     let plan = EvaluationPlan {
         resolution: raw.resolution,
         in_domain: characters("in_domain", raw.in_domain.as_ref(), is_local, faults),
-        out_of_domain: characters("out_of_domain", raw.out_of_domain.as_ref(), is_local, faults),
+        out_of_domain: characters(
+            "out_of_domain",
+            raw.out_of_domain.as_ref(),
+            is_local,
+            faults,
+        ),
         prompts: prompts(raw, faults),
         seeds: raw.seeds.clone().unwrap_or_else(|| vec![0]),
         samples: raw.samples.unwrap_or(1),

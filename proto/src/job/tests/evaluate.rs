@@ -37,7 +37,11 @@ fn a_plan_has_the_paper_s_defaults_or_ours() {
         (SampleMethod::Ddim, 50, 7.5)
     );
     assert_eq!(
-        (work.plan.seeds.as_slice(), work.plan.samples, work.plan.pairing),
+        (
+            work.plan.seeds.as_slice(),
+            work.plan.samples,
+            work.plan.pairing
+        ),
         ([0].as_slice(), 1, Pairing::B)
     );
     assert_eq!((work.images(), work.units().count), (4, 5));
@@ -67,7 +71,11 @@ fn every_field_of_evaluate_survives_its_canonical_text() {
     let [first, second] = work.models.as_slice() else {
         panic!("{:?}", work.models)
     };
-    assert_eq!((first.steps, second.steps), (20, 30), "its own or the plan's");
+    assert_eq!(
+        (first.steps, second.steps),
+        (20, 30),
+        "its own or the plan's"
+    );
     assert_eq!(first.guidance, second.guidance);
     assert_eq!(second.weights, Weights::Base);
     let vqa = work.metrics.vqa.as_ref().unwrap();
@@ -79,21 +87,37 @@ fn every_field_of_evaluate_survives_its_canonical_text() {
 fn what_stands_in_evaluate_is_bounded() {
     let with = |old: &str, new: &str| PLAN.replace(old, new);
     for (old, new, message) in [
-        ("in_domain = { trained = 4 }\n", "", "has no characters; set evaluate.in_domain"),
-        ("trained = 4", "trained = 0", "evaluate.in_domain: has 0 characters"),
+        (
+            "in_domain = { trained = 4 }\n",
+            "",
+            "has no characters; set evaluate.in_domain",
+        ),
+        (
+            "trained = 4",
+            "trained = 0",
+            "evaluate.in_domain: has 0 characters",
+        ),
         (
             "trained = 4",
             "trained = 4, held_out = 1",
             "has 2 of trained, held_out, ids, files and folder",
         ),
         ("trained = 4", "ids = [\"7\", \"7\"]", "names \"7\" twice"),
-        ("trained = 4", "folder = \"mine\"", "names the folder \"mine\""),
+        (
+            "trained = 4",
+            "folder = \"mine\"",
+            "names the folder \"mine\"",
+        ),
         (
             "trained = 4",
             "files = [{ name = \"me\", references = [] }]",
             "character \"me\" has no references",
         ),
-        ("prompts = [\"1girl\"]\n", "", "evaluate.prompts: has 0 prompts"),
+        (
+            "prompts = [\"1girl\"]\n",
+            "",
+            "evaluate.prompts: has 0 prompts",
+        ),
         ("[\"1girl\"]", "[\"a\", \"a\"]", "has a prompt twice"),
         (
             "prompts = [\"1girl\"]",
@@ -105,8 +129,16 @@ fn what_stands_in_evaluate_is_bounded() {
             "prompt_file = \"p.txt\"",
             "evaluate.prompt_file: is \"p.txt\", which only",
         ),
-        ("models = [{ job = \"r9k-3\" }]", "models = []", "has 0 models"),
-        ("{ job = \"r9k-3\" }", "{ job = \"a/b\" }", "is not a job id"),
+        (
+            "models = [{ job = \"r9k-3\" }]",
+            "models = []",
+            "has 0 models",
+        ),
+        (
+            "{ job = \"r9k-3\" }",
+            "{ job = \"a/b\" }",
+            "is not a job id",
+        ),
         (
             "{ job = \"r9k-3\" }",
             "{ job = \"r9k-3\" }, { job = \"r9k-4\" }",
@@ -127,7 +159,11 @@ fn what_stands_in_evaluate_is_bounded() {
             "{ job = \"r9k-3\", init = \"s3://b/x\", weights = 3 }",
             "\"r9k\": weights: is set beside init",
         ),
-        ("models", "seeds = []\nmodels", "evaluate.seeds: has 0 entries"),
+        (
+            "models",
+            "seeds = []\nmodels",
+            "evaluate.seeds: has 0 entries",
+        ),
         ("models", "seeds = [1, 1]\nmodels", "names a seed twice"),
         ("models", "samples = 0\nmodels", "evaluate.samples: is 0"),
         (
@@ -150,10 +186,8 @@ fn what_stands_in_evaluate_is_bounded() {
         &with("models", &format!("seeds = {seeds:?}\nmodels")),
         "evaluate.seeds: has 4097 entries",
     );
-    let many = with("trained = 4", "trained = 4000").replace(
-        "models",
-        "samples = 4000\nseeds = [0, 1]\nmodels",
-    );
+    let many = with("trained = 4", "trained = 4000")
+        .replace("models", "samples = 4000\nseeds = [0, 1]\nmodels");
     refused(&many, "results in 32000000 images");
     refused(
         &format!("{PLAN}[checkpoint]\nevery = 5\n"),
@@ -196,13 +230,26 @@ fn what_a_plan_leaves_open_is_filled_in() {
     assert_eq!(work.models[1].job, JobId("c9k-7".into()));
     assert_eq!(work.plan.prompts, Prompts::Texts(vec!["1girl".into()]));
     let references: Vec<_> = work.plan.named_references().collect();
-    assert!(format!("{references:?}").contains("mine/a.png"), "{references:?}");
-    assert!(format!("{references:?}").contains("mine/m.png"), "{references:?}");
-    assert_eq!(fill(PLAN, &Found::default()).unwrap(), PLAN, "as it was written");
+    assert!(
+        format!("{references:?}").contains("mine/a.png"),
+        "{references:?}"
+    );
+    assert!(
+        format!("{references:?}").contains("mine/m.png"),
+        "{references:?}"
+    );
+    assert_eq!(
+        fill(PLAN, &Found::default()).unwrap(),
+        PLAN,
+        "as it was written"
+    );
     let wrong = Found {
         folders: BTreeMap::from([("mine".into(), "x = 1".into())]),
         ..Found::default()
     };
     let error = fill(text, &wrong).unwrap_err();
-    assert!(error.starts_with("mine/characters.toml has no list"), "{error}");
+    assert!(
+        error.starts_with("mine/characters.toml has no list"),
+        "{error}"
+    );
 }

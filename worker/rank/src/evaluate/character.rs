@@ -70,12 +70,7 @@ impl Evaluation<'_> {
         })
     }
 
-    fn of_files(
-        &self,
-        loaded: &Loaded,
-        at: At,
-        character: &Character,
-    ) -> anyhow::Result<Subject> {
+    fn of_files(&self, loaded: &Loaded, at: At, character: &Character) -> anyhow::Result<Subject> {
         let found = files(&self.work.plan, &character.name).context("has no files")?;
         let settings = loaded.spec.model.architecture.references();
         // Other architectures than the paper's take a fixed number of references.
@@ -93,7 +88,8 @@ impl Evaluation<'_> {
             wholes.push(match &reference.from {
                 ImageSource::Sample { id } => {
                     let position = loaded.loader.position_of(id);
-                    let position = position.with_context(|| format!("there is no sample {id:?}"))?;
+                    let position =
+                        position.with_context(|| format!("there is no sample {id:?}"))?;
                     let decoded = self.wait(at.unit, loaded.loader.decoded(position))?;
                     decoded.image.clone()
                 }

@@ -16,8 +16,6 @@ use anyhow::{Context, ensure};
 use character::Subject;
 use image::RgbImage;
 use loaded::Loaded;
-use score::{References, Scored, Scorer};
-use vqa::Asker;
 use model::SampleOptions;
 use model_data::evaluation::{Answers, Character, Row, characters, prompts};
 use model_data::loader::Loader;
@@ -25,7 +23,9 @@ use proto::evaluate::{EvaluateUnit, EvaluateWork, ImageKey};
 use proto::message::SourceJob;
 use proto::spec::{Data, TrainWork};
 use proto::text::hex_sha256;
+use score::{References, Scored, Scorer};
 use std::convert::Infallible;
+use vqa::Asker;
 
 /// The unit of an image, with indices.
 #[derive(Debug, Clone, Copy)]

@@ -46,10 +46,7 @@ pub(super) struct Scored {
 
 impl Scorer {
     /// None: the plan names no CLIP.
-    pub(super) fn open(
-        rank: &Rank<'_>,
-        settings: &MetricSettings,
-    ) -> anyhow::Result<Option<Self>> {
+    pub(super) fn open(rank: &Rank<'_>, settings: &MetricSettings) -> anyhow::Result<Option<Self>> {
         let Some(url) = &settings.clip else {
             return Ok(None);
         };
@@ -61,10 +58,19 @@ impl Scorer {
         let kind = rank.job.resources.device;
         let device = crate::device::choose(kind, rank.task.device, Precision::Fp32)?;
         // A folder of another kind is the same for every rank.
-        let clip = Clip::open(&folder, device)
-            .map_err(|error| Permanent(format!("evaluate.clip {url}: {}", proto::text::chain(&error))))?;
+        let clip = Clip::open(&folder, device).map_err(|error| {
+            Permanent(format!(
+                "evaluate.clip {url}: {}",
+                proto::text::chain(&error)
+            ))
+        })?;
         let digest = folder::weights_digest(&folder)?;
-        tracing::info!(url, digest, side = clip.side(), "loaded the CLIP that scores images");
+        tracing::info!(
+            url,
+            digest,
+            side = clip.side(),
+            "loaded the CLIP that scores images"
+        );
         Ok(Some(Self {
             clip,
             digest,

@@ -3,6 +3,7 @@
 
 use crate::folder;
 use crate::process::{Permanent, Rank};
+use ::vqa::{Cache, Client, Image, Options, Question, Questions};
 use anyhow::Context;
 use bytes::Bytes;
 use image::{ImageFormat, RgbImage};
@@ -13,7 +14,6 @@ use proto::evaluate::{MetricSettings, VqaSettings};
 use proto::spec::Precision;
 use std::collections::BTreeMap;
 use std::io::Cursor;
-use ::vqa::{Cache, Client, Image, Options, Question, Questions};
 
 /// A server that answers, and the encoder of its answers.
 pub(super) struct Asker {
@@ -33,17 +33,24 @@ impl Asker {
         };
         let assignment = &rank.task.assignment;
         let permanent = |field: &str, error: &dyn std::error::Error| {
-            Permanent(format!("evaluate.vqa.{field}: {}", proto::text::chain(error)))
+            Permanent(format!(
+                "evaluate.vqa.{field}: {}",
+                proto::text::chain(error)
+            ))
         };
         // Answers are kept with the job: a question about an image is asked once, by any rank.
         let store = assignment.store_url.trim_end_matches('/');
         let cache = Cache::open(&format!("{store}/jobs/{}/answers", assignment.job))?;
         let client = Client::new(options(settings), Some(cache))
             .map_err(|error| permanent("endpoint", &error))?;
-        let named = settings.questions.iter().enumerate().map(|(number, text)| Question {
-            name: format!("q{number}"),
-            text: text.clone(),
-        });
+        let named = settings
+            .questions
+            .iter()
+            .enumerate()
+            .map(|(number, text)| Question {
+                name: format!("q{number}"),
+                text: text.clone(),
+            });
         let questions = Questions::new("evaluate.vqa.questions", named.collect())
             .map_err(|error| permanent("questions", &error))?;
         let url = &settings.embedder;
@@ -106,7 +113,9 @@ impl Asker {
     pub(super) fn score(&mut self, answers: &Answers, scores: &mut Scores) -> anyhow::Result<()> {
         let mut table = AnswerTable::new(&answers.questions);
         table.insert("image", answers.image.clone())?;
-        let names: Vec<String> = (0..answers.references.len()).map(|it| it.to_string()).collect();
+        let names: Vec<String> = (0..answers.references.len())
+            .map(|it| it.to_string())
+            .collect();
         for (name, reference) in names.iter().zip(&answers.references) {
             table.insert(name, reference.clone())?;
         }
