@@ -174,11 +174,14 @@ impl<'a> Report<'a> {
                 continue;
             }
             self.heading(3, format!("{}, {} characters", table.title, part.name()));
+            // The paper has values of both domains together alone.
+            let beside = part == Part::All;
             let mut header = vec!["model".to_owned()];
             for column in table.columns {
                 header.push(column.title());
-                header.push("paper".to_owned());
-                header.push("difference".to_owned());
+                if beside {
+                    header.extend(["paper".to_owned(), "difference".to_owned()]);
+                }
             }
             let mut lines = Vec::new();
             for model in models {
@@ -187,6 +190,9 @@ impl<'a> Report<'a> {
                     let ours = estimate(self.rows, model, part, *column);
                     let paper = table.value(model, *column);
                     line.push(ours.map_or_else(absent, |it| with_interval(&it)));
+                    if !beside {
+                        continue;
+                    }
                     line.push(paper.map_or_else(absent, |it| format!("{it:.4}")));
                     let difference = ours.zip(paper).map(|(ours, paper)| ours.mean - paper);
                     line.push(difference.map_or_else(absent, |it| format!("{it:+.4}")));
@@ -249,7 +255,7 @@ impl<'a> Report<'a> {
         );
         let (x, y) = (x.title(), y.title());
         let scatter = Scatter {
-            title: &format!("{}: ours filled, the paper's hollow", table.title),
+            title: &format!("{}: ours filled, paper hollow", table.title),
             x: &x,
             y: &y,
             marks: &marks,
@@ -308,6 +314,7 @@ impl<'a> Report<'a> {
     fn csv_line(&mut self, part: Part, model: &str, column: Column, found: &Estimate) {
         let number = |it: Option<f64>| it.map_or_else(String::new, |it| it.to_string());
         let paper = TABLES.iter().find_map(|table| table.value(model, column));
+        let paper = paper.filter(|_| part == Part::All);
         let cells = [
             part.name().to_owned(),
             csv_cell(model),
