@@ -45,6 +45,24 @@ fn trained(cluster: &Cluster, dataset: &str) -> Result<String> {
     Ok(id)
 }
 
+/// The folder of a small CLIP that scores.
+fn clip(cluster: &Cluster, dataset: &str) -> Result<String> {
+    let job = TinyJob {
+        name: "clip".to_owned(),
+        steps: 2,
+        ..TinyJob::forty_steps(dataset, 1)
+    };
+    let text = job
+        .to_toml()
+        .replace("\"retrinet\"", "\"clip\"")
+        .replace("references = 2\n", "prompt_drop = 0\n");
+    let id = cluster.submit(&text)?;
+    cluster.wait_done(&id)?;
+    let folder = cluster.directory().join("clip").display().to_string();
+    cluster.ok(&["checkpoint", "export", &id, "--out", &folder])?;
+    Ok(folder)
+}
+
 fn evaluate(cluster: &Cluster, text: &str) -> Result<String> {
     let file = cluster.write_job(text)?;
     Ok(cluster.ok(&["evaluate", &file])?.trim().to_owned())
@@ -54,12 +72,14 @@ fn evaluate(cluster: &Cluster, text: &str) -> Result<String> {
 fn a_table_is_the_same_whoever_dies_while_it_is_made() -> Result<()> {
     let (mut cluster, dataset) = with_figures(2)?;
     trained(&cluster, &dataset)?;
-    let undisturbed = evaluate(&cluster, &plan("alone", ALONE))?;
+    let clip = clip(&cluster, &dataset)?;
+    let scored = |name: &str, lines: &str| format!("{}clip = \"{clip}\"\n", plan(name, lines));
+    let undisturbed = evaluate(&cluster, &scored("alone", ALONE))?;
     let view = cluster.wait_done(&undisturbed)?;
     let units = view.units.context("units")?;
     assert_eq!((units.total, units.done, units.set_aside), (25, 25, 0));
 
-    let id = evaluate(&cluster, &plan("disturbed", ""))?;
+    let id = evaluate(&cluster, &scored("disturbed", ""))?;
     cluster.wait(&id, "some images", |view| 2 < done(view))?;
     cluster.kill_worker(0)?;
     cluster.kill_worker(1)?;
@@ -88,6 +108,17 @@ fn report(cluster: &Cluster, id: &str) -> Result<()> {
     assert!(line.contains("24 of 24 images"), "{line}");
     let text = std::fs::read_to_string(out.join("report.md"))?;
     assert!(text.contains("2 models, 3 characters, 2 prompts"), "{text}");
+    // Both models have both scores, in both domains and together, and are compared with each other.
+    for line in [
+        "| model | CLIP-I |",
+        "### in-domain characters",
+        "### out-of-domain characters",
+        "| r-b - r-a | ",
+    ] {
+        assert!(text.contains(line), "{line} is missing: {text}");
+    }
+    let csv = std::fs::read_to_string(out.join("scores.csv"))?;
+    assert!(csv.contains("all,r-a,swd_clip_t_clip_i,"), "{csv}");
     for name in [
         "report.html",
         "scores.csv",
