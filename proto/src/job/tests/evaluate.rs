@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::evaluate::{Characters, EvaluateWork, Prompts};
+use crate::id::JobId;
 use crate::job::evaluation::{Found, Open, fill, open};
 use crate::limits::LIST;
 use crate::sample::{SampleMethod, Weights};
