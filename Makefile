@@ -28,8 +28,8 @@ SIM_FLAGS := --seeds $(SEEDS) $(if $(SEED),--seed $(SEED)) $(if $(BUG),--bug $(B
 	$(if $(BUGS),--bugs) $(if $(KINDS),--$(KINDS)) $(if $(TRACE),--trace)
 
 .PHONY: help setup build programs release test sim lint demo chaos bench bench-recovery \
-	bench-loader bench-model bench-schedule bench-writer measure-images leakage parity peers \
-	gpu-check clean
+	bench-loader bench-model bench-schedule bench-writer benchmark measure-images leakage parity \
+	peers gpu-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s  %s\n", $$1, $$2} \
@@ -70,6 +70,11 @@ lint: setup ## check formatting, clippy and the crates' licences and sources
 demo: programs ## train the demo job on this machine, from sample data to images
 ## DATA=wesnoth: on drawn art
 	@deploy/demo.sh $(DATA)
+
+benchmark: programs ## the paper's benchmark at a small size on synthetic figures; hours, resumable
+## STEPS of each training (400); MINILM=DIR: with a stand-in for a VQA model
+	@$(CARGO) build --locked --quiet --workspace --bin vqa_server
+	@MINILM=$(MINILM) deploy/benchmark.sh $(STEPS)
 
 peers: programs ## train the paper's four peers in both pairings at size small; ten grids
 ## STEPS of each of the nine jobs (400); 400 take about an hour on two cores

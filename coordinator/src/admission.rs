@@ -6,7 +6,6 @@ use crate::calls::short;
 use crate::jobs::{Jobs, JobsError};
 use proto::job::overrides::Override;
 use proto::limits::{LIST, OVERRIDES};
-use proto::sample::SampleWork;
 use proto::spec::{JobSpec, Work};
 use proto::wire::WireError;
 use std::collections::{BTreeMap, HashMap};
@@ -93,12 +92,19 @@ pub(crate) fn parse(
     files: &HashMap<String, String>,
 ) -> Result<(JobSpec, String), Status> {
     let mut spec = proto::job::parse(file, text, directory).map_err(invalid)?;
-    if let Work::Sample(work) = &mut spec.work {
-        set_file_digests(work, files).map_err(|error| {
-            let error = proto::job::error_at(file, text, "sample.references", error);
-            invalid(proto::job::JobErrors(vec![error]))
-        })?;
-    }
+    let (field, set) = match &mut spec.work {
+        Work::Train(_) => ("", Ok(())),
+        Work::Sample(work) => {
+            let references = work.references.iter_mut();
+            let named = references.flat_map(|reference| reference.from.files_mut());
+            ("sample.references", set_file_digests(named, files))
+        }
+        Work::Evaluate(work) => ("evaluate", set_file_digests(work.plan.files_mut(), files)),
+    };
+    set.map_err(|error| {
+        let error = proto::job::error_at(file, text, field, error);
+        invalid(proto::job::JobErrors(vec![error]))
+    })?;
     let canonical = proto::job::admit(file, &spec).map_err(invalid)?;
     Ok((spec, canonical))
 }
@@ -124,19 +130,18 @@ pub(crate) fn overrides(set: &[String]) -> Result<Vec<Override>, Status> {
         .map_err(refused)
 }
 
-/// Sets the digest of every file reference that lacks one; ranks find the file by its digest.
-fn set_file_digests(work: &mut SampleWork, files: &HashMap<String, String>) -> Result<(), String> {
-    for reference in &mut work.references {
-        for (name, sha256) in reference.from.files_mut() {
-            if !sha256.is_empty() {
-                continue;
-            }
-            let digest = files.get(name).filter(|it| is_sha256(it));
-            let digest = digest.ok_or_else(|| {
-                format!("names {name}, which is not in the store; `coordinator submit` uploads it")
-            })?;
-            sha256.clone_from(digest);
-        }
+/// Sets the digest of every file that lacks one; ranks find the file by its digest. `named`: the
+/// names and digests.
+fn set_file_digests<'a>(
+    named: impl Iterator<Item = (&'a str, &'a mut String)>,
+    files: &HashMap<String, String>,
+) -> Result<(), String> {
+    for (name, sha256) in named.filter(|(_, sha256)| sha256.is_empty()) {
+        let digest = files.get(name).filter(|it| is_sha256(it));
+        let digest = digest.ok_or_else(|| {
+            format!("names {name}, which is not in the store; `coordinator submit` uploads it")
+        })?;
+        sha256.clone_from(digest);
     }
     Ok(())
 }

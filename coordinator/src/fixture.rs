@@ -45,10 +45,12 @@ pub(crate) fn job_record(id: &str) -> JobRecord {
         lost_tags: Vec::new(),
         adapted: None,
         source: None,
+        models: Vec::new(),
         submitted_ms: 5,
         standbys: Vec::new(),
         ledger: Tip::begin(&JobId(id.into()), "", ""),
         paused: false,
+        paused_because: None,
         workers: None,
         generation: Generation(0),
         phase: JobPhase::Queued {

@@ -14,6 +14,7 @@ use proto::id::JobId;
 use proto::pb;
 use proto::phase::Phase;
 use proto::spec::JobSpec;
+use std::collections::BTreeSet;
 
 /// Archived jobs that are read from the store at a time. Each may have a text of 1 MiB.
 pub(crate) const PAGE: usize = 64;
@@ -116,9 +117,10 @@ impl Jobs {
 
     /// Records of the archived jobs that a job names.
     pub(crate) async fn archived_names(&self, spec: &JobSpec) -> Result<Vec<JobRecord>, JobsError> {
-        let read = spec.work.sampling().map(|sample| &sample.job);
+        // A job may be named several times, and is read once.
+        let names: BTreeSet<&JobId> = spec.after.iter().chain(spec.work.read_jobs()).collect();
         let mut records = Vec::new();
-        for job in spec.after.iter().chain(read) {
+        for job in names {
             records.extend(self.archived(job).await?);
         }
         Ok(records)

@@ -22,6 +22,7 @@ use crate::store::StateError;
 use crate::streams::{Reader, Replies, Streams, caller};
 use crate::subject;
 use coordinator_core::event::{DatasetPin, Input, Reply, RequestId};
+use proto::evaluate::EvaluateWork;
 use proto::id::JobId;
 use proto::limits::{NAMED_BYTES, TEXT_BYTES, cut};
 use proto::pb;
@@ -309,7 +310,58 @@ impl ControlService {
                 }
                 Ok((DatasetPin::default(), summary))
             }
+            Work::Evaluate(work) => {
+                let summary = self.check_models(file, work, &placement).await?;
+                Ok((DatasetPin::default(), summary))
+            }
         }
+    }
+
+    /// The same for an evaluation: its models must exist and read its prompts.
+    async fn check_models(
+        &self,
+        file: &str,
+        work: &EvaluateWork,
+        placement: &str,
+    ) -> Result<String, Status> {
+        let mut notes: Vec<String> = Vec::new();
+        for model in &work.models {
+            let (_, trained) = self.job(&model.job.0).await?;
+            let sample = model.as_sample(&work.plan);
+            let side = work.plan.resolution;
+            // Texts are parsed and tokenized off the runtime's threads.
+            let fits = tokio::task::spawn_blocking(move || {
+                subject::check_resolution(side, &trained.job_toml)?;
+                subject::check(&sample, &trained.job_toml)
+            });
+            let found = fits
+                .await
+                .map_err(|error| Status::internal(error.to_string()))?
+                .map_err(|why| {
+                    let why = format!("{file}: evaluate.models: {:?}: {why}", model.name);
+                    short(Status::invalid_argument, &why)
+                })?;
+            // Models with the same tokenizer say the same.
+            notes.extend(
+                found
+                    .into_iter()
+                    .filter(|note| !notes.contains(note))
+                    .collect::<Vec<_>>(),
+            );
+        }
+        let (images, models) = (work.images(), work.models.len());
+        let mut summary = format!(
+            "{images} images: {models} models, {} characters, {} prompts, {} seeds, {} samples, \
+             {placement}",
+            work.plan.characters(),
+            work.plan.prompts.count(),
+            work.plan.seeds.len(),
+            work.plan.samples,
+        );
+        for note in notes {
+            summary.push_str(&format!("\nnote: {}", Printable(note)));
+        }
+        Ok(summary)
     }
 
     fn accepted_job(reply: Result<Reply, Stopping>) -> Result<String, Status> {

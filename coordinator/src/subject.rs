@@ -51,6 +51,16 @@ pub(crate) fn check(work: &SampleWork, job_toml: &str) -> Result<Vec<String>, St
     })
 }
 
+/// Whether the trained job's model makes images with sides of so many pixels. None: of its own.
+pub(crate) fn check_resolution(side: Option<u32>, job_toml: &str) -> Result<(), String> {
+    let (Some(side), Ok(mut trained)) = (side, parse_training("job.toml", job_toml)) else {
+        return Ok(());
+    };
+    trained.data.resolution = side;
+    proto::job::check_sizes(&trained)
+        .map_err(|why| format!("with evaluate.resolution = {side}: {why}"))
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

@@ -10,6 +10,7 @@ pub mod checkpoint;
 pub mod dataset;
 pub mod duration;
 pub mod environment;
+pub mod evaluate;
 pub mod id;
 pub mod job;
 pub mod knobs;

@@ -48,7 +48,8 @@ pub const OVERRIDES: usize = 256;
 pub const NAMED_BYTES: usize = 4 << 20;
 /// gRPC's usual limit.
 pub const REPORT_BYTES: usize = 4 << 20;
-/// A job's text, the text of the job whose weights it reads, and for each rank a lease of up to
+/// A job's text, the text of the job whose weights it reads (of all of them together, if it is an
+/// evaluation), and for each rank a lease of up to
 /// [`LEASE_RANGES`] ranges, which take at most 22 bytes each.
 pub const ASSIGNMENT_BYTES: usize =
     2 * JOB_TOML_BYTES + DEVICES as usize * (LEASE_RANGES * 22 + 16) + (16 << 10);

@@ -441,6 +441,10 @@ pub struct GangOrder {
 pub struct UnitOrder {
     /// The trained job whose weights the units use.
     pub source: Option<SourceJob>,
+    /// `[evaluate]`: the job whose weights each model uses, in order. Their texts together are not
+    /// longer than one may be.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<SourceJob>,
     /// Units leased to each rank that are not known to be done, sorted, without overlap. A rank
     /// without an entry has no lease. A unit that a lease no longer contains is acknowledged or was
     /// leased to another rank.

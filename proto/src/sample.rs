@@ -125,6 +125,7 @@ impl SampleWork {
             count: self.images() + self.maps() + 1,
             closing: true,
             on_failed: self.on_failed_unit,
+            pause_above: None,
         }
     }
 

@@ -8,9 +8,11 @@ pub use crate::architecture::config::{
 };
 pub use crate::architecture::references::{Clothes, Pairing, References, Task, Transform};
 pub use crate::architecture::{Architecture, ArchitectureSpec};
+use crate::evaluate::EvaluateWork;
 use crate::id::JobId;
 use crate::rating::Ratings;
 pub use crate::sample::SampleWork;
+use crate::sample::Weights;
 pub use crate::units::{OnFailedUnit, UNIT_FAILURES_MAX, UnitPlan};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -43,6 +45,8 @@ pub enum Work {
     Train(Box<TrainWork>),
     /// `[sample]`: images generated with the weights of a trained job. Runs as units.
     Sample(Box<SampleWork>),
+    /// `[evaluate]`: images of several trained jobs by one plan, and their scores. Runs as units.
+    Evaluate(Box<EvaluateWork>),
 }
 
 impl Work {
@@ -52,6 +56,7 @@ impl Work {
         match self {
             Self::Train(_) => "train",
             Self::Sample(_) => "sample",
+            Self::Evaluate(_) => "evaluate",
         }
     }
 
@@ -59,16 +64,43 @@ impl Work {
     pub fn training(&self) -> Option<&TrainWork> {
         match self {
             Self::Train(work) => Some(work),
-            Self::Sample(_) => None,
+            Self::Sample(_) | Self::Evaluate(_) => None,
         }
     }
 
     #[must_use]
     pub fn sampling(&self) -> Option<&SampleWork> {
         match self {
-            Self::Train(_) => None,
+            Self::Train(_) | Self::Evaluate(_) => None,
             Self::Sample(work) => Some(work),
         }
+    }
+
+    #[must_use]
+    pub fn evaluation(&self) -> Option<&EvaluateWork> {
+        match self {
+            Self::Train(_) | Self::Sample(_) => None,
+            Self::Evaluate(work) => Some(work),
+        }
+    }
+
+    /// The trained jobs whose weights it reads, in the order of [`crate::message::UnitOrder`]'s
+    /// sources. A job may be named several times.
+    #[must_use]
+    pub fn reads(&self) -> Vec<(&JobId, Weights)> {
+        match self {
+            Self::Train(_) => Vec::new(),
+            Self::Sample(work) => vec![(&work.job, work.weights)],
+            Self::Evaluate(work) => {
+                let models = work.models.iter();
+                models.map(|model| (&model.job, model.weights)).collect()
+            }
+        }
+    }
+
+    /// The trained jobs whose weights it reads.
+    pub fn read_jobs(&self) -> impl Iterator<Item = &JobId> {
+        self.reads().into_iter().map(|(job, _)| job)
     }
 
     /// The units that it consists of; None for the work of a gang.
@@ -77,6 +109,7 @@ impl Work {
         match self {
             Self::Train(_) => None,
             Self::Sample(work) => Some(work.units()),
+            Self::Evaluate(work) => Some(work.units()),
         }
     }
 }

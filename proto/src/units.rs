@@ -11,6 +11,8 @@ pub struct UnitPlan {
     /// output depends on all of them.
     pub closing: bool,
     pub on_failed: OnFailedUnit,
+    /// The job pauses when more units than this have failed for good. None: it does not.
+    pub pause_above: Option<u64>,
 }
 
 /// What happens when a unit has failed [`UNIT_FAILURES_MAX`] times.

@@ -75,6 +75,22 @@ fn sampling() -> impl Strategy<Value = String> {
     })
 }
 
+fn evaluating() -> impl Strategy<Value = String> {
+    let prompts = prop::collection::vec(near(300), 1..4);
+    let count = prop_oneof![1..4_usize, 250..260_usize];
+    (prompts, near(16 << 10), count).prop_map(|(prompts, negative, count)| {
+        let prompts: Vec<String> = prompts.iter().map(|text| format!("\"{text}\"")).collect();
+        let model = |number: usize| format!("{{ name = \"m{number}\", job = \"a-{number}\" }}");
+        let models: Vec<String> = (0..count).map(model).collect();
+        format!(
+            "name = \"e\"\n[evaluate]\nin_domain = {{ trained = 2 }}\nprompts = [{}]\n\
+             negative_prompt = \"{negative}\"\nmodels = [{}]\n",
+            prompts.join(", "),
+            models.join(", ")
+        )
+    })
+}
+
 /// The canonical text, if the job is admitted.
 fn admitted(text: &str) -> Option<(JobSpec, String)> {
     let spec = proto::job::parse("job.toml", text, None).ok()?;
@@ -123,6 +139,7 @@ fn units(source: &str) -> Run {
     };
     let lease: Vec<UnitRange> = (0..LEASE_RANGES as u64).map(range).collect();
     Run::Units(UnitOrder {
+        models: Vec::new(),
         source: Some(SourceJob {
             job_toml: source.to_owned(),
             checkpoint: None,
@@ -166,11 +183,11 @@ proptest! {
 
     #[test]
     fn what_is_admitted_is_taken_by_the_worker_and_by_the_rank(
-        text in prop_oneof![training(), sampling()],
+        text in prop_oneof![training(), sampling(), evaluating()],
         source in training(),
     ) {
         let Some((spec, canonical)) = admitted(&text) else { return Ok(()) };
-        let run = match (&spec.work.sampling(), admitted(&source)) {
+        let run = match (spec.work.units(), admitted(&source)) {
             (None, _) => gang(),
             (Some(_), Some((_, source))) => units(&source),
             (Some(_), None) => units("name"),

@@ -708,6 +708,17 @@ fn reasons_of_waiting_jobs() {
             "paused by a user; `coordinator resume` continues it",
         ),
         (
+            Waiting::UnitsFailed {
+                failed: 3,
+                allowed: 2,
+                units: 201,
+                unit: 17,
+                error: UnitError::Text("the server is away".into()),
+            },
+            "paused because 3 of 201 units failed for good, and 2 may; unit 17: the server is \
+             away; `coordinator resume` tries them again",
+        ),
+        (
             short_of(&[]),
             "needs 2 cpu workers with 1 free device; none is up",
         ),

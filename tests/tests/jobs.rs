@@ -2,6 +2,7 @@
 //! default.
 #![allow(clippy::unwrap_used)]
 
+use proto::job::evaluation::{Found, fill, open};
 use proto::job::parse;
 use proto::knobs::Knobs;
 use proto::spec::{Component, JobSpec, Pairing, Precision, Task, Work};
@@ -12,9 +13,51 @@ fn jobs() -> PathBuf {
 }
 
 fn read(path: &Path) -> JobSpec {
-    let text = std::fs::read_to_string(path).unwrap();
+    let text = filled(&std::fs::read_to_string(path).unwrap());
     let name = path.display().to_string();
     parse(&name, &text, path.parent()).unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+/// A plan with ten characters for each folder that it names: what the command line would find.
+fn filled(text: &str) -> String {
+    let folders = open(text).unwrap_or_default().folders;
+    let character = |number: usize| {
+        format!(
+            "[[characters]]\nname = \"c{number}\"\nreferences = [{{ file = \"{number}.png\" }}]\n"
+        )
+    };
+    let characters: String = (0..10).map(character).collect();
+    let found = Found {
+        folders: folders
+            .into_iter()
+            .map(|folder| (folder, characters.clone()))
+            .collect(),
+        ..Found::default()
+    };
+    fill(text, &found).unwrap()
+}
+
+/// The paper's benchmark: 24 models of jobs that are here, by one plan with 5,000 images of each.
+#[test]
+fn the_plans_of_both_tables_evaluate_their_jobs() {
+    let plan = |name: &str| {
+        let spec = read(&jobs().join(name));
+        let Work::Evaluate(work) = spec.work else {
+            panic!("{name} evaluates nothing");
+        };
+        *work
+    };
+    let (two, three) = (plan("evaluate-table2.toml"), plan("evaluate-table3.toml"));
+    assert_eq!(two.plan, three.plan, "one plan for all 24");
+    assert_eq!((two.models.len(), three.models.len()), (10, 14));
+    assert_eq!((two.images(), three.images()), (50_000, 70_000));
+    for (folder, work) in [("table2", two), ("table3", three)] {
+        for model in work.models {
+            let file = jobs().join(folder).join(format!("{}.toml", model.job));
+            let spec = read(&file);
+            assert_eq!(spec.name, model.job.0, "{}", model.name);
+        }
+    }
 }
 
 fn files(folder: &Path) -> Vec<PathBuf> {
@@ -241,6 +284,10 @@ fn the_examples_document_every_field() {
     assert_eq!(undocumented("demo.toml", &tables), Vec::<String>::new());
     assert_eq!(
         undocumented("sample.toml", &["sample"]),
+        Vec::<String>::new()
+    );
+    assert_eq!(
+        undocumented("evaluate.toml", &["evaluate", "evaluate.vqa"]),
         Vec::<String>::new()
     );
     let demo = std::fs::read_to_string(jobs().join("demo.toml")).unwrap();

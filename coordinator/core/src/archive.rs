@@ -40,8 +40,7 @@ impl Coordinator {
         let heads = self.jobs.values().filter(|job| !job.is_over());
         let names = heads.flat_map(|job| {
             let spec = &job.head().spec;
-            let read = spec.work.sampling().map(|sample| &sample.job);
-            spec.after.iter().chain(read)
+            spec.after.iter().chain(spec.work.read_jobs())
         });
         names.cloned().collect()
     }
@@ -112,7 +111,7 @@ impl Coordinator {
         }
         let names = |other: &&Job| {
             let spec = &other.head().spec;
-            let reads = spec.work.sampling().is_some_and(|sample| sample.job == *id);
+            let reads = spec.work.read_jobs().any(|job| job == id);
             !other.is_over() && (reads || spec.after.contains(id))
         };
         match self.jobs.values().find(names) {
@@ -170,6 +169,7 @@ impl Coordinator {
                 reason: Waiting::Retried,
             },
             paused: false,
+            paused_because: None,
             restarts_without_progress: 0,
             permanent_failure: false,
             ..old

@@ -19,6 +19,13 @@ impl Coordinator {
             let head = job.head_mut();
             let changed = head.paused != paused;
             head.paused = paused;
+            head.paused_because = None;
+            if let Job::Units(units) = job
+                && changed
+                && !paused
+            {
+                units.retry_failed();
+            }
             Ok(changed)
         });
     }

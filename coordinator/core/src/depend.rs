@@ -15,7 +15,8 @@ use std::collections::BTreeSet;
 
 /// The result of looking up the weights that a job reads.
 pub(crate) enum SourceLookup {
-    Found(SourceJob),
+    /// In the order of [`proto::spec::Work::reads`].
+    Found(Vec<SourceJob>),
     /// They do not exist. `may_appear`: the job that is read may still write them.
     Missing {
         source: MissingSource,
@@ -66,8 +67,7 @@ impl Coordinator {
     pub(crate) fn update_dependencies(&mut self, outbox: &mut Outbox) {
         let waits = |job: &&Job| {
             let head = job.head();
-            let reads = head.spec.work.sampling().is_some() && head.source.is_none();
-            job.is_queued() && (reads || !head.spec.after.is_empty())
+            job.is_queued() && (head.lacks_sources() || !head.spec.after.is_empty())
         };
         let waiting: Vec<JobId> = self
             .jobs
@@ -83,11 +83,11 @@ impl Coordinator {
     fn update_dependency(&mut self, id: &JobId, outbox: &mut Outbox) {
         let Some(job) = self.jobs.get(id) else { return };
         let mut blocked_by = self.blocking_dependencies(job);
-        let mut found = None;
-        if blocked_by.is_none() && job.head().source.is_none() {
-            match self.find_source(&job.head().spec) {
+        let mut found = Vec::new();
+        if blocked_by.is_none() && job.head().lacks_sources() {
+            match self.find_sources(&job.head().spec) {
                 None => {}
-                Some(SourceLookup::Found(source)) => found = Some(source),
+                Some(SourceLookup::Found(sources)) => found = sources,
                 Some(SourceLookup::Missing {
                     source,
                     may_appear: true,
@@ -103,8 +103,8 @@ impl Coordinator {
         let Some(job) = self.jobs.get_mut(id) else {
             return;
         };
-        if found.is_some() {
-            job.head_mut().source = found;
+        if !found.is_empty() {
+            job.head_mut().sources = found;
             job.save(outbox);
         }
         job.head_mut().blocked_by.clone_from(&blocked_by);
@@ -144,30 +144,50 @@ impl Coordinator {
         })
     }
 
-    /// Looks up the weights that a job reads. None if it reads none.
-    pub(crate) fn find_source(&self, spec: &JobSpec) -> Option<SourceLookup> {
-        let sample = spec.work.sampling()?;
-        let id = &sample.job;
+    /// Looks up the weights that a job reads. None if it reads none. Of several that are missing,
+    /// one that will not appear is named.
+    pub(crate) fn find_sources(&self, spec: &JobSpec) -> Option<SourceLookup> {
+        let (mut found, mut missing) = (Vec::new(), None);
+        for (job, weights) in spec.work.reads() {
+            match self.find_source(job, weights) {
+                SourceLookup::Found(sources) => found.extend(sources),
+                SourceLookup::Missing {
+                    source,
+                    may_appear: true,
+                } => {
+                    missing.get_or_insert(SourceLookup::Missing {
+                        source,
+                        may_appear: true,
+                    });
+                }
+                never => return Some(never),
+            }
+        }
+        let is_any = !found.is_empty() || missing.is_some();
+        is_any.then(|| missing.unwrap_or(SourceLookup::Found(found)))
+    }
+
+    fn find_source(&self, id: &JobId, weights: Weights) -> SourceLookup {
         let Some(source) = self.jobs.get(id).and_then(Job::gang) else {
-            return Some(SourceLookup::Missing {
+            return SourceLookup::Missing {
                 source: MissingSource::Job {
                     job: id.clone(),
                     unreadable: self.unreadable.contains_key(id),
                 },
                 may_appear: false,
-            });
+            };
         };
         let checkpoints = &source.checkpoints;
         let found = |checkpoint: Option<CheckpointRef>| {
-            SourceLookup::Found(SourceJob {
+            SourceLookup::Found(vec![SourceJob {
                 job_toml: source.head.effective_toml(),
                 checkpoint,
-            })
+            }])
         };
         let may_appear = |step: Step| {
             !source.is_over() && source.committed() < step && step <= source.steps_max()
         };
-        Some(match sample.weights {
+        match weights {
             Weights::Base => found(None),
             Weights::Newest => match checkpoints.last() {
                 Some(newest) => found(Some(*newest)),
@@ -191,6 +211,6 @@ impl Coordinator {
                     may_appear: may_appear(step),
                 },
             },
-        })
+        }
     }
 }

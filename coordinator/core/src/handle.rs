@@ -165,7 +165,7 @@ impl Coordinator {
     fn advance_jobs(&mut self, outbox: &mut Outbox) {
         let mut no_longer_read = Vec::new();
         for job in self.jobs.values_mut() {
-            let pinned = job.head().pin().map(|pin| pin.job.clone());
+            let pinned = job.head().pinned_jobs();
             if job.advance(&self.partitions, self.deadlines, outbox) {
                 no_longer_read.extend(pinned);
             }

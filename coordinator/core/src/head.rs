@@ -12,6 +12,7 @@ use proto::job::overrides::{Override, effective_text};
 use proto::message::SourceJob;
 use proto::reason::{Cause, Fault, Waiting};
 use proto::spec::JobSpec;
+use std::collections::BTreeSet;
 
 #[derive(Debug)]
 pub(crate) struct Head {
@@ -25,10 +26,13 @@ pub(crate) struct Head {
     pub(crate) cut_prompts: Option<u64>,
     pub(crate) lost_tags: Vec<LostTag>,
     pub(crate) adapted: Option<Adapted>,
-    /// The trained job that it reads, once the checkpoint is known.
-    pub(crate) source: Option<SourceJob>,
+    /// The trained jobs that it reads, in the order of [`proto::spec::Work::reads`]. Empty until
+    /// all checkpoints are known.
+    pub(crate) sources: Vec<SourceJob>,
     pub(crate) submitted_ms: Millis,
     pub(crate) paused: bool,
+    /// Why it was paused, if not by a user.
+    pub(crate) paused_because: Option<Waiting>,
     /// The number of workers set by a user.
     pub(crate) workers: Option<u32>,
     pub(crate) generation: Generation,
@@ -56,12 +60,37 @@ pub(crate) struct Pin<'a> {
 }
 
 impl Head {
-    /// The checkpoint of another job that it reads until it ends.
-    pub(crate) fn pin(&self) -> Option<Pin<'_>> {
-        Some(Pin {
-            job: &self.spec.work.sampling()?.job,
-            checkpoint: self.source.as_ref()?.checkpoint?,
-        })
+    /// The checkpoints of other jobs that it reads until it ends.
+    pub(crate) fn pins(&self) -> Vec<Pin<'_>> {
+        let reads = self.spec.work.reads().into_iter().zip(&self.sources);
+        let pin = |((job, _), source): ((_, _), &SourceJob)| {
+            let checkpoint = source.checkpoint?;
+            Some(Pin { job, checkpoint })
+        };
+        reads.filter_map(pin).collect()
+    }
+
+    /// The jobs of which it pins checkpoints, each once.
+    pub(crate) fn pinned_jobs(&self) -> BTreeSet<JobId> {
+        self.pins().into_iter().map(|pin| pin.job.clone()).collect()
+    }
+
+    /// Whether it reads jobs whose checkpoints are not known yet.
+    pub(crate) fn lacks_sources(&self) -> bool {
+        self.sources.is_empty() && !self.spec.work.reads().is_empty()
+    }
+
+    /// The job that a job of images reads.
+    pub(crate) fn source(&self) -> Option<SourceJob> {
+        let of_images = self.spec.work.sampling().is_some();
+        self.sources.first().filter(|_| of_images).cloned()
+    }
+
+    /// The jobs that the models of an evaluation are from.
+    pub(crate) fn models(&self) -> Vec<SourceJob> {
+        let evaluates = self.spec.work.evaluation().is_some();
+        let sources = self.sources.iter().filter(|_| evaluates);
+        sources.cloned().collect()
     }
 
     /// `spec` is parsed from the record's text.
@@ -77,10 +106,16 @@ impl Head {
             cut_prompts: record.cut_prompts,
             lost_tags: record.lost_tags.clone(),
             adapted: record.adapted,
-            source: record.source.clone(),
+            sources: record
+                .source
+                .iter()
+                .chain(&record.models)
+                .cloned()
+                .collect(),
             blocked_by: None,
             submitted_ms: record.submitted_ms,
             paused: record.paused,
+            paused_because: record.paused_because.clone(),
             workers: record.workers,
             generation: record.generation,
             restarts_without_progress: record.restarts_without_progress,

@@ -138,9 +138,16 @@ pub struct JobRecord {
     /// The trained job that it reads, pinned to a checkpoint. None if it reads no job, or the
     /// checkpoint is not known yet.
     pub source: Option<SourceJob>,
+    /// The trained jobs that the models of an evaluation are from, in their order, pinned to
+    /// checkpoints. Empty until all checkpoints are known.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<SourceJob>,
     pub submitted_ms: Millis,
-    /// A user paused the job.
+    /// A user paused the job, or [`Self::paused_because`] did.
     pub paused: bool,
+    /// Why it was paused, if not by a user.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub paused_because: Option<Waiting>,
     /// The number of workers set by a user; overrides job.toml's `workers.max`.
     pub workers: Option<u32>,
     /// The newest generation ever formed. Generation numbers only increase.
@@ -208,8 +215,10 @@ impl JobRecord {
             lost_tags: Vec::new(),
             adapted: None,
             source: None,
+            models: Vec::new(),
             submitted_ms: 0,
             paused: false,
+            paused_because: None,
             workers: None,
             generation: Generation(0),
             phase: JobPhase::Done { ended_ms: 0 },
@@ -243,8 +252,8 @@ impl JobRecord {
         spec.map_or_else(
             |_| Vec::new(),
             |spec| {
-                let read = spec.work.sampling().map(|sample| sample.job.clone());
-                spec.after.into_iter().chain(read).collect()
+                let read = spec.work.read_jobs().cloned();
+                spec.after.iter().cloned().chain(read).collect()
             },
         )
     }

@@ -6,8 +6,10 @@ use crate::job::Job;
 use crate::machine::Coordinator;
 use crate::outbox::Outbox;
 use crate::record::{JobPhase, JobRecord, RECORD_VERSION, UnitsRecord};
+use proto::evaluate::EvaluateWork;
 use proto::id::{Generation, JobId, Step};
 use proto::ledger::Tip;
+use proto::limits::JOB_TOML_BYTES;
 use proto::message::SourceJob;
 use proto::reason::Waiting;
 use proto::sample::{SampleWork, Weights};
@@ -16,7 +18,7 @@ use proto::spec::{ArchitectureSpec, JobSpec};
 /// The inputs of a job that are pinned at submission.
 struct Pinned {
     dataset: DatasetPin,
-    source: Option<SourceJob>,
+    sources: Vec<SourceJob>,
 }
 
 impl Coordinator {
@@ -30,7 +32,7 @@ impl Coordinator {
     ) {
         let pinned = Pinned {
             dataset,
-            source: None,
+            sources: Vec::new(),
         };
         let reply = match self.admit(&spec, pinned) {
             Ok(pinned) => Reply::Accepted {
@@ -57,19 +59,51 @@ impl Coordinator {
         self.check_dependencies(&self.next_id(spec), spec)?;
         if let Some(sample) = spec.work.sampling() {
             pinned.dataset.version = self.sampled_job(sample)?.head().dataset_version.clone();
-            // Its dependencies may still write newer weights, or the requested step.
-            let waits = !spec.after.is_empty();
-            pinned.source = match self.find_source(spec) {
-                Some(SourceLookup::Found(_)) if waits && sample.weights == Weights::Newest => None,
-                Some(SourceLookup::Found(source)) => Some(source),
-                Some(SourceLookup::Missing {
-                    may_appear: true, ..
-                }) if waits => None,
-                Some(SourceLookup::Missing { source, .. }) => return Err(source.to_string()),
-                None => None,
-            };
         }
+        if let Some(evaluation) = spec.work.evaluation() {
+            pinned.dataset.version = self.evaluated_version(evaluation)?;
+        }
+        // Its dependencies may still write newer weights, or the requested step.
+        let waits = !spec.after.is_empty();
+        let newest = |(_, weights): &(_, Weights)| *weights == Weights::Newest;
+        let reads_newest = spec.work.reads().iter().any(newest);
+        pinned.sources = match self.find_sources(spec) {
+            Some(SourceLookup::Found(_)) if waits && reads_newest => Vec::new(),
+            Some(SourceLookup::Found(sources)) => sources,
+            Some(SourceLookup::Missing {
+                may_appear: true, ..
+            }) if waits => Vec::new(),
+            Some(SourceLookup::Missing { source, .. }) => return Err(source.to_string()),
+            None => Vec::new(),
+        };
         Ok(pinned)
+    }
+
+    /// Checks that the models of an evaluation were trained, generate images as it asks, and were
+    /// trained on the same data set, whose version it returns.
+    fn evaluated_version(&self, work: &EvaluateWork) -> Result<String, String> {
+        let (mut first, mut bytes) = (None, 0);
+        for model in &work.models {
+            let named = |why| format!("evaluate.models: {:?}: {why}", model.name);
+            let sample = model.as_sample(&work.plan);
+            let head = self.sampled_job(&sample).map_err(named)?.head();
+            let (id, version) = first.get_or_insert((&head.id, &head.dataset_version));
+            if **version != head.dataset_version {
+                return Err(named(format!(
+                    "job {} was trained on version {} of its data set, and {id} on {version}; an \
+                     evaluation has one data set, for all of its models",
+                    head.id, head.dataset_version
+                )));
+            }
+            bytes += head.effective_toml().len();
+        }
+        if JOB_TOML_BYTES < bytes {
+            return Err(format!(
+                "evaluate.models: the texts of their jobs have {bytes} bytes in all; at most \
+                 {JOB_TOML_BYTES} are accepted"
+            ));
+        }
+        Ok(first.map_or_else(String::new, |(_, version)| version.clone()))
     }
 
     /// Refuses one more waiting job of the team.
@@ -103,7 +137,7 @@ impl Coordinator {
         let source = self.jobs.get(id).ok_or_else(|| self.no_such_job(id))?;
         let work = &source.head().spec.work;
         let Some(training) = work.training() else {
-            let reads = work.sampling().map_or(id, |of| &of.job);
+            let reads = work.read_jobs().next().unwrap_or(id);
             return Err(format!(
                 "job {id} generates images and trains no model; sample job {reads} instead"
             ));
@@ -120,14 +154,14 @@ impl Coordinator {
             let reason = self.no_such_job(id);
             return outbox.reply(request, Reply::Refused { reason });
         };
-        let read = job.head().pin().map(|pin| pin.job.clone());
+        let read = job.head().pinned_jobs();
         let was_over = job.is_over();
         if !was_over {
             job.cancel(outbox);
         }
         outbox.phase_replies.push((request, id.clone()));
-        if let Some(read) = read.filter(|_| !was_over) {
-            self.retain(&read, outbox);
+        for read in read.iter().filter(|_| !was_over) {
+            self.retain(read, outbox);
         }
     }
 
@@ -155,10 +189,12 @@ impl Coordinator {
             cut_prompts: pinned.dataset.cut_prompts,
             lost_tags: pinned.dataset.lost_tags,
             adapted: pinned.dataset.adapted,
-            source: pinned.source,
+            source: None,
+            models: Vec::new(),
             submitted_ms: outbox.wall,
             standbys: Vec::new(),
             paused: false,
+            paused_because: None,
             workers: None,
             generation: Generation(0),
             phase: JobPhase::Queued {
@@ -172,7 +208,8 @@ impl Coordinator {
             incidents: Vec::new(),
             units: spec.work.units().map(|_| UnitsRecord::default()),
         };
-        let job = Job::new(record, spec, self.deadlines, outbox.now);
+        let mut job = Job::new(record, spec, self.deadlines, outbox.now);
+        job.head_mut().sources = pinned.sources;
         job.emit_queued(outbox);
         self.jobs.insert(id.clone(), job);
         outbox.save.insert(id.clone());

@@ -30,7 +30,8 @@ impl Coordinator {
         }
         for job in self.jobs.values_mut().filter(|job| job.head().paused) {
             // Each call affects one phase only.
-            job.wait(Waiting::Paused, outbox);
+            let because = job.head().paused_because.clone();
+            job.wait(because.unwrap_or(Waiting::Paused), outbox);
             match job {
                 Job::Gang(gang) => gang.graceful_stop(
                     StopCause::Paused,

@@ -38,8 +38,12 @@ struct StoredJob {
     adapted: Option<Adapted>,
     #[serde(default)]
     source: Option<SourceJob>,
+    #[serde(default)]
+    models: Vec<SourceJob>,
     submitted_ms: Millis,
     paused: bool,
+    #[serde(default)]
+    paused_because: Option<Waiting>,
     workers: Option<u32>,
     generation: Generation,
     phase: JobPhase,
@@ -142,8 +146,10 @@ impl TryFrom<StoredJob> for JobRecord {
             lost_tags: stored.lost_tags,
             adapted: stored.adapted,
             source: stored.source,
+            models: stored.models,
             submitted_ms: stored.submitted_ms,
             paused: stored.paused,
+            paused_because: stored.paused_because,
             workers: stored.workers,
             generation: stored.generation,
             phase: stored.phase,

@@ -10,6 +10,7 @@ mod convert;
 mod curve;
 mod dataset;
 mod describe;
+mod evaluate;
 mod interrupt;
 mod job;
 mod json;
@@ -138,6 +139,8 @@ pub(crate) enum Command {
     Dataset(dataset::DatasetCommand),
     /// Convert weights that torch.save wrote to safetensors, once; nothing of Python runs
     Convert(convert::ConvertArgs),
+    /// Generate images with several jobs by one plan, score them, and report
+    Evaluate(evaluate::EvaluateArgs),
     /// Generate images on a worker with a job's checkpoint, and download them
     Sample(sample::SampleArgs),
 }
@@ -176,6 +179,7 @@ pub(crate) async fn run(global: &Global, command: Command) -> Result<Outcome> {
         Command::Convert(args) => convert::run(global, &args),
         Command::Checkpoint(command) => checkpoint::checkpoint(global, &command).await,
         Command::Dataset(command) => dataset::dataset(global, &command).await,
+        Command::Evaluate(args) => evaluate::evaluate(global, &args).await,
         Command::Sample(args) => sample::sample(global, &args).await,
     }
 }

@@ -215,7 +215,7 @@ impl SampleArgs {
 }
 
 /// The prompts of a file, one per line; an empty line is an empty prompt.
-fn read_prompts(file: &Path) -> Result<Vec<String>> {
+pub(super) fn read_prompts(file: &Path) -> Result<Vec<String>> {
     let text =
         std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
     let lines: Vec<String> = text.lines().map(|line| line.trim().to_owned()).collect();

@@ -2,9 +2,10 @@
 //! to the coordinator unchanged.
 
 use super::client::{self, Client, connect, request_error};
+use super::evaluate::open;
 use super::patience::aloud;
 use super::reference::{self, Upload};
-use super::{Global, Outcome, Output, print_json, watch};
+use super::{Global, Outcome, Output, evaluate, print_json, watch};
 use crate::pin::{PinError, check_init, pin, pin_dataset};
 use crate::text::{errln, outln};
 use anyhow::{Context, Result, anyhow};
@@ -31,17 +32,49 @@ pub(crate) struct SubmitArgs {
     watch: bool,
 }
 
+impl SubmitArgs {
+    pub(crate) fn of(file: PathBuf, dry_run: bool, watch: bool) -> Self {
+        Self {
+            file,
+            dry_run,
+            offline: false,
+            watch,
+        }
+    }
+}
+
 pub(crate) async fn submit(global: &Global, args: &SubmitArgs) -> Result<Outcome> {
     let mut job = Submission::read(&args.file)?;
     if args.offline {
+        open::complete(global, None, &mut job).await?;
         return check_offline(global, &job).await;
     }
+    let is_evaluation = proto::job::evaluation::open(&job.text).is_some();
+    let mut connected = None;
+    if is_evaluation {
+        let client = connected.insert(connect(global).await?);
+        open::complete(global, Some(client), &mut job).await?;
+    }
     let (spec, notes) = check(&job).await?;
-    let mut client = connect(global).await?;
-    if let Work::Sample(work) = spec.work {
-        // Its image files are in the user's folder; workers read them from the store.
-        let trained = client::describe(global, &mut client, &work.job.0).await?;
-        for line in reference::assumptions(&work.references) {
+    let mut client = match connected {
+        Some(client) => client,
+        None => connect(global).await?,
+    };
+    let (read, references) = match &spec.work {
+        Work::Train(_) => (None, Vec::new()),
+        Work::Sample(work) => (Some(&work.job), work.references.clone()),
+        Work::Evaluate(work) => {
+            let first = work.models.first().map(|model| &model.job);
+            (first, work.plan.named_references().cloned().collect())
+        }
+    };
+    if let Some(read) = read {
+        let trained = client::describe(global, &mut client, &read.0).await?;
+        if let Work::Evaluate(work) = &spec.work {
+            evaluate::check(work, &trained).await?;
+        }
+        // Image files are in the user's folder; workers read them from the store.
+        for line in reference::assumptions(&references) {
             errln!("{line}");
         }
         let upload = if args.dry_run {
@@ -49,8 +82,7 @@ pub(crate) async fn submit(global: &Global, args: &SubmitArgs) -> Result<Outcome
         } else {
             Upload::Yes
         };
-        job.files =
-            reference::store_files(&work.references, &job.directory, &trained, upload).await?;
+        job.files = reference::store_files(&references, &job.directory, &trained, upload).await?;
     }
     let reply = send(global, &mut client, job, args.dry_run).await?;
     match (global.output, args.dry_run) {
@@ -138,7 +170,7 @@ async fn check(job: &Submission) -> Result<(JobSpec, Vec<String>)> {
             Ok(pinned) => pinned.notes(),
             Err(error) => return Err(input_error(job, &error)),
         },
-        Work::Sample(_) => Vec::new(),
+        Work::Sample(_) | Work::Evaluate(_) => Vec::new(),
     };
     Ok((spec, notes))
 }
@@ -192,6 +224,15 @@ async fn check_offline(global: &Global, job: &Submission) -> Result<Outcome> {
         Work::Sample(work) => unchecked.push(format!(
             "sample.job: only a coordinator knows {}, and with it the data set and references",
             work.job
+        )),
+        Work::Evaluate(work) => unchecked.push(format!(
+            "evaluate.models: only a coordinator knows {}, and with them the data set, characters \
+             and references",
+            work.models
+                .iter()
+                .map(|model| model.job.0.as_str())
+                .collect::<Vec<_>>()
+                .join(", ")
         )),
     }
     let earlier = spec.after.iter();

@@ -11,6 +11,7 @@ pub mod dataset;
 pub mod decode;
 pub mod decoded;
 pub mod describe;
+pub mod evaluation;
 pub mod example;
 #[cfg(test)]
 mod example_data;

@@ -5,5 +5,6 @@
 pub mod curve;
 pub mod grid;
 pub mod heat;
+pub mod scatter;
 pub mod synthetic;
 mod text;

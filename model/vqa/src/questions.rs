@@ -40,7 +40,18 @@ impl Questions {
             problem,
         };
         let parsed: File = toml::from_str(text).map_err(|error| fault(error.to_string()))?;
-        let questions = parsed.question;
+        Self::new(file, parsed.question)
+    }
+
+    /// Questions that come from elsewhere. `file` is what they are called in messages.
+    ///
+    /// # Errors
+    /// As [`Self::parse`], apart from the form.
+    pub fn new(file: &str, questions: Vec<Question>) -> Result<Self, VqaError> {
+        let fault = |problem: String| VqaError::Questions {
+            file: file.to_owned(),
+            problem,
+        };
         if questions.is_empty() || questions.len() > QUESTIONS_MAX {
             return Err(fault(format!(
                 "it has {} [[question]] tables; 1 to {QUESTIONS_MAX} are expected",

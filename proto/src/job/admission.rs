@@ -5,6 +5,7 @@
 use super::faults::{Fault, Faults};
 use super::overrides::Override;
 use super::{JobErrors, located, to_toml};
+use crate::evaluate::Prompts;
 use crate::limits::{
     DEVICES, JOB_TOML_BYTES, OVERRIDES, PROMPTS_BYTES, TEXT_BYTES, TOML_ITEMS, URL_BYTES,
 };
@@ -119,6 +120,25 @@ fn sizes(spec: &JobSpec, faults: &mut Faults) {
                 let bytes = url.map_or(0, String::len);
                 faults.need(bytes <= URL_BYTES, field, || {
                     format!("is a URL of {bytes} bytes; at most {URL_BYTES} are accepted")
+                });
+            }
+        }
+        Work::Evaluate(work) => {
+            let prompts: usize = match &work.plan.prompts {
+                Prompts::Texts(texts) => texts.iter().map(String::len).sum(),
+                Prompts::Own { .. } => 0,
+            };
+            let negative = work.models.iter().map(|model| model.negative_prompt.len());
+            let bytes = prompts + negative.sum::<usize>();
+            faults.need(bytes <= PROMPTS_BYTES, "evaluate.prompts", || {
+                format!("have {bytes} bytes in all; at most {PROMPTS_BYTES} are accepted")
+            });
+            let inits = work.models.iter().map(|it| ("evaluate.models", &it.init));
+            let clip = ("evaluate.clip", &work.metrics.clip);
+            for (field, url) in inits.chain([clip]) {
+                let bytes = url.as_ref().map_or(0, String::len);
+                faults.need(bytes <= URL_BYTES, field, || {
+                    format!("has a URL of {bytes} bytes; at most {URL_BYTES} are accepted")
                 });
             }
         }

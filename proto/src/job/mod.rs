@@ -4,6 +4,7 @@
 
 mod admission;
 mod check;
+pub mod evaluation;
 pub(crate) mod faults;
 pub mod overrides;
 mod raw;
@@ -148,13 +149,22 @@ pub fn parse_stored(job: &JobId, text: &str) -> Result<JobSpec, JobErrors> {
 pub fn parse_training(file: &str, text: &str) -> Result<TrainWork, JobErrors> {
     match parse_from(file, text, None, Origin::Stored)?.work {
         Work::Train(work) => Ok(*work),
-        other @ Work::Sample(_) => Err(JobErrors(vec![error_at(
+        other @ (Work::Sample(_) | Work::Evaluate(_)) => Err(JobErrors(vec![error_at(
             file,
             text,
             other.table(),
             "this job does not train; only a job with [train] has weights of its own".to_owned(),
         )])),
     }
+}
+
+/// Whether widths and image sides of a training job fit together, for a job whose resolution was
+/// changed after it was parsed.
+///
+/// # Errors
+/// Names the first field that does not fit.
+pub fn check_sizes(work: &TrainWork) -> Result<(), String> {
+    check::sizes(work).map_err(|Fault { field, message }| format!("{field} {message}"))
 }
 
 /// The error for a field that parsed correctly and was found invalid later, with its line.
@@ -180,6 +190,7 @@ pub fn to_toml(spec: &JobSpec) -> String {
         train: None,
         checkpoint: None,
         sample: None,
+        evaluate: None,
     };
     match &spec.work {
         Work::Train(work) => {
@@ -193,6 +204,7 @@ pub fn to_toml(spec: &JobSpec) -> String {
             });
         }
         Work::Sample(work) => raw.sample = Some(sample_toml(work)),
+        Work::Evaluate(work) => raw.evaluate = Some(evaluation::evaluate_toml(work)),
     }
     toml::to_string(&raw).expect("plain tables, numbers and strings are TOML")
 }
@@ -250,11 +262,7 @@ fn resources_toml(resources: &Resources) -> ResourcesToml {
 fn sample_toml(work: &SampleWork) -> SampleToml {
     SampleToml {
         job: work.job.0.clone(),
-        weights: Some(match work.weights {
-            Weights::Newest => WeightsToml::Word("newest".into()),
-            Weights::Base => WeightsToml::Word("base".into()),
-            Weights::Step(step) => WeightsToml::Step(step.0),
-        }),
+        weights: Some(weights_toml(work.weights)),
         count: Some(work.count),
         method: Some(work.method),
         steps: Some(work.steps),
@@ -272,6 +280,14 @@ fn sample_toml(work: &SampleWork) -> SampleToml {
         attention: work.attention.clone(),
         on_failed_unit: Some(work.on_failed_unit),
         references: work.references.iter().map(reference_toml).collect(),
+    }
+}
+
+fn weights_toml(weights: Weights) -> WeightsToml {
+    match weights {
+        Weights::Newest => WeightsToml::Word("newest".into()),
+        Weights::Base => WeightsToml::Word("base".into()),
+        Weights::Step(step) => WeightsToml::Step(step.0),
     }
 }
 

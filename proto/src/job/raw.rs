@@ -26,6 +26,7 @@ pub(super) struct JobToml {
     pub(super) train: Option<TrainToml>,
     pub(super) checkpoint: Option<CheckpointToml>,
     pub(super) sample: Option<SampleToml>,
+    pub(super) evaluate: Option<EvaluateToml>,
 }
 
 /// The tables of a training job.
@@ -61,6 +62,81 @@ pub(super) struct SampleToml {
     pub(super) on_failed_unit: Option<OnFailedUnit>,
     #[serde(default)]
     pub(super) references: Vec<ReferenceToml>,
+}
+
+/// Settings of images at this level are the defaults of models.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct EvaluateToml {
+    pub(super) resolution: Option<u32>,
+    pub(super) in_domain: Option<CharactersToml>,
+    pub(super) out_of_domain: Option<CharactersToml>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) prompts: Vec<String>,
+    /// A file with a prompt in each line; `coordinator evaluate` puts them into `prompts`.
+    pub(super) prompt_file: Option<String>,
+    pub(super) own_prompts: Option<u32>,
+    /// Of [`Self::own_prompts`].
+    pub(super) prompt: Option<SamplePrompt>,
+    pub(super) seeds: Option<Vec<u64>>,
+    pub(super) samples: Option<u32>,
+    pub(super) task: Option<Task>,
+    pub(super) pairing: Option<Pairing>,
+    pub(super) method: Option<SampleMethod>,
+    pub(super) steps: Option<u32>,
+    pub(super) guidance: Option<f64>,
+    pub(super) reference_guidance: Option<f64>,
+    pub(super) negative_prompt: Option<String>,
+    pub(super) failed_share_max: Option<f64>,
+    /// URL of a folder.
+    pub(super) clip: Option<String>,
+    pub(super) vqa: Option<VqaToml>,
+    #[serde(default)]
+    pub(super) models: Vec<EvaluatedToml>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CharactersToml {
+    pub(super) trained: Option<u32>,
+    pub(super) held_out: Option<u32>,
+    pub(super) ids: Option<Vec<String>>,
+    pub(super) files: Option<Vec<FileCharacterToml>>,
+    /// A folder with `characters.toml`; `coordinator evaluate` puts its content into `files`.
+    pub(super) folder: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FileCharacterToml {
+    pub(super) name: String,
+    pub(super) references: Vec<ReferenceToml>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct VqaToml {
+    pub(super) endpoint: String,
+    pub(super) model: String,
+    pub(super) questions: Option<Vec<String>>,
+    pub(super) concurrency: Option<u32>,
+    pub(super) embedder: String,
+}
+
+/// An entry of `evaluate.models`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct EvaluatedToml {
+    pub(super) name: Option<String>,
+    pub(super) job: String,
+    pub(super) weights: Option<WeightsToml>,
+    pub(super) init: Option<String>,
+    pub(super) method: Option<SampleMethod>,
+    pub(super) steps: Option<u32>,
+    pub(super) guidance: Option<f64>,
+    pub(super) reference_guidance: Option<f64>,
+    pub(super) negative_prompt: Option<String>,
+    pub(super) knobs: Option<Knobs>,
 }
 
 /// `"newest"`, `"base"`, or the step of a checkpoint.

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 mod combination;
+mod evaluate;
 mod noise;
 mod pairing;
 mod ratings;

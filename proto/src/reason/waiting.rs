@@ -1,6 +1,6 @@
 //! Why a job is queued.
 
-use super::{Fault, Shortage, Stopped};
+use super::{Fault, Shortage, Stopped, UnitError};
 use crate::id::{JobId, Step};
 use crate::phase::Phase;
 use serde::{Deserialize, Serialize};
@@ -20,6 +20,16 @@ pub enum Waiting {
     /// A release that ran it in another way was replaced; it starts again.
     Upgraded,
     Paused,
+    /// So many of its units failed for good that it was paused.
+    UnitsFailed {
+        failed: u64,
+        /// How many may fail.
+        allowed: u64,
+        units: u64,
+        /// The last one that failed, and why.
+        unit: u64,
+        error: UnitError,
+    },
     /// Placement has no workers for it.
     Shortage {
         shortage: Box<Shortage>,
@@ -104,6 +114,17 @@ impl fmt::Display for Waiting {
             Self::Retried => f.write_str("continues on request"),
             Self::Upgraded => f.write_str("starts again, in units"),
             Self::Paused => f.write_str("paused by a user; `coordinator resume` continues it"),
+            Self::UnitsFailed {
+                failed,
+                allowed,
+                units,
+                unit,
+                error,
+            } => write!(
+                f,
+                "paused because {failed} of {units} units failed for good, and {allowed} may; unit \
+                 {unit}: {error}; `coordinator resume` tries them again"
+            ),
             Self::Shortage {
                 shortage,
                 state_holders,

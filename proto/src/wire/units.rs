@@ -78,11 +78,13 @@ impl From<&UnitOrder> for pb::UnitOrder {
             rank: rank.0,
             units: ranges_to_wire(units),
         };
+        let source = |source: &SourceJob| pb::SourceJob {
+            job_toml: source.job_toml.clone(),
+            checkpoint: source.checkpoint.map(Into::into),
+        };
         Self {
-            source: order.source.as_ref().map(|source| pb::SourceJob {
-                job_toml: source.job_toml.clone(),
-                checkpoint: source.checkpoint.map(Into::into),
-            }),
+            source: order.source.as_ref().map(source),
+            models: order.models.iter().map(source).collect(),
             leases: order.leases.iter().map(lease).collect(),
         }
     }
@@ -92,12 +94,24 @@ impl TryFrom<pb::UnitOrder> for UnitOrder {
     type Error = WireError;
 
     fn try_from(order: pb::UnitOrder) -> Result<Self, WireError> {
-        let source = order.source.map(|source| {
+        let source = |field, source: pb::SourceJob| {
             Ok(SourceJob {
-                job_toml: text("units.source.job_toml", source.job_toml, JOB_TOML_BYTES)?,
+                job_toml: text(field, source.job_toml, JOB_TOML_BYTES)?,
                 checkpoint: source.checkpoint.map(Into::into),
             })
-        });
+        };
+        let models = bounded("units.models", order.models)?;
+        let models: Vec<SourceJob> = models
+            .into_iter()
+            .map(|it| source("units.models.job_toml", it))
+            .collect::<Result<_, WireError>>()?;
+        let bytes: usize = models.iter().map(|it| it.job_toml.len()).sum();
+        if JOB_TOML_BYTES < bytes {
+            let expected = format!("at most {JOB_TOML_BYTES} bytes in all are accepted");
+            return wrong("units.models.job_toml", bytes, expected);
+        }
+        let named = order.source;
+        let source = named.map(|it| source("units.source.job_toml", it));
         let mut leases = BTreeMap::new();
         if DEVICES as usize * 2 < order.leases.len() {
             let expected = format!("at most {} are accepted", DEVICES * 2);
@@ -115,6 +129,7 @@ impl TryFrom<pb::UnitOrder> for UnitOrder {
         }
         Ok(Self {
             source: source.transpose()?,
+            models,
             leases,
         })
     }
@@ -136,6 +151,10 @@ mod tests {
                     generation: Generation(1),
                 }),
             }),
+            models: vec![SourceJob {
+                job_toml: "model".into(),
+                checkpoint: None,
+            }],
             leases: BTreeMap::from([
                 (Rank(0), vec![range(0, 2), range(5, 6)]),
                 (Rank(1), vec![range(2, 5)]),

@@ -6,8 +6,12 @@ use super::plan::PlannedJob;
 use super::units::plan::{Planned, PlannedUnits};
 use coordinator_core::event::{DatasetPin, Input, JobPhase, JobRecord, Reply, RequestId};
 use proto::architecture::{Diffusion, Latents, Noise, Objective, Retrinet};
+use proto::evaluate::{
+    Characters, EvaluateWork, EvaluatedModel, EvaluationPlan, MetricSettings, Prompts,
+};
 use proto::id::JobId;
-use proto::sample::{SampleWork, Weights};
+use proto::knobs::Knobs;
+use proto::sample::{SampleMethod, SampleWork, Weights};
 use proto::spec::{
     ArchitectureSpec, AutoencoderConfig, CheckpointPolicy, Clothes, Component, Data, Decay,
     DeviceKind, JobSpec, LossWeighting, Model, OnNonfinite, Optimizer, Pairing, Precision,
@@ -174,8 +178,7 @@ impl World {
 
     /// Records of the archived jobs that a job names, as the shell reads them from the archive.
     fn archived_jobs(&self, spec: &JobSpec) -> Vec<JobRecord> {
-        let reads = spec.work.sampling().map(|sample| &sample.job);
-        let named = spec.after.iter().chain(reads);
+        let named = spec.after.iter().chain(spec.work.read_jobs());
         let archived = named.filter(|id| self.durable.archived.contains(*id));
         archived
             .filter_map(|id| self.durable.jobs.get(id).cloned())
@@ -264,12 +267,11 @@ impl World {
         };
         let other = |id: &JobId| self.durable.jobs.get(id);
         // A job that samples from the newest checkpoint also waits for the first one.
-        let reads = spec
-            .work
-            .sampling()
-            .filter(|work| work.weights == Weights::Newest);
-        let reads = reads.filter(|_| record.source.is_none());
-        let source = reads.and_then(|work| other(&work.job));
+        let reads = spec.work.reads().into_iter();
+        let mut newest = reads.filter(|(_, weights)| *weights == Weights::Newest);
+        let newest = newest.next().map(|(job, _)| job);
+        let newest = newest.filter(|_| record.source.is_none() && record.models.is_empty());
+        let source = newest.and_then(other);
         let never = |source: &JobRecord| source.phase.is_over() && source.checkpoints.is_empty();
         let phases = || spec.after.iter().filter_map(|id| Some(&other(id)?.phase));
         let done = |phase: &JobPhase| matches!(phase, JobPhase::Done { .. });
@@ -538,21 +540,63 @@ fn units(planned: &PlannedUnits, source: JobId) -> JobSpec {
         priority: planned.priority,
         team: planned.team.to_owned(),
     };
-    let work = SampleWork {
-        weights: if planned.base {
-            Weights::Base
-        } else {
-            Weights::Newest
-        },
-        count: planned.images,
-        seeds: vec![planned.mark],
-        on_failed_unit: planned.on_failed,
-        ..SampleWork::of(source)
+    let weights = if planned.base {
+        Weights::Base
+    } else {
+        Weights::Newest
+    };
+    let work = if planned.is_evaluation() {
+        Work::Evaluate(Box::new(evaluation(planned, &source, weights)))
+    } else {
+        Work::Sample(Box::new(SampleWork {
+            weights,
+            count: planned.images,
+            seeds: vec![planned.mark],
+            on_failed_unit: planned.on_failed,
+            ..SampleWork::of(source)
+        }))
     };
     JobSpec {
         name: "units".to_owned(),
         resources,
         after: Vec::new(),
-        work: Work::Sample(Box::new(work)),
+        work,
+    }
+}
+
+/// As many images, of two models if that is possible. It never pauses, because nobody would resume
+/// it.
+fn evaluation(planned: &PlannedUnits, source: &JobId, weights: Weights) -> EvaluateWork {
+    let models = if planned.images.is_multiple_of(2) {
+        2
+    } else {
+        1
+    };
+    let model = |number: u32| EvaluatedModel {
+        name: format!("m{number}"),
+        job: source.clone(),
+        weights,
+        init: None,
+        method: SampleMethod::Ddim,
+        steps: 50,
+        guidance: 7.5,
+        reference_guidance: 1.0,
+        negative_prompt: String::new(),
+        knobs: Knobs::default(),
+    };
+    EvaluateWork {
+        plan: EvaluationPlan {
+            resolution: None,
+            in_domain: Some(Characters::Trained(1)),
+            out_of_domain: None,
+            prompts: Prompts::Texts(vec![String::new()]),
+            seeds: vec![planned.mark],
+            samples: planned.images / models,
+            task: None,
+            pairing: Pairing::B,
+        },
+        models: (0..models).map(model).collect(),
+        metrics: MetricSettings::default(),
+        failed_share_max: 1.0,
     }
 }

@@ -6,7 +6,7 @@ use crate::collective::precision::full_fp32;
 use crate::collective::{exit_now, first_line};
 use crate::link::Link;
 use crate::process::{Permanent, Rank, Settings};
-use crate::{sample, train};
+use crate::{evaluate, sample, train};
 use anyhow::Context;
 use proto::message::{RankPhase, Run};
 use proto::reason::RankFailure;
@@ -73,7 +73,11 @@ fn work(rank: &Rank<'_>) -> anyhow::Result<Infallible> {
                 .context("the order has no source job")?;
             sample::sample(rank, work, source).context("sampling")
         }
-        (work @ Work::Train(_), Run::Units(_)) | (work @ Work::Sample(_), Run::Gang(_)) => {
+        (Work::Evaluate(work), Run::Units(order)) => {
+            evaluate::evaluate(rank, work, &order.models).context("evaluating")
+        }
+        (work @ Work::Train(_), Run::Units(_))
+        | (work @ (Work::Sample(_) | Work::Evaluate(_)), Run::Gang(_)) => {
             anyhow::bail!(
                 "the daemon's order does not match [{}] of {}: gang or units",
                 work.table(),

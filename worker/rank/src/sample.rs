@@ -23,6 +23,15 @@ pub(crate) fn sample(
 ) -> anyhow::Result<Infallible> {
     rank.link.start_units();
     let mut runner = UnitRunner::open(rank, work, source)?;
+    run_units(rank, |unit| run_unit(&mut runner, unit))
+}
+
+/// Runs the units that the rank's machine orders, of any kind of work. `run` writes the outputs of
+/// a unit, unless they exist.
+pub(crate) fn run_units(
+    rank: &Rank<'_>,
+    mut run: impl FnMut(u64) -> anyhow::Result<()>,
+) -> anyhow::Result<Infallible> {
     let mut effects = VecDeque::from(rank.link.handle_units(Input::Loaded));
     loop {
         let Some(effect) = effects.pop_front() else {
@@ -33,7 +42,7 @@ pub(crate) fn sample(
             Effect::Report => rank.link.report_units(),
             Effect::Begin(unit) => {
                 rank.link.begin_unit(unit);
-                let input = match run_with_retries(rank, &mut runner, unit) {
+                let input = match run_with_retries(rank, &mut run, unit) {
                     Ok(()) => Input::Done { unit },
                     Err(error) => {
                         let error = first_line(&format!("{error:#}")).to_owned();
@@ -62,11 +71,15 @@ fn run_unit(runner: &mut UnitRunner<'_>, unit: u64) -> anyhow::Result<()> {
 }
 
 /// Runs a unit, and repeats it during an outage of the object store.
-fn run_with_retries(rank: &Rank<'_>, runner: &mut UnitRunner<'_>, unit: u64) -> anyhow::Result<()> {
+fn run_with_retries(
+    rank: &Rank<'_>,
+    run: &mut impl FnMut(u64) -> anyhow::Result<()>,
+    unit: u64,
+) -> anyhow::Result<()> {
     let deadlines = Deadlines::new(rank.task.assignment.detect_within_ms);
     let started = Instant::now();
     loop {
-        let error = match run_unit(runner, unit) {
+        let error = match run(unit) {
             Err(error) if is_outage(error.chain()) && started.elapsed() < deadlines.outage() => {
                 error
             }

@@ -190,20 +190,10 @@ pub(crate) async fn from_request(
         references.push(reference);
         origins.push(origin);
     }
-    let side = data.resolution;
     Ok(Subject {
         example: Example {
-            position: 0,
-            target: RgbImage::from_pixel(side, side, BACKGROUND),
-            target_mask: GrayImage::new(side, side),
-            face_mask: GrayImage::new(side, side),
             references,
-            figure_mask: None,
-            target_view: None,
-            references_dropped: false,
-            prompt: String::new(),
-            timestep: 0,
-            noise_seed: 0,
+            ..without_references(data.resolution)
         },
         prompts: match (request.prompts.as_slice(), request.prompt) {
             ([], _) => vec![String::new()],
@@ -213,6 +203,23 @@ pub(crate) async fn from_request(
         donor: None,
         origins,
     })
+}
+
+/// An example of white images of this side, for a subject that is no sample.
+pub(crate) fn without_references(side: u32) -> Example {
+    Example {
+        position: 0,
+        target: RgbImage::from_pixel(side, side, BACKGROUND),
+        target_mask: GrayImage::new(side, side),
+        face_mask: GrayImage::new(side, side),
+        references: Vec::new(),
+        figure_mask: None,
+        target_view: None,
+        references_dropped: false,
+        prompt: String::new(),
+        timestep: 0,
+        noise_seed: 0,
+    }
 }
 
 /// A user's image: cut as a sample of the data set is if it is annotated, else whole. `seeds` are
@@ -238,7 +245,7 @@ fn of_file(
 }
 
 /// Reads a user's image, and its mask if it has one. Also what was changed to read them.
-async fn read_image(
+pub(crate) async fn read_image(
     store_url: &str,
     request: &SampleWork,
     source: &ImageSource,

@@ -141,12 +141,11 @@ impl Gang {
     pub(crate) fn record(&self) -> JobRecord {
         JobRecord {
             job_toml: self.head.job_toml.clone(),
-            source: self.head.source.clone(),
             ..self.brief_record()
         }
     }
 
-    /// The same without its text and the job that it reads, which may be long.
+    /// The same without its text, which may be long.
     pub(crate) fn brief_record(&self) -> JobRecord {
         let head = &self.head;
         JobRecord {
@@ -160,8 +159,10 @@ impl Gang {
             lost_tags: head.lost_tags.clone(),
             adapted: head.adapted,
             source: None,
+            models: Vec::new(),
             submitted_ms: head.submitted_ms,
             paused: head.paused,
+            paused_because: head.paused_because.clone(),
             workers: head.workers,
             generation: head.generation,
             phase: match &self.state {

@@ -29,7 +29,8 @@ impl Units {
                 .as_ref()
                 .map(|_| GracefulStop::WithCheckpoint),
             run: Run::Units(UnitOrder {
-                source: head.source.clone(),
+                source: head.source(),
+                models: head.models(),
                 leases: leases.filter(|(_, units)| !units.is_empty()).collect(),
             }),
         })

@@ -10,7 +10,7 @@ use crate::rank::RankLive;
 use crate::record::RESTARTS_WITHOUT_PROGRESS_MAX;
 use proto::id::{Rank, WorkerId};
 use proto::message::{RankReport, Stage, UnitRange};
-use proto::reason::{Consequence, Ending, Fault, GenerationEnd, StopCause, UnitError};
+use proto::reason::{Consequence, Ending, Fault, GenerationEnd, StopCause, UnitError, Waiting};
 use proto::spec::{OnFailedUnit, UNIT_FAILURES_MAX};
 
 impl Units {
@@ -54,9 +54,37 @@ impl Units {
                 outbox.emit(Event::UnitSetAside {
                     job: self.head.id.clone(),
                     unit,
-                    error,
+                    error: error.clone(),
                 });
+                self.pause_if_too_many_failed(unit, error);
             }
+        }
+    }
+
+    /// Pauses the job if more units than its plan allows are set aside. What is done stays done.
+    fn pause_if_too_many_failed(&mut self, unit: u64, error: UnitError) {
+        let (plan, failed) = (self.pool.plan(), self.pool.set_aside().count());
+        let Some(allowed) = plan.pause_above.filter(|allowed| *allowed < failed) else {
+            return;
+        };
+        if !self.head.paused {
+            self.head.paused = true;
+            self.head.paused_because = Some(Waiting::UnitsFailed {
+                failed,
+                allowed,
+                units: plan.count,
+                unit,
+                error,
+            });
+        }
+    }
+
+    /// A user resumes the job: a plan that pauses when units fail tries them again.
+    pub(crate) fn retry_failed(&mut self) {
+        if self.pool.plan().pause_above.is_some() {
+            self.pool.retry_set_aside();
+            self.mark_units_freed();
+            self.is_changed = true;
         }
     }
 

@@ -91,12 +91,13 @@ impl Units {
     pub(crate) fn record(&self) -> JobRecord {
         JobRecord {
             job_toml: self.head.job_toml.clone(),
-            source: self.head.source.clone(),
+            source: self.head.source(),
+            models: self.head.models(),
             ..self.brief_record()
         }
     }
 
-    /// The same without its text and the job that it reads, which may be long.
+    /// The same without its text and the jobs that it reads, which may be long.
     pub(crate) fn brief_record(&self) -> JobRecord {
         let participants = self.participants();
         let units = UnitsRecord {
@@ -118,8 +119,10 @@ impl Units {
             lost_tags: head.lost_tags.clone(),
             adapted: head.adapted,
             source: None,
+            models: Vec::new(),
             submitted_ms: head.submitted_ms,
             paused: head.paused,
+            paused_because: head.paused_because.clone(),
             workers: head.workers,
             generation: head.generation,
             phase: match &self.state {

@@ -230,6 +230,19 @@ impl Pool {
         }
     }
 
+    /// Makes all units that were set aside available again, as if they had never failed.
+    pub(crate) fn retry_set_aside(&mut self) {
+        for range in std::mem::take(&mut self.set_aside).iter() {
+            let units = self.failures.range(range.first..range.end);
+            let units: Vec<u64> = units.map(|(unit, _)| *unit).collect();
+            for unit in units {
+                self.failures.remove(&unit);
+            }
+            self.open.insert(range);
+        }
+        self.hold_back_closing();
+    }
+
     /// Adds units that were completed by a rank that no longer exists.
     pub(crate) fn add_unsaved(&mut self, range: UnitRange) {
         self.unsaved.insert(range);

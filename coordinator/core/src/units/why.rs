@@ -31,9 +31,13 @@ impl Units {
     fn why_queued(&self, reason: &Waiting, decision: Option<&Decision>) -> Why {
         let id = &self.head.id;
         if self.head.paused {
+            let because = self.head.paused_because.as_ref();
+            let sentence = because.map_or("it was paused by a user".to_owned(), |because| {
+                format!("it is {because}")
+            });
             return Why::new(
                 "paused",
-                "it was paused by a user",
+                &sentence,
                 Some(format!("`coordinator resume {id}`")),
             );
         }

@@ -471,14 +471,14 @@ pub(crate) fn sample_of(source: &JobId) -> JobSpec {
 pub(crate) fn sampling(spec: &mut JobSpec) -> &mut SampleWork {
     match &mut spec.work {
         Work::Sample(work) => work,
-        Work::Train(_) => panic!("it trains"),
+        other @ (Work::Train(_) | Work::Evaluate(_)) => panic!("it has [{}]", other.table()),
     }
 }
 
 pub(crate) fn training(spec: &mut JobSpec) -> &mut TrainWork {
     match &mut spec.work {
         Work::Train(work) => work,
-        Work::Sample(_) => panic!("it samples"),
+        other @ (Work::Sample(_) | Work::Evaluate(_)) => panic!("it has [{}]", other.table()),
     }
 }
 
@@ -587,6 +587,6 @@ pub(crate) fn spec(workers_min: u32, workers_max: u32) -> JobSpec {
 
 /// Jobs that a job waits for or reads.
 fn named(spec: &JobSpec) -> Vec<JobId> {
-    let read = spec.work.sampling().map(|sample| sample.job.clone());
-    spec.after.iter().cloned().chain(read).collect()
+    let read = spec.work.read_jobs();
+    spec.after.iter().chain(read).cloned().collect()
 }

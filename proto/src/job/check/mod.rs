@@ -3,6 +3,7 @@
 //! section with rules of its own, and one for divisibility of widths and image sides.
 
 mod data;
+mod evaluate;
 mod model;
 mod sample;
 mod shape;
@@ -20,6 +21,9 @@ use toml::{Table, Value};
 const PRIORITY_MAX: i32 = 100;
 const WORKERS_MAX: u32 = 4096;
 const NAME: &str = "1 to 40 lower-case letters, digits and dashes, starting with a letter";
+
+/// The tables that select a kind of work.
+const KINDS: [&str; 3] = ["train", "sample", "evaluate"];
 
 /// Maximum number of jobs that one job waits for.
 const AFTER_MAX: usize = 256;
@@ -44,6 +48,13 @@ pub(super) fn check(
     }
 }
 
+/// Whether widths and image sides of a training job fit together; the first fault if they do not.
+pub(super) fn sizes(work: &TrainWork) -> Result<(), Fault> {
+    let mut faults = Faults::default();
+    shape::shapes(work, &mut faults);
+    faults.0.into_iter().next().map_or(Ok(()), Err)
+}
+
 /// The kind of work that the tables select; None, with a fault, if they select none or several.
 fn work(
     raw: &JobToml,
@@ -51,45 +62,55 @@ fn work(
     faults: &mut Faults,
 ) -> Option<(Resources, Work)> {
     let tables = tables(raw);
-    match (&raw.train, &raw.sample) {
-        (Some(train), None) => {
+    if 1 < tables.iter().filter(|it| KINDS.contains(it)).count() {
+        let second = tables.iter().rfind(|it| KINDS.contains(it));
+        faults.add(
+            second.copied().unwrap_or_default(),
+            format!(
+                "is a second kind of work; a job has exactly one of [train], [sample] and \
+                 [evaluate], but this one has {}",
+                listed(&tables)
+            ),
+        );
+        return None;
+    }
+    let mut alone = |name: &str| {
+        for table in tables.iter().filter(|table| **table != name) {
+            faults.add(
+                table,
+                format!("belongs to [train], but this job has [{name}]: leave the table out"),
+            );
+        }
+    };
+    match (&raw.train, &raw.sample, &raw.evaluate) {
+        (Some(train), ..) => {
             let resources = resources(&raw.resources, (1, 1), faults);
             let work = training(train, raw, &resources, (directory, origin), faults)?;
             Some((resources, Work::Train(Box::new(work))))
         }
-        (None, Some(sample)) => {
-            for table in tables.iter().filter(|table| **table != "sample") {
-                faults.add(
-                    table,
-                    "belongs to [train], but this job has [sample]: leave the table out",
-                );
-            }
+        (None, Some(sample), _) => {
+            alone("sample");
             let resources = resources(&raw.resources, (1, WORKERS_MAX), faults);
             let work = sample::sample(sample, directory.is_some(), faults);
             Some((resources, Work::Sample(Box::new(work))))
         }
-        (Some(_), Some(_)) => {
-            faults.add(
-                "sample",
-                format!(
-                    "is a second kind of work; a job has exactly one of [train] and [sample], but \
-                    this one has {}",
-                    listed(&tables)
-                ),
-            );
-            None
+        (None, None, Some(evaluate)) => {
+            alone("evaluate");
+            let resources = resources(&raw.resources, (1, WORKERS_MAX), faults);
+            let work = evaluate::evaluate(evaluate, directory, faults);
+            Some((resources, Work::Evaluate(Box::new(work))))
         }
-        (None, None) => {
+        (None, None, None) => {
             let found = if tables.is_empty() {
-                "neither".to_owned()
+                "none of them".to_owned()
             } else {
                 listed(&tables)
             };
             faults.add(
                 "",
                 format!(
-                    "the kind of work is missing; a job has exactly one of [train] and [sample], \
-                    but this one has {found}"
+                    "the kind of work is missing; a job has exactly one of [train], [sample] and \
+                    [evaluate], but this one has {found}"
                 ),
             );
             None
@@ -105,6 +126,7 @@ fn tables(raw: &JobToml) -> Vec<&'static str> {
         ("train", raw.train.is_some()),
         ("checkpoint", raw.checkpoint.is_some()),
         ("sample", raw.sample.is_some()),
+        ("evaluate", raw.evaluate.is_some()),
     ];
     let present = present.into_iter().filter(|(_, present)| *present);
     present.map(|(table, _)| table).collect()

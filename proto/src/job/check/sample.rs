@@ -41,7 +41,18 @@ pub(super) fn sample(raw: &SampleToml, is_local: bool, faults: &mut Faults) -> S
         attention: raw.attention.clone(),
         on_failed_unit: raw.on_failed_unit.unwrap_or_default(),
     };
-    let max = method.steps_max();
+    check_settings(&work, faults);
+    let swapped_by_name = work.swap_references && !work.references.is_empty();
+    faults.need(!swapped_by_name, "sample.swap_references", || {
+        "is true; it has no effect with named references: leave it out".into()
+    });
+    lists(&work, faults);
+    work
+}
+
+/// Checks how images are generated, apart from whose and of what.
+pub(super) fn check_settings(work: &SampleWork, faults: &mut Faults) {
+    let (method, max) = (work.method, work.method.steps_max());
     faults.need((1..=max).contains(&work.steps), "sample.steps", || {
         format!(
             "is {}; {} takes 1 to {max} steps per image",
@@ -59,13 +70,7 @@ pub(super) fn sample(raw: &SampleToml, is_local: bool, faults: &mut Faults) -> S
         });
     }
     work.knobs.check(faults);
-    negative_prompt(&work, faults);
-    let swapped_by_name = work.swap_references && !work.references.is_empty();
-    faults.need(!swapped_by_name, "sample.swap_references", || {
-        "is true; it has no effect with named references: leave it out".into()
-    });
-    lists(&work, faults);
-    work
+    negative_prompt(work, faults);
 }
 
 fn negative_prompt(work: &SampleWork, faults: &mut Faults) {
@@ -134,7 +139,7 @@ fn lists(work: &SampleWork, faults: &mut Faults) {
     }
 }
 
-fn job(text: &str, faults: &mut Faults) -> JobId {
+pub(super) fn job(text: &str, faults: &mut Faults) -> JobId {
     if let Err(error) = crate::wire::job_id(text.to_owned()) {
         faults.add(
             "sample.job",
@@ -144,7 +149,7 @@ fn job(text: &str, faults: &mut Faults) -> JobId {
     JobId(text.to_owned())
 }
 
-fn weights(raw: Option<&WeightsToml>, faults: &mut Faults) -> Weights {
+pub(super) fn weights(raw: Option<&WeightsToml>, faults: &mut Faults) -> Weights {
     match raw {
         None => Weights::Newest,
         Some(WeightsToml::Step(step)) => Weights::Step(Step(*step)),
@@ -165,7 +170,11 @@ fn weights(raw: Option<&WeightsToml>, faults: &mut Faults) -> Weights {
     }
 }
 
-fn references(raw: &[ReferenceToml], is_local: bool, faults: &mut Faults) -> Vec<NamedReference> {
+pub(super) fn references(
+    raw: &[ReferenceToml],
+    is_local: bool,
+    faults: &mut Faults,
+) -> Vec<NamedReference> {
     let field = "sample.references";
     if REFERENCES_MAX < raw.len() {
         let found = raw.len();

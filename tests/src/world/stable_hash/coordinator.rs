@@ -18,6 +18,10 @@ impl StableHash for coordinator::Input {
                         hasher.job(&work.job);
                         hasher.put(work.units().count);
                     }
+                    Work::Evaluate(work) => {
+                        work.models.iter().for_each(|model| hasher.job(&model.job));
+                        hasher.put(work.units().count);
+                    }
                 }
                 // Nothing for a job without dependencies, as before dependencies existed.
                 spec.after.iter().for_each(|job| hasher.job(job));

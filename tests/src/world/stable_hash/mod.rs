@@ -255,6 +255,10 @@ impl StableHash for Assignment {
                     order.source.as_ref().and_then(|it| it.checkpoint),
                     StableHasher::checkpoint,
                 );
+                // Nothing for a job without models, as before evaluations existed.
+                for model in &order.models {
+                    hasher.some(model.checkpoint, StableHasher::checkpoint);
+                }
                 hasher.put(order.leases.len() as u64);
                 for (rank, ranges) in &order.leases {
                     hasher.put(rank.0);

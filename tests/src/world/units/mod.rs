@@ -17,6 +17,7 @@ use super::stable_hash::{Actor, StableHash, StableHasher};
 use plan::{PlannedUnits, Poison};
 use proto::id::{JobId, Step};
 use proto::message::{Activity, Stage, UnitReport};
+use proto::spec::Work;
 use rank_core::units::{Effect, Input, Order, UnitRank};
 use worker_core::event::RankKey;
 
@@ -69,14 +70,18 @@ impl World {
         let Some(order) = process.assignment.units() else {
             return;
         };
-        let checkpoint = order.source.as_ref().and_then(|source| source.checkpoint);
+        let checkpoints = order.source.iter().chain(&order.models);
+        let checkpoints: Vec<_> = checkpoints.map(|source| source.checkpoint).collect();
         let job = process.key.job.clone();
-        let source = self.specs.get(&job).and_then(|spec| spec.work.sampling());
-        let source = source.map(|work| work.job.clone());
-        if let Some((checkpoint, source)) = checkpoint.zip(source)
-            && self.load(pid, &source, checkpoint).is_none()
-        {
-            return;
+        let spec = self.specs.get(&job);
+        let reads = spec.into_iter().flat_map(|spec| spec.work.read_jobs());
+        let reads: Vec<_> = reads.cloned().zip(checkpoints).collect();
+        for (source, checkpoint) in reads {
+            if let Some(checkpoint) = checkpoint
+                && self.load(pid, &source, checkpoint).is_none()
+            {
+                return;
+            }
         }
         let Some(process) = self.working(pid) else {
             return;
@@ -149,7 +154,12 @@ impl World {
 
     /// The planned job of a job id.
     fn planned_units(&self, job: &JobId) -> Option<&PlannedUnits> {
-        let mark = *self.specs.get(job)?.work.sampling()?.seeds.first()?;
+        let seeds = match &self.specs.get(job)?.work {
+            Work::Train(_) => return None,
+            Work::Sample(work) => &work.seeds,
+            Work::Evaluate(work) => &work.plan.seeds,
+        };
+        let mark = *seeds.first()?;
         self.plan.units.iter().find(|planned| planned.mark == mark)
     }
 

@@ -55,6 +55,11 @@ pub(crate) enum Poison {
 }
 
 impl PlannedUnits {
+    /// Every second job whose failed units are set aside, as those of an evaluation are.
+    pub(crate) fn is_evaluation(&self) -> bool {
+        self.on_failed == OnFailedUnit::SetAside && self.mark.is_multiple_of(2)
+    }
+
     /// Generates jobs of units, and dependencies between all jobs. No job waits for a later one, in
     /// the order training jobs, then jobs of units; but a training job may wait for the first job
     /// of units, if that uses base weights and has no dependencies.

@@ -172,7 +172,8 @@ impl World {
         };
         let spec = self.specs.get(&job.id);
         // A job that samples waits for the first checkpoint of the job that it reads.
-        let reads = |spec: &JobSpec| spec.work.sampling().is_some() && job.source.is_none();
+        let known = job.source.is_some() || !job.models.is_empty();
+        let reads = |spec: &JobSpec| !spec.work.reads().is_empty() && !known;
         spec.is_some_and(|spec| spec.after.iter().all(done) && !reads(spec))
     }
 }

@@ -163,6 +163,7 @@ pub(crate) fn units(generation: u64, ranks: u32, leases: &[(u32, UnitRange)]) ->
     }
     Assignment {
         run: Run::Units(UnitOrder {
+            models: Vec::new(),
             source: None,
             leases: all,
         }),

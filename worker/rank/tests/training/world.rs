@@ -276,6 +276,7 @@ pub(crate) fn units_of(
         checkpoint,
     };
     Run::Units(UnitOrder {
+        models: Vec::new(),
         source: Some(source),
         leases: BTreeMap::from([(Rank(0), lease.to_vec())]),
     })

@@ -1,0 +1,114 @@
+//! `coordinator evaluate`: submits a plan, and makes a report of its results.
+
+mod clip;
+mod document;
+mod numbers;
+pub(crate) mod open;
+mod paper;
+mod report;
+mod stored;
+
+use super::patience::aloud;
+use super::submit::{self, SubmitArgs};
+use super::{Global, Outcome};
+use crate::text::errln;
+use anyhow::{Result, anyhow};
+use clap::{Args, Subcommand};
+use model_data::evaluation;
+use model_data::loader::{Loader, LoaderOptions};
+use proto::evaluate::{EvaluateWork, VqaSettings};
+use proto::pb;
+use std::path::PathBuf;
+use vqa::{Client, Options};
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct EvaluateArgs {
+    #[command(subcommand)]
+    command: Option<EvaluateCommand>,
+    /// The plan; deploy/jobs/evaluate.toml documents every field
+    #[arg(value_name = "plan.toml", required = true)]
+    file: Option<PathBuf>,
+    /// Check everything here and on the coordinator, but store nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Follow the job until it ends; exit code 0 only if it is done
+    #[arg(long, conflicts_with = "dry_run")]
+    watch: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum EvaluateCommand {
+    /// Write tables, plots and grids of an evaluation, with the paper's values beside them
+    Report(report::ReportArgs),
+}
+
+/// Checks the plan's characters and prompts against the data set of the first model's job, if this
+/// machine can read it. Workers check again.
+pub(crate) async fn check(work: &EvaluateWork, trained: &pb::JobView) -> Result<()> {
+    if let Some(url) = &work.metrics.clip {
+        clip::check(url).await?;
+    }
+    if let Some(settings) = &work.metrics.vqa {
+        check_server(settings).await?;
+    }
+    let file = format!("job.toml of {}", trained.job);
+    let mut spec = proto::job::parse_training(&file, &trained.job_toml)?;
+    work.plan.adapt(&mut spec);
+    let version = Some(trained.dataset_version.clone());
+    let options = LoaderOptions::new(&spec.model.architecture, 0, version);
+    let unseen = |why: &str| {
+        errln!(
+            "{} cannot be read here, so the plan's characters are checked by workers alone: {why}",
+            spec.data.dataset
+        );
+        Ok(())
+    };
+    // Opening a local store creates its folder.
+    if let Ok(Some(folder)) = storage::local_folder(&spec.data.dataset)
+        && !folder.is_dir()
+    {
+        return unseen("there is no such folder");
+    }
+    let opened = aloud(&spec.data.dataset, Loader::open(&spec.data, options)).await;
+    let loader = match opened {
+        Ok(loader) => loader,
+        Err(error) => return unseen(&proto::text::chain(&error)),
+    };
+    let characters = evaluation::characters(&loader, &work.plan)?;
+    evaluation::prompts(&loader, &work.plan, &characters)?;
+    Ok(())
+}
+
+/// Asks the server that answers questions for its models. It may be reachable from workers alone.
+async fn check_server(settings: &VqaSettings) -> Result<()> {
+    let endpoint = settings.endpoint.strip_suffix("/v1");
+    let endpoint = endpoint.unwrap_or(&settings.endpoint);
+    let model = &settings.model;
+    let client = Client::new(Options::new(endpoint, model), None)
+        .map_err(|error| anyhow!("evaluate.vqa.endpoint: {}", proto::text::chain(&error)))?;
+    match aloud(&settings.endpoint, client.server()).await {
+        Ok(server) if server.lists(model) => {}
+        Ok(server) => errln!(
+            "evaluate.vqa.model: {} does not list {model}; it lists {}",
+            settings.endpoint,
+            server.models.join(", ")
+        ),
+        Err(error) => errln!(
+            "evaluate.vqa.endpoint: not reached from here, so workers alone find out: {}",
+            proto::text::chain(&error)
+        ),
+    }
+    Ok(())
+}
+
+pub(crate) async fn evaluate(global: &Global, args: &EvaluateArgs) -> Result<Outcome> {
+    match (&args.command, &args.file) {
+        (Some(EvaluateCommand::Report(args)), _) => report::report(global, args).await,
+        (None, Some(file)) => {
+            let args = SubmitArgs::of(file.clone(), args.dry_run, args.watch);
+            submit::submit(global, &args).await
+        }
+        (None, None) => Err(anyhow!("name a plan")),
+    }
+}
