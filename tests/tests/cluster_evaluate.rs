@@ -197,7 +197,8 @@ fn units_that_fail_pause_the_job_and_nothing_is_lost() -> Result<()> {
     let bytes = bytes.into_inner();
     let sha256 = proto::text::hex_sha256(&bytes);
     let files = format!(
-        "files = [{{ name = \"me\", references = [{{ file = \"me.png\", sha256 = \"{sha256}\" }}] }}]"
+        "files = [{{ name = \"me\", references = [{{ file = \"me.png\", sha256 = \
+         \"{sha256}\" }}] }}]"
     );
     let text = plan("broken", ALONE).replace("held_out = 2", &files);
     let id = evaluate(&cluster, &text)?;

@@ -1,5 +1,5 @@
-//! The texts of `[evaluate]`: the canonical one, which [`super::to_toml`] writes, and one that names
-//! files and jobs which only the command line can look up: [`Open`].
+//! The texts of `[evaluate]`: the canonical one, which [`super::to_toml`] writes, and one that
+//! names files and jobs which only the command line can look up: [`Open`].
 
 use super::raw::{CharactersToml, EvaluateToml, EvaluatedToml, FileCharacterToml, VqaToml};
 use super::{reference_toml, weights_toml};

@@ -65,8 +65,8 @@ pub enum ChoiceError {
         id: String,
     },
     #[error(
-        "evaluate.own_prompts: asks for {wanted} prompts, and the in-domain characters have {found} \
-         different ones"
+        "evaluate.own_prompts: asks for {wanted} prompts, and the in-domain characters have \
+         {found} different ones"
     )]
     TooFewPrompts { wanted: u64, found: usize },
     #[error("evaluate: {character} is both in-domain and out-of-domain")]

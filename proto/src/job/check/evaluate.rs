@@ -21,8 +21,8 @@ pub(super) const MODELS_MAX: usize = 256;
 const RESOLUTION_MAX: u32 = 4096;
 const FAILED_SHARE: f64 = 0.01;
 const CONCURRENCY: u32 = 4;
-/// The topics are the paper's (A.2); the wording is ours, because the paper's list is unknown. Those
-/// of `deploy/vqa/questions.toml`.
+/// The topics are the paper's (A.2); the wording is ours, because the paper's list is unknown:
+/// those of `deploy/vqa/questions.toml`.
 const QUESTIONS: [&str; 4] = [
     "Which way is the character's head turned? Answer in a few words.",
     "What is the character's facial expression? Answer in a few words.",

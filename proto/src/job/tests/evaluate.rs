@@ -138,7 +138,7 @@ fn what_stands_in_evaluate_is_bounded() {
         (
             "{ job = \"r9k-3\" }",
             "{ job = \"a/b\" }",
-            "is not a job id",
+            "\"a/b\": job: is \"a/b\"; it must be 1 to 64",
         ),
         (
             "{ job = \"r9k-3\" }",

@@ -100,7 +100,8 @@ fn a_job_has_exactly_one_kind_of_work() {
     check_error(
         "name = \"x\"\n[smaple]\njob = \"demo-1\"\n",
         "job.toml:2: smaple: unknown field `smaple`, expected one of `name`, `after`, \
-        `resources`, `data`, `model`, `train`, `checkpoint`, `sample`, `evaluate`; did you mean `sample`?",
+        `resources`, `data`, `model`, `train`, `checkpoint`, `sample`, `evaluate`; did you \
+        mean `sample`?",
     );
 }
 
