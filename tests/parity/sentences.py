@@ -54,11 +54,12 @@ ANSWERS = [
     "no",
     "word " * 300,
 ]
-PIECES = """the she is looking to left with her head tilt ##ed ##ing ##s a smile smil eye closed both
-arm raise ##d above sit on chair read book i don t know un ##ans ##wer ##able naive cafe resume angst
-##rom non break tab and line zero ##wi ##dt ##h soft ##hy ##phe ##n girl solo 1 ##gi ##rl 3 14 5 50 x
-##x red white character standing one hand of hip wav no expression word fi ##ne e ##te istanbul fac
-viewer full quoted dash""".split()
+PIECES = """the she is looking to left with her head tilt ##ed ##ing ##s a smile smil eye closed
+both arm raise ##d above sit on chair read book i don t know un ##ans ##wer ##able
+naive cafe resume angst ##rom non break tab and line zero ##wi ##dt ##h soft ##hy
+##phe ##n girl solo 1 ##gi ##rl 3 14 5 50 x ##x red white character standing one
+hand of hip wav no expression word fi ##ne e ##te istanbul fac viewer full quoted
+dash""".split()
 
 
 def vocabulary():
@@ -115,8 +116,8 @@ def compare(worker, folder):
         worst = max(worst, error)
     passed = worst <= 1e-5 and different == 0
     print(
-        f"{'ok  ' if passed else 'OVER'} embeddings of {len(ANSWERS)} answers: {worst:.1e} (at most "
-        f"1e-5), {different} of other length"
+        f"{'ok  ' if passed else 'OVER'} embeddings of {len(ANSWERS)} answers: {worst:.1e} "
+        f"(at most 1e-5), {different} of other length"
     )
     sys.exit(0 if passed else 1)
 

@@ -4,6 +4,9 @@
 //!
 //! As `src/libImaging/Resample.c` of Pillow: coefficients in fp64, rounded to whole numbers of 22
 //! binary digits after the point; first along rows, then along columns, rounded to bytes between.
+//! Since version 13 Pillow shrinks columns first if an image is over twice as high as wide, or if
+//! its height shrinks much more than its width, which changes single bytes by 1. That is not done
+//! here: no older release does it, and images of models are not so high.
 
 use crate::image_file::Region;
 use image::RgbImage;

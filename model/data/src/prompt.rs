@@ -42,8 +42,8 @@ impl Prompts {
         ids
     }
 
-    /// As [`Self::ids`], but a long prompt is sliced, so that it loses its end token, as torchmetrics
-    /// does.
+    /// As [`Self::ids`], but a long prompt is sliced, so that it loses its end token, as
+    /// torchmetrics does.
     #[must_use]
     pub fn sliced_ids(&self, prompt: &str) -> Vec<i64> {
         self.subject_ids(prompt, &[]).0

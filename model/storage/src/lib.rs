@@ -157,8 +157,8 @@ fn open_s3(
 }
 
 /// Makes `ring` the TLS implementation of this process, once. The HTTP client is built without a
-/// default, because that one (aws-lc) takes minutes to compile. For crates that build an HTTP client
-/// of their own; it may be called more than once.
+/// default, because that one (aws-lc) takes minutes to compile. For crates that build an HTTP
+/// client of their own; it may be called more than once.
 pub fn install_tls() {
     // An error means that there is one already.
     rustls::crypto::ring::default_provider()

@@ -1,7 +1,8 @@
 //! A stand-in for a VQA model, for benchmarks without one: see `tests/src/vqa/mod.rs`. Prints the
 //! accuracy of its guesses and its endpoint, then serves until it is killed.
 //!
-//! The figures' options are those of `coordinator dataset synthesize`, so that its images are known.
+//! The figures' options are those of `coordinator dataset synthesize`, so that its images are
+//! known.
 
 use anyhow::{Context, Result, bail};
 use figures::synthetic::{Backgrounds, Similar, SynthesizeOptions};
