@@ -128,17 +128,18 @@ impl Budgets {
     /// RESOURCE_EXHAUSTED: that takes too long; the text says when to try again.
     pub(crate) async fn wait(&self, address: IpAddr, what: &str) -> Result<(), Status> {
         let begun = Instant::now();
+        let mut is_said = false;
         loop {
             let now = Instant::now();
             let (used, wait) = self.state_at(address, now);
             if wait.is_zero() {
                 return Ok(());
             }
-            let waited = now.saturating_duration_since(begun);
-            if waited.is_zero() {
+            if !is_said {
+                is_said = true;
                 self.say(address, what, used);
             }
-            let left = WAIT_WITHIN.saturating_sub(waited);
+            let left = WAIT_WITHIN.saturating_sub(now.saturating_duration_since(begun));
             if left.is_zero() {
                 return Err(refused(address, used, wait));
             }

@@ -337,7 +337,14 @@ fn fastcomposer_shows_the_subject_after_alpha_and_needs_its_word() {
     example[0].prompt = "1girl, hair_1".to_owned();
     let mut other = example.clone();
     other[0].references = examples(1, 77)[0].references.clone();
-    let mut sample = |example: &[_], knobs| trainer.sample(example, &options(knobs));
+    // After so few steps the text has hardly any effect yet; guidance makes it visible.
+    let mut sample = |example: &[_], knobs| {
+        let options = SampleOptions {
+            guidance: 1000.0,
+            ..options(knobs)
+        };
+        trainer.sample(example, &options)
+    };
     // At alpha 0 all steps see the plain prompt; of 4 steps at 0.75 two see the subject.
     assert_eq!(
         sample(&example, alpha(0.0)).unwrap(),
