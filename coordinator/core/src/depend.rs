@@ -160,7 +160,7 @@ impl Coordinator {
                         may_appear: true,
                     });
                 }
-                never => return Some(never),
+                never @ SourceLookup::Missing { .. } => return Some(never),
             }
         }
         let is_any = !found.is_empty() || missing.is_some();

@@ -340,9 +340,9 @@ fn named(cluster: &Cluster, target: &Target, kind: Kind) -> Result<Option<String
         );
         let words = kind.pressure();
         let address = kind.address().to_string();
-        let line = why.lines().find(|line| {
-            line.contains(&address) && words.iter().any(|words| line.contains(words))
-        });
+        let line = why
+            .lines()
+            .find(|line| line.contains(&address) && words.iter().any(|words| line.contains(words)));
         if let Some(line) = line {
             return Ok(Some(line.to_owned()));
         }

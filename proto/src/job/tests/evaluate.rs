@@ -84,104 +84,114 @@ fn every_field_of_evaluate_survives_its_canonical_text() {
     check_canonical(&text);
 }
 
+fn with(old: &str, new: &str) -> String {
+    PLAN.replace(old, new)
+}
+
+/// What is replaced in the plan, by what, and a part of the error.
+const FAULTS: &[(&str, &str, &str)] = &[
+    (
+        "in_domain = { trained = 4 }\n",
+        "",
+        "has no characters; set evaluate.in_domain",
+    ),
+    (
+        "trained = 4",
+        "trained = 0",
+        "evaluate.in_domain: has 0 characters",
+    ),
+    (
+        "trained = 4",
+        "trained = 4, held_out = 1",
+        "has 2 of trained, held_out, ids, files and folder",
+    ),
+    ("trained = 4", "ids = [\"7\", \"7\"]", "names \"7\" twice"),
+    (
+        "trained = 4",
+        "folder = \"mine\"",
+        "names the folder \"mine\"",
+    ),
+    (
+        "trained = 4",
+        "files = [{ name = \"me\", references = [] }]",
+        "character \"me\" has no references",
+    ),
+    (
+        "prompts = [\"1girl\"]\n",
+        "",
+        "evaluate.prompts: has 0 prompts",
+    ),
+    ("[\"1girl\"]", "[\"a\", \"a\"]", "has a prompt twice"),
+    (
+        "prompts = [\"1girl\"]",
+        "own_prompts = 5",
+        "evaluate.own_prompts: is 5; prompts are those of in-domain characters",
+    ),
+    (
+        "prompts = [\"1girl\"]",
+        "prompt_file = \"p.txt\"",
+        "evaluate.prompt_file: is \"p.txt\", which only",
+    ),
+    (
+        "models = [{ job = \"r9k-3\" }]",
+        "models = []",
+        "has 0 models",
+    ),
+    (
+        "{ job = \"r9k-3\" }",
+        "{ job = \"a/b\" }",
+        "\"a/b\": job: is \"a/b\"; it must be 1 to 64",
+    ),
+    (
+        "{ job = \"r9k-3\" }",
+        "{ job = \"r9k-3\" }, { job = \"r9k-4\" }",
+        "has two models named \"r9k\"",
+    ),
+    (
+        "{ job = \"r9k-3\" }",
+        "{ job = \"r9k-3\", steps = 501 }",
+        "\"r9k\": steps: is 501; ddim takes 1 to 500 steps",
+    ),
+    (
+        "{ job = \"r9k-3\" }",
+        "{ job = \"r9k-3\", knobs = { image_scale = 11 } }",
+        "\"r9k\": knobs.image_scale: is 11",
+    ),
+    (
+        "{ job = \"r9k-3\" }",
+        "{ job = \"r9k-3\", init = \"s3://b/x\", weights = 3 }",
+        "\"r9k\": weights: is set beside init",
+    ),
+    (
+        "models",
+        "seeds = []\nmodels",
+        "evaluate.seeds: has 0 entries",
+    ),
+    ("models", "seeds = [1, 1]\nmodels", "names a seed twice"),
+    ("models", "samples = 0\nmodels", "evaluate.samples: is 0"),
+    (
+        "models",
+        "failed_share_max = 2.0\nmodels",
+        "evaluate.failed_share_max: is 2; it must lie between 0 and 1",
+    ),
+    (
+        "models",
+        "vqa = { endpoint = \"h\", model = \"m\", embedder = \"file:///m\" }\nmodels",
+        "evaluate.vqa.endpoint: is \"h\"; it must be the URL",
+    ),
+    ("models", "clip = \"https://x\"\nmodels", "evaluate.clip"),
+    ("models", "sampels = 1\nmodels", "did you mean `samples`?"),
+];
+
 #[test]
 fn what_stands_in_evaluate_is_bounded() {
-    let with = |old: &str, new: &str| PLAN.replace(old, new);
-    for (old, new, message) in [
-        (
-            "in_domain = { trained = 4 }\n",
-            "",
-            "has no characters; set evaluate.in_domain",
-        ),
-        (
-            "trained = 4",
-            "trained = 0",
-            "evaluate.in_domain: has 0 characters",
-        ),
-        (
-            "trained = 4",
-            "trained = 4, held_out = 1",
-            "has 2 of trained, held_out, ids, files and folder",
-        ),
-        ("trained = 4", "ids = [\"7\", \"7\"]", "names \"7\" twice"),
-        (
-            "trained = 4",
-            "folder = \"mine\"",
-            "names the folder \"mine\"",
-        ),
-        (
-            "trained = 4",
-            "files = [{ name = \"me\", references = [] }]",
-            "character \"me\" has no references",
-        ),
-        (
-            "prompts = [\"1girl\"]\n",
-            "",
-            "evaluate.prompts: has 0 prompts",
-        ),
-        ("[\"1girl\"]", "[\"a\", \"a\"]", "has a prompt twice"),
-        (
-            "prompts = [\"1girl\"]",
-            "own_prompts = 5",
-            "evaluate.own_prompts: is 5; prompts are those of in-domain characters",
-        ),
-        (
-            "prompts = [\"1girl\"]",
-            "prompt_file = \"p.txt\"",
-            "evaluate.prompt_file: is \"p.txt\", which only",
-        ),
-        (
-            "models = [{ job = \"r9k-3\" }]",
-            "models = []",
-            "has 0 models",
-        ),
-        (
-            "{ job = \"r9k-3\" }",
-            "{ job = \"a/b\" }",
-            "\"a/b\": job: is \"a/b\"; it must be 1 to 64",
-        ),
-        (
-            "{ job = \"r9k-3\" }",
-            "{ job = \"r9k-3\" }, { job = \"r9k-4\" }",
-            "has two models named \"r9k\"",
-        ),
-        (
-            "{ job = \"r9k-3\" }",
-            "{ job = \"r9k-3\", steps = 501 }",
-            "\"r9k\": steps: is 501; ddim takes 1 to 500 steps",
-        ),
-        (
-            "{ job = \"r9k-3\" }",
-            "{ job = \"r9k-3\", knobs = { image_scale = 11 } }",
-            "\"r9k\": knobs.image_scale: is 11",
-        ),
-        (
-            "{ job = \"r9k-3\" }",
-            "{ job = \"r9k-3\", init = \"s3://b/x\", weights = 3 }",
-            "\"r9k\": weights: is set beside init",
-        ),
-        (
-            "models",
-            "seeds = []\nmodels",
-            "evaluate.seeds: has 0 entries",
-        ),
-        ("models", "seeds = [1, 1]\nmodels", "names a seed twice"),
-        ("models", "samples = 0\nmodels", "evaluate.samples: is 0"),
-        (
-            "models",
-            "failed_share_max = 2.0\nmodels",
-            "evaluate.failed_share_max: is 2; it must lie between 0 and 1",
-        ),
-        (
-            "models",
-            "vqa = { endpoint = \"h\", model = \"m\", embedder = \"file:///m\" }\nmodels",
-            "evaluate.vqa.endpoint: is \"h\"; it must be the URL",
-        ),
-        ("models", "clip = \"https://x\"\nmodels", "evaluate.clip"),
-        ("models", "sampels = 1\nmodels", "did you mean `samples`?"),
-    ] {
+    for (old, new, message) in FAULTS {
         refused(&with(old, new), message);
     }
+}
+
+#[test]
+fn an_evaluation_too_large_or_beside_other_work_is_refused() {
     let seeds: Vec<usize> = (0..=LIST).collect();
     refused(
         &with("models", &format!("seeds = {seeds:?}\nmodels")),
