@@ -5,8 +5,7 @@ use std::fmt;
 
 /// How to read the numbers.
 const HELP: &str = "\
-Steps per second of the victim, without and beside each flood, by turns in the same minutes: beside
-it from the moment that `coordinator why` names it, when it has used up what it may use at once. The
+Steps per second of the victim, without and beside each flood, by turns in the same minutes. The
 flood runs on this machine, too, so it takes processor time from the victim that a sender elsewhere
 would not take: \"available\" divides by the processor seconds that neither the flood (\"sender\",
 which is held to a share of one processor) nor other programs took. What the coordinator takes for
