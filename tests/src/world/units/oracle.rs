@@ -140,8 +140,8 @@ impl Oracle {
     }
 
     /// The sets of done and set-aside units only grow and are disjoint, except that a resumed job
-    /// tries what it had set aside again. Outputs of done units are in the store; set-aside units
-    /// have failed often enough.
+    /// whose plan pauses for failed units tries these again. Outputs of done units are in the
+    /// store; set-aside units have failed often enough.
     pub(crate) fn on_units_saved(
         &mut self,
         old: Option<&JobRecord>,
@@ -160,7 +160,8 @@ impl Oracle {
         let none = Vec::new();
         let before = old.and_then(|old| old.units.as_ref());
         let done_before = before.map_or(&none, |units| &units.done);
-        let is_tried_again = old.is_some_and(|old| old.paused) && !new.paused;
+        let is_resumed = old.is_some_and(|old| old.paused) && !new.paused;
+        let is_tried_again = is_resumed && plan.pause_above.is_some();
         let before = before.filter(|_| !is_tried_again);
         let aside_before = before.map_or(&none, |units| &units.set_aside);
         let over = |ranges: &[UnitRange]| ranges.iter().map(|range| range.count()).sum::<u64>();
