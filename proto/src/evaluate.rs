@@ -6,6 +6,7 @@ use crate::architecture::references::{Pairing, Task};
 use crate::id::JobId;
 use crate::knobs::Knobs;
 use crate::sample::{NamedReference, SampleMethod, SamplePrompt, SampleWork, Weights};
+use crate::score::Expression;
 use crate::spec::TrainWork;
 use crate::text::{hex, hex_sha256};
 use crate::units::{OnFailedUnit, UnitPlan};
@@ -106,6 +107,9 @@ pub struct MetricSettings {
     pub clip: Option<String>,
     /// None: the VQA score is absent.
     pub vqa: Option<VqaSettings>,
+    /// An expression of scores, whose mean over the images of each model is in the summary.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score: Option<Expression>,
 }
 
 /// A server that answers questions about images.
