@@ -16,6 +16,8 @@ mod config;
 mod control;
 mod deadline;
 mod depend;
+mod during;
+mod evaluation;
 pub mod event;
 mod explain;
 mod fleet;

@@ -20,6 +20,7 @@ fn gang(number: u64, workers_min: u32, workers_max: u32, devices_per_worker: u32
         holds: vec![],
         warm: vec![],
         avoid: vec![],
+        takes: Takes::Any,
         partitions: Partitions::default(),
     }
 }
