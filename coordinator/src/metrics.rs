@@ -26,6 +26,8 @@
 //! | `retri_job_adapted_samples` | training_job, how | samples | samples that the job uses otherwise than its data set has them: held-out, left-out, enlarged, padded, repeated-references |
 //! | `retri_job_units` | training_job, state | units | units by state: total, done, leased, set-aside |
 //! | `retri_job_units_per_second` | training_job | units/s | units done per second over the last minute |
+//! | `retri_job_evaluation_score` | training_job, score | | mean of each score over the images of the newest evaluation of the job's checkpoints; keep_best: of that expression |
+//! | `retri_job_evaluation_step` | training_job | steps | step of the checkpoint that has these scores |
 //! | `retri_checkpoint_committed_step` | training_job | steps | step of the newest committed checkpoint |
 //! | `retri_worker_up` | worker | 1 | 1 while the worker's lease is valid |
 //! | `retri_worker_devices` | worker, state | devices | devices by state: used, free |

@@ -31,6 +31,7 @@ pub mod settings;
 pub mod sharding;
 pub mod size;
 pub mod spec;
+pub mod summary;
 pub mod text;
 pub mod units;
 pub mod version;

@@ -11,6 +11,7 @@ mod curve;
 mod dataset;
 mod describe;
 mod evaluate;
+mod evaluations;
 mod interrupt;
 mod job;
 mod json;
