@@ -330,6 +330,15 @@ impl EvaluatedModel {
         }
     }
 
+    /// Makes the spec of the job that trained it what a rank of the evaluation builds.
+    pub fn read_by(&self, plan: &EvaluationPlan, spec: &mut TrainWork) {
+        plan.adapt(spec);
+        if self.init.is_some() {
+            spec.model.init.clone_from(&self.init);
+        }
+        spec.model.architecture.prepare_for_sampling(&self.knobs);
+    }
+
     /// SHA-256 of what determines its images apart from the plan, in hexadecimal. `weights`: the
     /// digest of the weights that it generates with.
     #[must_use]

@@ -128,7 +128,7 @@ pub(crate) fn print(view: &pb::JobView) {
         } else {
             it.reason.clone()
         });
-        table.add_row(row);
+        table.add_cells(&row);
     }
     table.print_below();
 }
