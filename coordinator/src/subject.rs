@@ -153,6 +153,14 @@ mod tests {
     }
 
     #[test]
+    fn the_scores_that_an_expression_may_name_are_measures() {
+        let known: Vec<&str> = metric::Measure::ALL.iter().map(|it| it.name()).collect();
+        for (name, _) in proto::score::SCORES {
+            assert!(known.contains(&name), "{name} is no measure");
+        }
+    }
+
+    #[test]
     fn models_that_were_trained_on_other_characters_are_not_compared() {
         let text = |data: &str| {
             format!(
