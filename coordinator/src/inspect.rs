@@ -134,9 +134,7 @@ impl Inspector {
                 work.train.validate_every != 0
             )
         );
-        let mut found = self
-            .look(request, &work.data.dataset, key, address)
-            .await?;
+        let mut found = self.look(request, &work.data.dataset, key, address).await?;
         found.pinned.of_init = self.base(spec, work, address).await?;
         Ok(found.pinned)
     }

@@ -179,10 +179,7 @@ impl Jobs {
 
     /// Deletes an ended job from the state, and with a training job its evaluations. Returns the
     /// jobs that were deleted, or the reason why it may not be.
-    pub(crate) async fn delete(
-        &self,
-        job: JobId,
-    ) -> Result<Result<Vec<JobId>, String>, JobsError> {
+    pub(crate) async fn delete(&self, job: JobId) -> Result<Result<Vec<JobId>, String>, JobsError> {
         let archived = self.archived(&job).await?;
         let view = self.get(&job).await?;
         let evaluations = view.into_iter().flat_map(|view| view.evaluations);

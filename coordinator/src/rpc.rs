@@ -743,7 +743,10 @@ async fn check_plan(
     fits.await
         .map_err(|error| Status::internal(error.to_string()))?
         .map_err(|why: String| {
-            short(Status::invalid_argument, &format!("{file}: evaluate: {why}"))
+            short(
+                Status::invalid_argument,
+                &format!("{file}: evaluate: {why}"),
+            )
         })
 }
 

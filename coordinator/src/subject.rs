@@ -104,7 +104,10 @@ pub(crate) fn check_data(
     let replaced = [
         ("data.seed", first.seed != other.seed),
         ("data.dataset", first.dataset != other.dataset),
-        ("data.prompt_order", first.prompt_order != other.prompt_order),
+        (
+            "data.prompt_order",
+            first.prompt_order != other.prompt_order,
+        ),
     ];
     let replaced: Vec<&str> = replaced
         .into_iter()
@@ -175,8 +178,14 @@ mod tests {
         let held_out = "holdout = 0.5";
         assert_eq!(check(held_out, held_out, true), Ok(Vec::new()));
         for (other, part) in [
-            ("holdout = 0.25", "data.holdout = 0.25, and the first model's job has 0.5"),
-            ("holdout = 0.5\nseed = 7", "data.seed = 7, and the first model's job has 0"),
+            (
+                "holdout = 0.25",
+                "data.holdout = 0.25, and the first model's job has 0.5",
+            ),
+            (
+                "holdout = 0.5\nseed = 7",
+                "data.seed = 7, and the first model's job has 0",
+            ),
             ("holdout = 0.5\nratings = [\"general\"]", "data.ratings = "),
         ] {
             let error = check(held_out, other, true).unwrap_err();

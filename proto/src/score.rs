@@ -216,9 +216,7 @@ impl Parser<'_> {
             'a'..='z' | 'A'..='Z' | '_' => self.score()?,
             '0'..='9' | '.' => self.number()?,
             other => {
-                return Err(format!(
-                    "has {other:?} where a score or a number should be"
-                ));
+                return Err(format!("has {other:?} where a score or a number should be"));
             }
         }
         self.depth -= 1;

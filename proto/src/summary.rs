@@ -43,7 +43,9 @@ impl Summary {
         let models = self.models.len();
         let mut all = self.models.into_iter();
         let (Some(model), None) = (all.next(), all.next()) else {
-            return Err(format!("it summarizes {models} models, and one is expected"));
+            return Err(format!(
+                "it summarizes {models} models, and one is expected"
+            ));
         };
         let is_known = |name: &String| SCORES.iter().any(|(known, _)| known == name);
         let known = model.means.into_iter().filter(|(name, _)| is_known(name));
@@ -86,6 +88,9 @@ mod tests {
         }
         let old = r#"{"plan": "p", "images": 1, "missing": [], "prompts": []}"#;
         let old: Summary = serde_json::from_str(old).unwrap();
-        assert_eq!(old.of_one().unwrap_err().split(',').next(), Some("it summarizes 0 models"));
+        assert_eq!(
+            old.of_one().unwrap_err().split(',').next(),
+            Some("it summarizes 0 models")
+        );
     }
 }

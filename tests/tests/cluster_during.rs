@@ -70,29 +70,46 @@ fn a_training_that_gives_workers_up_for_its_evaluations_ends_with_the_same_bits(
     let view = cluster.wait(&id, "an evaluation", |view| !view.evaluations.is_empty())?;
     let first = view.evaluations[0].job.clone();
     let child = cluster.json(&["describe", &first])?;
-    assert_eq!((&child["parent"], &child["work"]), (&id.as_str().into(), &"evaluate".into()));
+    assert_eq!(child["parent"], id);
+    assert_eq!(child["work"], "evaluate");
     cluster.kill_coordinator()?;
     cluster.start_coordinator()?;
     cluster.wait_done(&id)?;
     let view = cluster.wait(&id, "the last scores", are_closed)?;
-    assert_eq!(digest(&cluster, &id)?, digest(&cluster, &plain)?, "the weights differ");
+    assert_eq!(
+        digest(&cluster, &id)?,
+        digest(&cluster, &plain)?,
+        "the weights differ"
+    );
 
-    let scored: Vec<_> = view.evaluations.iter().filter(|it| it.state == "scored").collect();
+    let scored: Vec<_> = view
+        .evaluations
+        .iter()
+        .filter(|it| it.state == "scored")
+        .collect();
     let (count, skipped) = (view.evaluations.len() as u64, view.evaluations_skipped);
     assert_eq!(count + skipped, 3, "{view:?}");
     assert_eq!(scored.len() as u64, count, "{view:?}");
     for it in &scored {
         let names: Vec<&str> = it.means.iter().map(|mean| mean.name.as_str()).collect();
-        assert!(names.contains(&"clip_i") && names.contains(&"clip_t"), "{it:?}");
+        assert!(
+            names.contains(&"clip_i") && names.contains(&"clip_t"),
+            "{it:?}"
+        );
         assert_eq!((it.images, it.missing), (3, 0), "{it:?}");
     }
     // The mean of the products of each image, not the product of the means.
-    let best = scored.iter().max_by(|a, b| a.score.partial_cmp(&b.score).unwrap());
+    let best = scored
+        .iter()
+        .max_by(|a, b| a.score.partial_cmp(&b.score).unwrap());
     let best = best.context("a best one")?;
     assert!(best.best || scored.iter().any(|it| it.best && it.score == best.score));
     let steps: Vec<u64> = view.checkpoints.iter().map(|it| it.step).collect();
     let marked = scored.iter().find(|it| it.best).context("a best one")?.step;
-    assert!(steps.contains(&marked) && steps.contains(&12), "{steps:?}, best {marked}");
+    assert!(
+        steps.contains(&marked) && steps.contains(&12),
+        "{steps:?}, best {marked}"
+    );
     cluster.ok(&["checkpoint", "verify", &format!("{id}@{marked}")])?;
 
     let curve = cluster.directory().join("curve.png").display().to_string();
@@ -118,10 +135,22 @@ fn a_training_that_gives_workers_up_for_its_evaluations_ends_with_the_same_bits(
     cluster.ok(&["delete", &again, "--checkpoints"])?;
     cluster.ok(&["delete", &id, "--checkpoints"])?;
     let left = cluster.json(&["jobs"])?;
-    let left: Vec<&str> = left.as_array().context("a list")?.iter().filter_map(|it| it["job"].as_str()).collect();
+    let left: Vec<&str> = left
+        .as_array()
+        .context("a list")?
+        .iter()
+        .filter_map(|it| it["job"].as_str())
+        .collect();
     assert!(!left.iter().any(|job| job.contains("-eval-")), "{left:?}");
-    let gone = cluster.directory().join("store/jobs").join(&last.job).join("images");
-    assert!(!gone.join("rows.parquet").exists(), "its files are deleted, too");
+    let gone = cluster
+        .directory()
+        .join("store/jobs")
+        .join(&last.job)
+        .join("images");
+    assert!(
+        !gone.join("rows.parquet").exists(),
+        "its files are deleted, too"
+    );
     cluster.stop()
 }
 
@@ -133,8 +162,16 @@ fn what_cannot_be_evaluated_is_refused_at_submission() -> Result<()> {
     for (old, new, expected) in [
         ("trained = 2", "trained = 99", "asks for 99 characters"),
         ("clip = \"", "clip = \"file:///none\" # \"", ""),
-        ("steps = 2\nguidance", "resolution = 33\nsteps = 2\nguidance", "evaluate.resolution = 33"),
-        ("reduction = \"exact\"", "reduction = \"fast\"", "train.evaluate_on"),
+        (
+            "steps = 2\nguidance",
+            "resolution = 33\nsteps = 2\nguidance",
+            "evaluate.resolution = 33",
+        ),
+        (
+            "reduction = \"exact\"",
+            "reduction = \"fast\"",
+            "train.evaluate_on",
+        ),
     ] {
         assert!(good.contains(old), "{old}");
         let file = cluster.write_job(&good.replacen(old, new, 1))?;
@@ -159,14 +196,17 @@ fn what_cannot_be_evaluated_is_refused_at_submission() -> Result<()> {
              models = [{models}]\n"
         )
     };
-    let file = cluster.write_job(&text(&format!("{{ name = \"m\", job = \"{id}\", init = \"{clip}\" }}")))?;
+    let file = cluster.write_job(&text(&format!(
+        "{{ name = \"m\", job = \"{id}\", init = \"{clip}\" }}"
+    )))?;
     let error = cluster.run(&["evaluate", &file])?.failure()?;
     assert!(error.contains("evaluate.models: \"m\": init: "), "{error}");
     // A model that other characters were held out from.
     let other = job.to_toml().replace("seed = 5", "seed = 6");
     let other = cluster.submit(&other)?;
     cluster.wait_done(&other)?;
-    let models = format!("{{ name = \"a\", job = \"{id}\" }}, {{ name = \"b\", job = \"{other}\" }}");
+    let models =
+        format!("{{ name = \"a\", job = \"{id}\" }}, {{ name = \"b\", job = \"{other}\" }}");
     let file = cluster.write_job(&text(&models))?;
     let error = cluster.run(&["evaluate", &file])?.failure()?;
     let expected = "evaluate.models: \"b\": was trained with data.seed = 6";

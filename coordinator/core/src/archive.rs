@@ -67,7 +67,8 @@ impl Coordinator {
         let over = |(id, job): (&JobId, &Job)| {
             let ended = job.ended_ms()?;
             let settled = !outbox.save.contains(id) && !self.recalled.contains(id);
-            (settled && !job.is_writing() && !job.is_evaluated()).then(|| (ended, job.head().number, id.clone()))
+            (settled && !job.is_writing() && !job.is_evaluated())
+                .then(|| (ended, job.head().number, id.clone()))
         };
         let mut ended: Vec<(Millis, u64, JobId)> = self.jobs.iter().filter_map(over).collect();
         if ended.len() <= self.config.ended_jobs_max {

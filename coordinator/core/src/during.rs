@@ -55,9 +55,7 @@ impl Coordinator {
             let job = self.jobs.get(&it.job);
             let ended = job.map(Job::ended);
             match (&it.state, ended) {
-                (EvaluationState::Running, None) => {
-                    Some(EvaluationState::Unscored(Unscored::Gone))
-                }
+                (EvaluationState::Running, None) => Some(EvaluationState::Unscored(Unscored::Gone)),
                 (EvaluationState::Running, Some(Some(ended))) => Some(match ended {
                     Ended::Done { .. } => EvaluationState::Reading,
                     Ended::Failed { .. } => EvaluationState::Unscored(Unscored::Failed),
@@ -305,7 +303,10 @@ impl Coordinator {
             let (step, job) = (it.checkpoint.step, &it.job);
             text += &match (&it.state, self.jobs.get(job)) {
                 (EvaluationState::Running, Some(evaluation)) => {
-                    format!("; {job} evaluates step {step} and is {}", evaluation.shown())
+                    format!(
+                        "; {job} evaluates step {step} and is {}",
+                        evaluation.shown()
+                    )
                 }
                 _ => format!("; the scores of step {step} are being read"),
             };

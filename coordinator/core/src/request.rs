@@ -69,8 +69,11 @@ impl Coordinator {
                 job: id,
                 ..evaluation.model.clone()
             };
-            check_settings(&sample.as_sample(&evaluation.plan), &work.model.architecture)
-                .map_err(|why| format!("evaluate: {why}"))?;
+            check_settings(
+                &sample.as_sample(&evaluation.plan),
+                &work.model.architecture,
+            )
+            .map_err(|why| format!("evaluate: {why}"))?;
         }
         if let Some(evaluation) = spec.work.evaluation() {
             pinned.dataset.version = self.evaluated_version(evaluation)?;

@@ -11,9 +11,7 @@ use coordinator_core::event::{
 };
 use harness::{DETECT_WITHIN_MS, Harness, assigned, deleted, rank, spec, training, with_shard};
 use proto::during::{EvaluateOn, Scored, TrainingEvaluation};
-use proto::evaluate::{
-    Characters, EvaluatedModel, EvaluationPlan, MetricSettings, Prompts,
-};
+use proto::evaluate::{Characters, EvaluatedModel, EvaluationPlan, MetricSettings, Prompts};
 use proto::id::{JobId, Rank, Step};
 use proto::knobs::Knobs;
 use proto::message::{RankPhase, RankReport, UnitFailure, UnitRange};
@@ -159,15 +157,27 @@ fn a_checkpoint_is_evaluated_by_an_ordinary_job_on_a_free_device() {
     assert_eq!(record.parent.as_ref().unwrap().job, job);
     assert_eq!(record.models[0].checkpoint.unwrap().step, Step(2));
     assert_eq!(record.models[0].job_toml, harness.job(&job).job_toml);
-    assert!(record.job_toml.contains("job = \"toy-1\""), "{}", record.job_toml);
+    assert!(
+        record.job_toml.contains("job = \"toy-1\""),
+        "{}",
+        record.job_toml
+    );
     assert!(record.job_toml.contains("score = \"clip_i * clip_t\""));
     // Both workers train, and the job is at its minimum.
-    assert!(matches!(harness.waiting(&evaluation), Waiting::Shortage { .. }));
+    assert!(matches!(
+        harness.waiting(&evaluation),
+        Waiting::Shortage { .. }
+    ));
     let why = harness.machine.why(harness.now, &evaluation).unwrap();
-    assert!(why.sentence.ends_with("it evaluates a checkpoint of toy-1"), "{}", why.sentence);
+    assert!(
+        why.sentence.ends_with("it evaluates a checkpoint of toy-1"),
+        "{}",
+        why.sentence
+    );
     let why = harness.machine.why(harness.now, &job).unwrap();
     assert!(
-        why.sentence.ends_with("toy-eval-2 evaluates step 2 and is queued"),
+        why.sentence
+            .ends_with("toy-eval-2 evaluates step 2 and is queued"),
         "{}",
         why.sentence
     );
@@ -176,7 +186,10 @@ fn a_checkpoint_is_evaluated_by_an_ordinary_job_on_a_free_device() {
     assert_eq!(assigned(&effects, "w3").job, evaluation);
     let effects = run_all(&mut harness, "w3", &evaluation);
     assert_eq!(reads(&effects), std::slice::from_ref(&evaluation));
-    assert_eq!(evaluations(&harness, &job)[0].state, EvaluationState::Reading);
+    assert_eq!(
+        evaluations(&harness, &job)[0].state,
+        EvaluationState::Reading
+    );
     // The store is away for a while, and the coordinator is restarted meanwhile.
     harness.handle(Input::ScoresRead {
         evaluation: evaluation.clone(),
@@ -187,10 +200,16 @@ fn a_checkpoint_is_evaluated_by_an_ordinary_job_on_a_free_device() {
     assert_eq!(reads(&harness.wait(DETECT_WITHIN_MS / 2)), []);
     let effects = read(&mut harness, &evaluation, 0.25);
     let scored = effects.iter().any(|effect| {
-        matches!(effect, Effect::Emit(Event::EvaluationScored { step: Step(2), .. }))
+        matches!(
+            effect,
+            Effect::Emit(Event::EvaluationScored { step: Step(2), .. })
+        )
     });
     assert!(scored, "{effects:?}");
-    assert!(matches!(evaluations(&harness, &job)[0].state, EvaluationState::Scored(_)));
+    assert!(matches!(
+        evaluations(&harness, &job)[0].state,
+        EvaluationState::Scored(_)
+    ));
     assert_eq!(harness.job(&job).word(), "running", "nothing stops it");
     assert_eq!(harness.generation(&job), 1);
     // A second answer changes nothing.
@@ -205,7 +224,10 @@ fn an_evaluation_takes_no_worker_from_any_job_unless_its_own_gives_one_up() {
     harness.commit(&job, 2);
     pass(&mut harness, &job, 5 * DETECT_WITHIN_MS);
     let evaluation = child(2);
-    assert!(matches!(harness.waiting(&evaluation), Waiting::Shortage { .. }));
+    assert!(matches!(
+        harness.waiting(&evaluation),
+        Waiting::Shortage { .. }
+    ));
     assert_eq!(harness.generation(&job), 1, "it keeps both workers");
     // A later job of the same priority is not kept waiting by it: it takes what it could before.
     let other = harness.submit(spec(1, 1));
@@ -220,7 +242,10 @@ fn the_job_gives_a_worker_up_for_its_evaluation_and_takes_it_back() {
     let (mut harness, job) = started(6, 1, EvaluateOn::Shrink);
     harness.commit(&job, 2);
     let evaluation = child(2);
-    assert!(matches!(harness.waiting(&evaluation), Waiting::Release { .. }));
+    assert!(matches!(
+        harness.waiting(&evaluation),
+        Waiting::Release { .. }
+    ));
     // Both ranks finish their step; one of them goes.
     for (worker, number) in [("w1", 0), ("w2", 1)] {
         harness.receive(worker, vec![rank(&job, 1, number, RankPhase::Finished)]);
@@ -229,7 +254,11 @@ fn the_job_gives_a_worker_up_for_its_evaluation_and_takes_it_back() {
         panic!("{:?}", harness.job(&job).phase)
     };
     assert_eq!(members.len(), 1);
-    let left = if members[0].worker.name == "w1" { "w2" } else { "w1" };
+    let left = if members[0].worker.name == "w1" {
+        "w2"
+    } else {
+        "w1"
+    };
     let stayed = if left == "w1" { "w2" } else { "w1" };
     assert_eq!(harness.job(&evaluation).word(), "running");
     harness.receive(stayed, vec![rank(&job, 2, 0, RankPhase::Training)]);
@@ -253,7 +282,10 @@ fn at_its_minimum_the_job_gives_nothing_up_and_its_evaluation_waits_for_a_free_d
     harness.commit(&job, 2);
     let evaluation = child(3);
     pass(&mut harness, &job, DETECT_WITHIN_MS / 2);
-    assert!(matches!(harness.waiting(&evaluation), Waiting::Shortage { .. }));
+    assert!(matches!(
+        harness.waiting(&evaluation),
+        Waiting::Shortage { .. }
+    ));
     assert_eq!(harness.job(&low).word(), "running");
     harness.ask(|request| Input::Cancel {
         request,
@@ -271,7 +303,10 @@ fn one_evaluation_runs_at_a_time_and_the_newest_checkpoint_is_next() {
     let effects = harness.commit(&job, 6);
     assert_eq!(deleted(&effects), [4], "it is not evaluated any more");
     let skipped = effects.iter().any(|effect| {
-        matches!(effect, Effect::Emit(Event::EvaluationSkipped { step: Step(4), .. }))
+        matches!(
+            effect,
+            Effect::Emit(Event::EvaluationSkipped { step: Step(4), .. })
+        )
     });
     assert!(skipped, "{effects:?}");
     let record = harness.job(&job).evaluations.clone().unwrap();
@@ -300,10 +335,25 @@ fn the_best_checkpoint_is_kept_and_the_former_best_is_not() {
         run_all(&mut harness, "w3", &child(number));
         all.extend(deleted(&read(&mut harness, &child(number), score)));
     }
-    assert_eq!(all, [4, 2], "each when it was neither the best nor the newest");
-    let kept: Vec<u64> = harness.job(&job).checkpoints.iter().map(|it| it.step.0).collect();
+    assert_eq!(
+        all,
+        [4, 2],
+        "each when it was neither the best nor the newest"
+    );
+    let kept: Vec<u64> = harness
+        .job(&job)
+        .checkpoints
+        .iter()
+        .map(|it| it.step.0)
+        .collect();
     assert_eq!(kept, [6, 8]);
-    let best = harness.job(&job).evaluations.as_ref().unwrap().best().unwrap();
+    let best = harness
+        .job(&job)
+        .evaluations
+        .as_ref()
+        .unwrap()
+        .best()
+        .unwrap();
     assert_eq!(best.step, Step(6));
     harness.restart();
     assert_eq!(harness.job(&job).checkpoints[0], best);
@@ -317,7 +367,10 @@ fn the_last_checkpoint_is_evaluated_after_the_job_is_done() {
     }
     let generation = harness.generation(&job);
     for (worker, number) in [("w1", 0), ("w2", 1)] {
-        harness.receive(worker, vec![rank(&job, generation, number, RankPhase::Finished)]);
+        harness.receive(
+            worker,
+            vec![rank(&job, generation, number, RankPhase::Finished)],
+        );
     }
     assert_eq!(harness.job(&job).word(), "done");
     for (number, score) in [(2, 0.5), (3, 0.25)] {
@@ -329,7 +382,12 @@ fn the_last_checkpoint_is_evaluated_after_the_job_is_done() {
         run_all(&mut harness, &members[0].worker.name, &evaluation);
         read(&mut harness, &evaluation, score);
     }
-    let kept: Vec<u64> = harness.job(&job).checkpoints.iter().map(|it| it.step.0).collect();
+    let kept: Vec<u64> = harness
+        .job(&job)
+        .checkpoints
+        .iter()
+        .map(|it| it.step.0)
+        .collect();
     assert_eq!(kept, [2, 4], "the best and the newest");
 }
 
@@ -352,11 +410,22 @@ fn a_pause_a_resume_a_cancel_and_a_delete_of_the_job_are_those_of_its_evaluation
         job: job.clone(),
     });
     let record = harness.job(&job);
-    assert_eq!((record.word(), harness.job(&evaluation).word()), ("cancelled", "cancelled"));
+    assert_eq!(
+        (record.word(), harness.job(&evaluation).word()),
+        ("cancelled", "cancelled")
+    );
     let list = evaluations(&harness, &job);
     assert_eq!(list.len(), 1, "step 4 is not evaluated any more");
-    assert_eq!(list[0].state, EvaluationState::Unscored(Unscored::Cancelled));
-    let kept: Vec<u64> = harness.job(&job).checkpoints.iter().map(|it| it.step.0).collect();
+    assert_eq!(
+        list[0].state,
+        EvaluationState::Unscored(Unscored::Cancelled)
+    );
+    let kept: Vec<u64> = harness
+        .job(&job)
+        .checkpoints
+        .iter()
+        .map(|it| it.step.0)
+        .collect();
     assert_eq!(kept, [4], "nobody reads step 2");
     let reply = harness.ask(|request| Input::Delete {
         request,
@@ -364,7 +433,11 @@ fn a_pause_a_resume_a_cancel_and_a_delete_of_the_job_are_those_of_its_evaluation
         archived: Vec::new(),
     });
     assert!(matches!(reply, Reply::Deleted { .. }), "{reply:?}");
-    assert!(harness.durable.jobs.is_empty(), "{:?}", harness.durable.jobs.keys());
+    assert!(
+        harness.durable.jobs.is_empty(),
+        "{:?}",
+        harness.durable.jobs.keys()
+    );
 }
 
 #[test]
@@ -389,7 +462,10 @@ fn an_evaluation_that_fails_costs_the_training_nothing_and_may_be_tried_again() 
         })
     };
     assert!(matches!(retry(&mut harness), Reply::Phase { .. }));
-    assert_eq!(evaluations(&harness, &job)[0].state, EvaluationState::Running);
+    assert_eq!(
+        evaluations(&harness, &job)[0].state,
+        EvaluationState::Running
+    );
     harness.ask(|request| Input::Cancel {
         request,
         job: evaluation.clone(),
@@ -399,8 +475,14 @@ fn an_evaluation_that_fails_costs_the_training_nothing_and_may_be_tried_again() 
     let Reply::Refused { reason } = retry(&mut harness) else {
         panic!("it has nothing to read")
     };
-    assert!(reason.contains("the checkpoint of step 2 of toy-1, which was deleted"), "{reason}");
-    assert_eq!(evaluations(&harness, &job)[1].state, EvaluationState::Running);
+    assert!(
+        reason.contains("the checkpoint of step 2 of toy-1, which was deleted"),
+        "{reason}"
+    );
+    assert_eq!(
+        evaluations(&harness, &job)[1].state,
+        EvaluationState::Running
+    );
 }
 
 #[test]
@@ -427,8 +509,14 @@ fn an_evaluation_that_waits_for_a_user_is_given_up_for_a_newer_checkpoint() {
     }
     assert!(harness.job(&evaluation).paused);
     let generation = harness.generation(&evaluation);
-    harness.receive("w3", vec![rank(&evaluation, generation, 0, RankPhase::Finished)]);
-    assert_eq!(evaluations(&harness, &job)[0].state, EvaluationState::Running);
+    harness.receive(
+        "w3",
+        vec![rank(&evaluation, generation, 0, RankPhase::Finished)],
+    );
+    assert_eq!(
+        evaluations(&harness, &job)[0].state,
+        EvaluationState::Running
+    );
     pass(&mut harness, &job, DETECT_WITHIN_MS / 3);
     harness.commit(&job, 4);
     let list = evaluations(&harness, &job);
@@ -473,7 +561,12 @@ fn a_step_that_a_waiting_job_names_is_kept_for_it() {
         request,
         job: waiting,
     });
-    let kept: Vec<u64> = harness.job(&job).checkpoints.iter().map(|it| it.step.0).collect();
+    let kept: Vec<u64> = harness
+        .job(&job)
+        .checkpoints
+        .iter()
+        .map(|it| it.step.0)
+        .collect();
     assert_eq!(kept, [6]);
     let report = with_shard(rank(&job, 1, 0, RankPhase::Training), 8);
     harness.receive("w1", vec![report]);

@@ -144,7 +144,10 @@ fn print(view: &pb::JobView, summary: Option<&Summary>) {
     if let Some(parent) = &view.parent {
         line("evaluates", &format!("a checkpoint of {parent}"));
     }
-    for text in evaluations::open_text(view).iter().chain(&evaluations::best_text(view)) {
+    for text in evaluations::open_text(view)
+        .iter()
+        .chain(&evaluations::best_text(view))
+    {
         line("evaluation", text);
     }
     if let Some(step) = &view.last_step {

@@ -128,7 +128,12 @@ pub fn loss_and_scores(
     let all = lines.concat();
     let mut plot = Plot::around(&all, width, height);
     let steps = points(curves.training).into_iter().chain(all);
-    plot.steps = Range::of(steps.map(|point| point.step).collect::<Vec<_>>().into_iter());
+    plot.steps = Range::of(
+        steps
+            .map(|point| point.step)
+            .collect::<Vec<_>>()
+            .into_iter(),
+    );
     let mut below = RgbImage::from_pixel(width, height, BACKGROUND);
     plot.axes(&mut below, "score");
     let mut left = i64::from(MARGIN.left);

@@ -7,8 +7,8 @@ use crate::knobs::Knobs;
 use crate::rating::Rating;
 use crate::sample::{Concept, SampleMethod, SamplePrompt};
 use crate::spec::{
-    Architecture, Clothes, Component, Decay, DeviceKind, EvaluateOn, LossWeighting, OnFailedUnit, OnNonfinite,
-    Pairing, Precision, PromptOrder, Reduction, Retrieval, Task, Transform,
+    Architecture, Clothes, Component, Decay, DeviceKind, EvaluateOn, LossWeighting, OnFailedUnit,
+    OnNonfinite, Pairing, Precision, PromptOrder, Reduction, Retrieval, Task, Transform,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

@@ -299,7 +299,9 @@ impl World {
             Effect::WriteManifest { .. } => self.bug != Some(Bug::ManifestsUnfenced),
             Effect::DeleteCheckpoint { .. } => true,
             Effect::ReadScores { .. }
-            | Effect::Send { .. } | Effect::Reply { .. } | Effect::Emit(_) => false,
+            | Effect::Send { .. }
+            | Effect::Reply { .. }
+            | Effect::Emit(_) => false,
         }
     }
 

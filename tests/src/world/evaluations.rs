@@ -11,9 +11,7 @@ use coordinator_core::event::{
 };
 use proto::checkpoint::CheckpointRef;
 use proto::during::{EvaluateOn, Scored, TrainingEvaluation};
-use proto::evaluate::{
-    Characters, EvaluatedModel, EvaluationPlan, MetricSettings, Prompts,
-};
+use proto::evaluate::{Characters, EvaluatedModel, EvaluationPlan, MetricSettings, Prompts};
 use proto::id::JobId;
 use proto::knobs::Knobs;
 use proto::message::UnitRange;
@@ -154,7 +152,10 @@ impl World {
         let record = self.durable.jobs.get(evaluation);
         let aside = record.and_then(|record| record.units.as_ref());
         let aside = aside.map_or(&[][..], |units| &units.set_aside);
-        let missing = aside.iter().map(|range: &UnitRange| range.count()).sum::<u64>();
+        let missing = aside
+            .iter()
+            .map(|range: &UnitRange| range.count())
+            .sum::<u64>();
         Ok(Scored {
             images: closing.saturating_sub(missing),
             missing,

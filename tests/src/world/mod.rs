@@ -313,9 +313,8 @@ impl World {
             let evaluations = job.evaluations.as_ref();
             !evaluations.is_some_and(evaluations::is_open)
         });
-        let over = self.durable.jobs.values().all(is_over)
-            && evaluated
-            && !self.coordinator.is_saving;
+        let over =
+            self.durable.jobs.values().all(is_over) && evaluated && !self.coordinator.is_saving;
         over && self
             .client_requests
             .iter()

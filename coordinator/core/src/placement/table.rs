@@ -270,9 +270,8 @@ impl<'a> Table<'a> {
 
     /// Devices that other jobs of the team hold and that were not assigned to them yet.
     fn held_by_team(&self, job: usize) -> u32 {
-        let of_team = |other: &usize| {
-            *other != job && self.demand(*other).team == self.demand(job).team
-        };
+        let of_team =
+            |other: &usize| *other != job && self.demand(*other).team == self.demand(job).team;
         let held = |other: usize| {
             let workers = u32::try_from(self.jobs[other].holds.len()).unwrap_or(u32::MAX);
             workers.saturating_mul(self.demand(other).devices_per_worker)

@@ -683,7 +683,10 @@ fn a_job_that_takes_only_free_workers_takes_no_others_and_reserves_none() {
     // It reserves nothing: a later job makes the first one shrink as if it were not there.
     let later = [parent, low, free, gang(4, 1, 1, 1)];
     let solution = solve(&problem(&later, nodes(4)));
-    assert!(matches!(&solution[&JobId("job-4".to_owned())], Decision::Run(_)));
+    assert!(matches!(
+        &solution[&JobId("job-4".to_owned())],
+        Decision::Run(_)
+    ));
 }
 
 #[test]
@@ -705,19 +708,20 @@ fn an_evaluation_takes_a_worker_of_its_own_job_and_of_no_other_above_the_minimum
 
 #[test]
 fn an_evaluation_on_free_workers_leaves_its_team_s_quota_to_those_that_hold_devices() {
-    let demands = |takes| {
-        [
-            holding(gang(1, 1, 2, 1), &[1, 2]),
-            evaluation(2, takes),
-        ]
-    };
+    let demands = |takes| [holding(gang(1, 1, 2, 1), &[1, 2]), evaluation(2, takes)];
     let mut limited = problem(&demands(Takes::Free), nodes(3));
     limited.quotas = BTreeMap::from([("default".to_owned(), 2)]);
     let solution = solve(&limited);
-    assert!(matches!(&solution[&JobId("job-2".to_owned())], Decision::Wait(_)));
+    assert!(matches!(
+        &solution[&JobId("job-2".to_owned())],
+        Decision::Wait(_)
+    ));
     limited.demands = demands(of(1)).to_vec();
     let solution = solve(&limited);
-    assert!(matches!(&solution[&JobId("job-2".to_owned())], Decision::Run(_)));
+    assert!(matches!(
+        &solution[&JobId("job-2".to_owned())],
+        Decision::Run(_)
+    ));
 }
 
 /// Some of these jobs are evaluations.
@@ -744,6 +748,12 @@ fn any_evaluations() -> impl Strategy<Value = Vec<Demand>> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 1_000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
     #[test]
     fn a_solution_with_evaluations_is_solved_again_as_itself(
         demands in any_evaluations(),

@@ -17,9 +17,7 @@ use anyhow::{Result, anyhow};
 use clap::{Args, Subcommand};
 use model_data::evaluation;
 use model_data::loader::{Loader, LoaderOptions};
-use proto::evaluate::{
-    EvaluateWork, EvaluatedModel, EvaluationPlan, MetricSettings, VqaSettings,
-};
+use proto::evaluate::{EvaluateWork, EvaluatedModel, EvaluationPlan, MetricSettings, VqaSettings};
 use proto::pb;
 use proto::spec::TrainWork;
 use std::path::PathBuf;
@@ -102,7 +100,10 @@ async fn check_model_init(
     match aloud(url, check_init(&spec)).await {
         Ok(_) => Ok(()),
         Err(error) if error.is_unreachable() => {
-            errln!("evaluate.models: {:?}: init: not seen from here: {error}", model.name);
+            errln!(
+                "evaluate.models: {:?}: init: not seen from here: {error}",
+                model.name
+            );
             Ok(())
         }
         Err(error) => Err(anyhow!("evaluate.models: {:?}: init: {error}", model.name)),

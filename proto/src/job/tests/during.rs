@@ -35,7 +35,10 @@ fn a_job_that_is_not_evaluated_is_as_it_was() {
     assert_eq!(job(&zero), job(GOOD));
     let canonical = to_toml(&job(GOOD).unwrap());
     for field in ["evaluate", "keep_best"] {
-        assert!(!canonical.contains(field), "older releases do not know {field}");
+        assert!(
+            !canonical.contains(field),
+            "older releases do not know {field}"
+        );
     }
 }
 
@@ -99,7 +102,10 @@ fn what_makes_no_sense_together_is_refused_by_what_would() {
         "checkpoint.keep_best: is \"clip_i\"; it needs train.evaluate_every",
     );
     refused(
-        &GOOD.replace("micro_batch = 8\n", "micro_batch = 8\nevaluate_on = \"shrink\"\n"),
+        &GOOD.replace(
+            "micro_batch = 8\n",
+            "micro_batch = 8\nevaluate_on = \"shrink\"\n",
+        ),
         "train.evaluate_on: is \"shrink\"; it needs train.evaluate_every",
     );
     refused(
@@ -165,9 +171,18 @@ fn every_rule_of_evaluations_while_training_is_named() {
     }
     let held_out = text("", "", "out_of_domain = { held_out = 2 }\n");
     let none = held_out.replace("references = 2\n", "references = 2\nholdout = 0\n");
-    refused(&none, "evaluate.out_of_domain: asks for held_out characters, but data.holdout is 0");
+    refused(
+        &none,
+        "evaluate.out_of_domain: asks for held_out characters, but data.holdout is 0",
+    );
     let odd = text("", "", CHARACTERS).replace("evaluate_every = 50", "evaluate_every = 60");
-    refused(&odd, "is 60; it must be a multiple of checkpoint.every, which is 50");
+    refused(
+        &odd,
+        "is 60; it must be a multiple of checkpoint.every, which is 50",
+    );
     let many = text("", "", CHARACTERS).replace("steps = 100", "steps = 20000");
-    refused(&many, "is 50, which gives 400 evaluations; at most 200 are allowed: raise it to 100");
+    refused(
+        &many,
+        "is 50, which gives 400 evaluations; at most 200 are allowed: raise it to 100",
+    );
 }
