@@ -9,22 +9,13 @@ use crate::head::Ended;
 use crate::job::Job;
 use crate::machine::Coordinator;
 use crate::outbox::Outbox;
+use crate::reading::Reading;
 use crate::record::Millis;
 use crate::request::Pinned;
 use proto::checkpoint::CheckpointRef;
 use proto::during::{Parent, Scored};
 use proto::id::JobId;
 use proto::message::SourceJob;
-
-/// An attempt to read the scores of an evaluation.
-#[derive(Debug)]
-pub(crate) struct Reading {
-    /// When it counts as failed.
-    retry_at: Millis,
-    attempts: u32,
-    /// The error of the last attempt.
-    error: String,
-}
 
 impl Coordinator {
     /// Moves the evaluations of all training jobs on.

@@ -32,6 +32,7 @@ mod outbox;
 mod partitions;
 mod placement;
 mod rank;
+mod reading;
 mod received;
 mod record;
 mod request;

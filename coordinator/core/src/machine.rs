@@ -3,11 +3,11 @@
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::deadline::Deadlines;
-use crate::during::Reading;
 use crate::fleet::Fleet;
 use crate::job::Job;
 use crate::partitions::Partitions;
 use crate::placement::LastPlacement;
+use crate::reading::Reading;
 use crate::record::{Counters, Durable, JobRecord, Millis};
 use proto::id::{JobId, WorkerId};
 use proto::job::overrides::parse_with_overrides;
