@@ -6,6 +6,7 @@ use super::job::Gang;
 use super::writing::Writing;
 use crate::deadline::{Deadlines, MANIFEST_ATTEMPTS_MAX};
 use crate::event::Event;
+use crate::head::Ended;
 use crate::outbox::Outbox;
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
 use proto::id::{Rank, Step};
@@ -170,7 +171,9 @@ impl Gang {
     fn request_evaluation(&mut self, checkpoint: CheckpointRef, outbox: &mut Outbox) {
         let work = self.head.spec.training();
         let plan = work.and_then(|work| work.evaluation.as_deref());
-        if plan.is_none_or(|plan| !plan.is_due(checkpoint.step, self.steps_max())) {
+        let is_due = plan.is_some_and(|plan| plan.is_due(checkpoint.step, self.steps_max()));
+        // A user has cancelled it while the manifest was being written.
+        if !is_due || matches!(self.ended(), Some(Ended::Cancelled { .. })) {
             return;
         }
         if let Some(former) = self.evaluations.due.replace(checkpoint) {
