@@ -73,11 +73,17 @@ fn work(
     }
     if 1 < tables.iter().filter(|it| KINDS.contains(it)).count() {
         let second = tables.iter().rfind(|it| KINDS.contains(it));
+        let hint = match second {
+            Some(&"evaluate") if raw.train.is_some() => {
+                "; to evaluate the job's checkpoints while it trains, set train.evaluate_every"
+            }
+            _ => "",
+        };
         faults.add(
             second.copied().unwrap_or_default(),
             format!(
                 "is a second kind of work; a job has exactly one of [train], [sample] and \
-                 [evaluate], but this one has {}",
+                 [evaluate], but this one has {}{hint}",
                 listed(&tables)
             ),
         );
