@@ -10,6 +10,8 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
     Clip,
+    Lpips,
+    Faces,
     Vqa,
 }
 
@@ -19,18 +21,23 @@ impl Source {
     pub fn field(self) -> &'static str {
         match self {
             Self::Clip => "evaluate.clip",
+            Self::Lpips => "evaluate.lpips",
+            Self::Faces => "evaluate.faces",
             Self::Vqa => "evaluate.vqa",
         }
     }
 }
 
 /// The scores that an evaluation computes, by the names of its columns.
-pub const SCORES: [(&str, Source); 9] = [
+pub const SCORES: [(&str, Source); 12] = [
     ("clip_i", Source::Clip),
     ("clip_i_max", Source::Clip),
     ("clip_i_whole", Source::Clip),
     ("clip_i_whole_max", Source::Clip),
     ("clip_t", Source::Clip),
+    ("lpips", Source::Lpips),
+    ("face", Source::Faces),
+    ("face_distance", Source::Faces),
     ("vqa", Source::Vqa),
     ("vqa_generated", Source::Vqa),
     ("vqa_distance", Source::Vqa),
@@ -317,7 +324,6 @@ mod tests {
             ("clip_i * (clip_t", "lacks a closing parenthesis"),
             ("clip_i)", "has ')' after"),
             ("clipi", "names \"clipi\"; an evaluation computes clip_i, "),
-            ("lpips", "names \"lpips\""),
             ("1 + 1", "has no score"),
             ("clip_i * 1.2.3", "\"1.2.3\", which is no number"),
             ("clip_i ^ 2", "has '^' after"),

@@ -45,6 +45,7 @@ fn plan(on: EvaluateOn) -> TrainingEvaluation {
             job: JobId("itself".to_owned()),
             weights: Weights::Newest,
             init: None,
+            task: None,
             method: SampleMethod::Ddim,
             steps: 50,
             guidance: 7.5,

@@ -185,6 +185,8 @@ fn plan_toml(plan: &EvaluationPlan, metrics: &MetricSettings) -> EvaluateToml {
         task: plan.task,
         pairing: Some(plan.pairing),
         clip: metrics.clip.clone(),
+        lpips: metrics.lpips.clone(),
+        faces: metrics.faces.clone(),
         vqa: metrics.vqa.as_ref().map(vqa_toml),
         score: metrics.score.clone().map(Into::into),
         ..EvaluateToml::default()
@@ -224,6 +226,7 @@ fn model_toml(model: &EvaluatedModel) -> EvaluatedToml {
         job: model.job.0.clone(),
         weights: Some(weights_toml(model.weights)),
         init: model.init.clone(),
+        task: model.task,
         method: Some(model.method),
         steps: Some(model.steps),
         guidance: Some(model.guidance),

@@ -97,6 +97,7 @@ impl PlannedEvaluation {
                 job: JobId("itself".to_owned()),
                 weights: Weights::Newest,
                 init: None,
+                task: None,
                 method: SampleMethod::Ddim,
                 steps: 50,
                 guidance: 7.5,

@@ -1,7 +1,7 @@
 //! `coordinator evaluate`: submits a plan, and makes a report of its results.
 
-mod clip;
 mod document;
+mod folders;
 mod numbers;
 pub(crate) mod open;
 mod paper;
@@ -17,7 +17,10 @@ use anyhow::{Result, anyhow};
 use clap::{Args, Subcommand};
 use model_data::evaluation;
 use model_data::loader::{Loader, LoaderOptions};
-use proto::evaluate::{EvaluateWork, EvaluatedModel, EvaluationPlan, MetricSettings, VqaSettings};
+use proto::evaluate::{
+    EvaluateWork, EvaluatedModel, EvaluationPlan, FACES_FILES, LPIPS_FILES, MetricSettings,
+    VqaSettings,
+};
 use proto::pb;
 use proto::spec::TrainWork;
 use std::path::PathBuf;
@@ -60,7 +63,7 @@ pub(crate) async fn check(
     }
     let spec = training(trained)?;
     let version = Some(trained.dataset_version.clone());
-    check_characters(&work.plan, spec, version).await
+    check_characters(&work.plan, &work.models[0], spec, version).await
 }
 
 /// The same for the plan by which a job is evaluated while it trains.
@@ -70,12 +73,19 @@ pub(crate) async fn check_during(work: &TrainWork, version: &str) -> Result<()> 
     };
     check_metrics(&evaluation.metrics).await?;
     let version = Some(version.to_owned());
-    check_characters(&evaluation.plan, work.clone(), version).await
+    check_characters(&evaluation.plan, &evaluation.model, work.clone(), version).await
 }
 
 async fn check_metrics(metrics: &MetricSettings) -> Result<()> {
     if let Some(url) = &metrics.clip {
-        clip::check(url).await?;
+        folders::check_clip(url).await?;
+    }
+    let lpips = ("evaluate.lpips", &metrics.lpips, &LPIPS_FILES[..]);
+    let faces = ("evaluate.faces", &metrics.faces, &FACES_FILES[..]);
+    for (field, url, files) in [lpips, faces] {
+        if let Some(url) = url {
+            folders::check_files(field, url, files).await?;
+        }
     }
     if let Some(settings) = &metrics.vqa {
         check_server(settings).await?;
@@ -112,10 +122,11 @@ async fn check_model_init(
 
 async fn check_characters(
     plan: &EvaluationPlan,
+    model: &EvaluatedModel,
     mut spec: TrainWork,
     version: Option<String>,
 ) -> Result<()> {
-    plan.adapt(&mut spec);
+    plan.adapt(model, &mut spec);
     let options = LoaderOptions::new(&spec.model.architecture, 0, version);
     let unseen = |why: &str| {
         errln!(

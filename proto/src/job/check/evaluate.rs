@@ -106,6 +106,8 @@ pub(super) fn check_scores(
 ) {
     let absent = expression.scores().find(|(_, source)| match source {
         Source::Clip => metrics.clip.is_none(),
+        Source::Lpips => metrics.lpips.is_none(),
+        Source::Faces => metrics.faces.is_none(),
         Source::Vqa => metrics.vqa.is_none(),
     });
     if let Some((name, source)) = absent {
@@ -383,6 +385,7 @@ pub(super) fn model(
         job,
         weights,
         init,
+        task: one.task,
         method: one.method.or(raw.method).unwrap_or(SampleMethod::Ddim),
         steps: one.steps.or(raw.steps).unwrap_or(50),
         guidance: one.guidance.or(raw.guidance).unwrap_or(7.5),
@@ -422,11 +425,14 @@ pub(super) fn metrics(
     faults: &mut Faults,
 ) -> MetricSettings {
     let score = raw.score.as_deref();
+    let mut folder = |field: &str, url: &Option<String>| {
+        let url = url.as_ref();
+        url.map(|url| absolute(field, url, directory, faults))
+    };
     let metrics = MetricSettings {
-        clip: raw
-            .clip
-            .as_ref()
-            .map(|url| absolute("evaluate.clip", url, directory, faults)),
+        clip: folder("evaluate.clip", &raw.clip),
+        lpips: folder("evaluate.lpips", &raw.lpips),
+        faces: folder("evaluate.faces", &raw.faces),
         vqa: raw.vqa.as_ref().map(|raw| vqa(raw, directory, faults)),
         score: score.and_then(|text| expression("evaluate.score", text, faults)),
     };
