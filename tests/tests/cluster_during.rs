@@ -20,14 +20,16 @@ fn training(name: &str, dataset: &str) -> String {
     job.to_toml()
         .replace("min = 2", "min = 1")
         .replace("keep = 2", "keep = 1")
+        // One character is trained on, and three are held out.
+        .replace("holdout = 0.25", "holdout = 0.5")
         .replace("[checkpoint]", "reduction = \"exact\"\n[checkpoint]")
 }
 
 /// The same, evaluated at every fourth step on a worker that it gives up.
 fn evaluated(name: &str, dataset: &str, clip: &str) -> String {
     let plan = format!(
-        "keep_best = \"clip_i * clip_t\"\n[evaluate]\nin_domain = {{ trained = 2 }}\n\
-         out_of_domain = {{ held_out = 1 }}\nprompts = [\"1girl, smile\"]\nsteps = 2\nguidance = \
+        "keep_best = \"clip_i * clip_t\"\n[evaluate]\nin_domain = {{ trained = 1 }}\n\
+         out_of_domain = {{ held_out = 2 }}\nprompts = [\"1girl, smile\"]\nsteps = 2\nguidance = \
          3.0\nclip = \"{clip}\"\n"
     );
     let every = "reduction = \"exact\"\nevaluate_every = 4\nevaluate_on = \"shrink\"\n";
@@ -119,8 +121,8 @@ fn a_training_that_gives_workers_up_for_its_evaluations_ends_with_the_same_bits(
     assert_eq!(table.matches("best").count(), 1, "{table}");
     // A job of a user with the same plan has the same table: the same units, keys and code.
     let again = format!(
-        "name = \"again\"\n[evaluate]\nin_domain = {{ trained = 2 }}\nout_of_domain = {{ held_out = \
-         1 }}\nprompts = [\"1girl, smile\"]\nsteps = 2\nguidance = 3.0\nclip = \"{clip}\"\nmodels = \
+        "name = \"again\"\n[evaluate]\nin_domain = {{ trained = 1 }}\nout_of_domain = {{ held_out = \
+         2 }}\nprompts = [\"1girl, smile\"]\nsteps = 2\nguidance = 3.0\nclip = \"{clip}\"\nmodels = \
          [{{ name = \"{id}@12\", job = \"{id}\", weights = 12 }}]\n"
     );
     let again = cluster.submit(&again)?;
@@ -160,7 +162,7 @@ fn what_cannot_be_evaluated_is_refused_at_submission() -> Result<()> {
     let clip = clip(&cluster, &dataset)?;
     let good = evaluated("wrong", &dataset, &clip);
     for (old, new, expected) in [
-        ("trained = 2", "trained = 99", "asks for 99 characters"),
+        ("trained = 1", "trained = 99", "asks for 99 characters"),
         ("clip = \"", "clip = \"file:///none\" # \"", ""),
         (
             "steps = 2\nguidance",
