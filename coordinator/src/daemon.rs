@@ -218,7 +218,7 @@ pub(crate) struct Daemon {
     pending: BTreeMap<RequestId, oneshot::Sender<Reply>>,
     /// Requests and sessions are numbered by one counter.
     next_number: u64,
-    /// Tasks on the object store. A written manifest comes back as an input.
+    /// Tasks on the object store. Written manifests and scores come back as inputs.
     tasks: JoinSet<Option<Input>>,
     last_steps: BTreeMap<JobId, pb::StepReport>,
     totals: BTreeMap<JobId, Totals>,
@@ -416,6 +416,16 @@ impl Daemon {
                         tracing::warn!(%job, %step, %error, "old checkpoint not deleted");
                     }
                     None
+                });
+            }
+            Effect::ReadScores { evaluation } => {
+                let archive = self.archive.clone();
+                self.tasks.spawn(async move {
+                    let result = archive.scores(&evaluation).await;
+                    if let Err(error) = &result {
+                        tracing::warn!(job = %evaluation, %error, "scores not read");
+                    }
+                    Some(Input::ScoresRead { evaluation, result })
                 });
             }
             Effect::Emit(event) => self.record_event(&event),

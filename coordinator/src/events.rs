@@ -78,6 +78,10 @@ pub(crate) fn log(event: &Event) {
         Event::JobFailed { job, cause } => tracing::error!(%job, %cause, "job failed"),
         Event::JobCancelled { job } => tracing::info!(%job, "job is cancelled"),
         Event::UnitFailed { .. } | Event::UnitSetAside { .. } => log_unit(event),
+        Event::EvaluationSubmitted { .. }
+        | Event::EvaluationScored { .. }
+        | Event::EvaluationUnscored { .. }
+        | Event::EvaluationSkipped { .. } => log_evaluation(event),
         Event::Unreachable { pair } => tracing::warn!("{pair}"),
     }
 }
@@ -122,6 +126,37 @@ fn log_worker(event: &Event) {
             if let Some(count) = WORKERS.admit() {
                 tracing::warn!(%worker, %violation, count, "report ignored");
             }
+        }
+        _ => {}
+    }
+}
+
+fn log_evaluation(event: &Event) {
+    match event {
+        Event::EvaluationSubmitted {
+            job,
+            step,
+            evaluation,
+        } => tracing::info!(%job, %step, %evaluation, "checkpoint is being evaluated"),
+        Event::EvaluationScored {
+            job,
+            step,
+            evaluation,
+            scored,
+        } => {
+            let (images, missing, score) = (scored.images, scored.missing, scored.score);
+            tracing::info!(
+                %job, %step, %evaluation, images, missing, score, "checkpoint is evaluated"
+            );
+        }
+        Event::EvaluationUnscored {
+            job,
+            step,
+            evaluation,
+            why,
+        } => tracing::warn!(%job, %step, %evaluation, %why, "checkpoint has no scores"),
+        Event::EvaluationSkipped { job, step } => {
+            tracing::warn!(%job, %step, "checkpoint is not evaluated: a newer one is due");
         }
         _ => {}
     }

@@ -46,6 +46,8 @@ pub(crate) fn job_record(id: &str) -> JobRecord {
         adapted: None,
         source: None,
         models: Vec::new(),
+        parent: None,
+        evaluations: None,
         submitted_ms: 5,
         standbys: Vec::new(),
         ledger: Tip::begin(&JobId(id.into()), "", ""),

@@ -177,9 +177,14 @@ impl Jobs {
         Ok(self.store.archive(after, PAGE).await?)
     }
 
-    /// Deletes an ended job from the state. The reason if it may not be deleted.
-    pub(crate) async fn delete(&self, job: JobId) -> Result<Result<(), String>, JobsError> {
+    /// Deletes an ended job from the state, and with a training job its evaluations. Returns the
+    /// jobs that were deleted, or the reason why it may not be.
+    pub(crate) async fn delete(&self, job: JobId) -> Result<Result<Vec<JobId>, String>, JobsError> {
         let archived = self.archived(&job).await?;
+        let view = self.get(&job).await?;
+        let evaluations = view.into_iter().flat_map(|view| view.evaluations);
+        let mut all = vec![job.clone()];
+        all.extend(evaluations.map(|it| JobId(it.job)));
         let reply = self.handle.request(move |request| Input::Delete {
             request,
             job,
@@ -187,16 +192,29 @@ impl Jobs {
         });
         Ok(match reply.await? {
             Reply::Refused { reason } => Err(reason),
-            _ => Ok(()),
+            _ => {
+                // An evaluation that another job waits for stays.
+                let mut deleted = Vec::new();
+                for job in all {
+                    if self.get(&job).await?.is_none() {
+                        deleted.push(job);
+                    }
+                }
+                Ok(deleted)
+            }
         })
     }
 
-    /// Deletes the files of a job that is deleted. Returns their number.
+    /// Deletes the files of jobs that are deleted. Returns their number.
     pub(crate) async fn delete_files(
         &self,
-        job: &JobId,
+        jobs: &[JobId],
     ) -> Result<u64, crate::checkpoint::CheckpointError> {
-        self.checkpoints.delete_job(job).await
+        let mut files = 0;
+        for job in jobs {
+            files += self.checkpoints.delete_job(job).await?;
+        }
+        Ok(files)
     }
 
     /// Phase of a job that is only in the archive, where requests change nothing any more.

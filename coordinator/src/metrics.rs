@@ -26,6 +26,8 @@
 //! | `retri_job_adapted_samples` | training_job, how | samples | samples that the job uses otherwise than its data set has them: held-out, left-out, enlarged, padded, repeated-references |
 //! | `retri_job_units` | training_job, state | units | units by state: total, done, leased, set-aside |
 //! | `retri_job_units_per_second` | training_job | units/s | units done per second over the last minute |
+//! | `retri_job_evaluation_score` | training_job, score | | mean of each score over the images of the newest evaluation of the job's checkpoints; keep_best: of that expression |
+//! | `retri_job_evaluation_step` | training_job | steps | step of the checkpoint that has these scores |
 //! | `retri_checkpoint_committed_step` | training_job | steps | step of the newest committed checkpoint |
 //! | `retri_worker_up` | worker | 1 | 1 while the worker's lease is valid |
 //! | `retri_worker_devices` | worker, state | devices | devices by state: used, free |
@@ -113,6 +115,8 @@ struct Families {
     units: Gauges,
     units_per_second: Gauges,
     committed_step: Gauges,
+    evaluation_score: Gauges,
+    evaluation_step: Gauges,
     worker_up: Gauges,
     worker_devices: Gauges,
 }
@@ -190,6 +194,16 @@ impl Families {
                 "retri_job_loss_scale",
                 "Factor that scales the loss before the backward pass; 1 except in fp16",
                 &self.loss_scale,
+            ),
+            (
+                "retri_job_evaluation_score",
+                "Mean of each score over the images of the newest evaluation of the job's checkpoints",
+                &self.evaluation_score,
+            ),
+            (
+                "retri_job_evaluation_step",
+                "Step of the checkpoint that has these scores",
+                &self.evaluation_step,
             ),
             (
                 "retri_checkpoint_committed_step",
@@ -299,6 +313,16 @@ impl Families {
             self.committed_step
                 .get_or_create(&name())
                 .set(newest.step as f64);
+        }
+        let mut scored = job.evaluations.iter().rev();
+        if let Some(newest) = scored.find(|it| it.state == "scored") {
+            let step = self.evaluation_step.get_or_create(&name());
+            step.set(newest.step as f64);
+            let means = newest.means.iter().map(|it| (it.name.as_str(), it.value));
+            for (score, value) in means.chain(newest.score.map(|it| ("keep_best", it))) {
+                let labels = with("score", score);
+                self.evaluation_score.get_or_create(&labels).set(value);
+            }
         }
         if let Some(cut) = job.cut_prompts {
             self.cut_prompts.get_or_create(&name()).set(cut as f64);
@@ -502,6 +526,16 @@ mod tests {
                 ..Default::default()
             }),
             last_step: Some(step),
+            evaluations: vec![pb::Evaluation {
+                step: 4,
+                state: "scored".into(),
+                means: vec![pb::Score {
+                    name: "clip_i".into(),
+                    value: 0.75,
+                }],
+                score: Some(0.5),
+                ..Default::default()
+            }],
             checkpoints: vec![pb::CheckpointRef {
                 step: 4,
                 generation: 1,
@@ -551,6 +585,9 @@ mod tests {
             "retri_job_samples_total{training_job=\"demo-1\"} 56.0",
             "retri_job_restarts_total{training_job=\"demo-1\"} 2.0",
             "retri_checkpoint_committed_step{training_job=\"demo-1\"} 4.0",
+            "retri_job_evaluation_step{training_job=\"demo-1\"} 4.0",
+            "retri_job_evaluation_score{training_job=\"demo-1\",score=\"clip_i\"} 0.75",
+            "retri_job_evaluation_score{training_job=\"demo-1\",score=\"keep_best\"} 0.5",
             "retri_job_cut_prompts{training_job=\"demo-1\"} 31.0",
             "retri_job_lost_tag_samples{training_job=\"demo-1\",tag=\"white dress\"} 12.0",
             "retri_job_adapted_samples{training_job=\"demo-1\",how=\"enlarged\"} 5.0",

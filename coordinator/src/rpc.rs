@@ -22,17 +22,19 @@ use crate::store::StateError;
 use crate::streams::{Reader, Replies, Streams, caller};
 use crate::subject;
 use coordinator_core::event::{DatasetPin, Input, Reply, RequestId};
-use proto::evaluate::EvaluateWork;
+use proto::evaluate::{EvaluateWork, EvaluatedModel, EvaluationPlan};
 use proto::id::JobId;
 use proto::limits::{NAMED_BYTES, TEXT_BYTES, cut};
 use proto::pb;
 use proto::phase::{Phase, is_over};
 use proto::printable::Printable;
-use proto::spec::{JobSpec, Work};
+use proto::sample::Weights;
+use proto::spec::{JobSpec, TrainingEvaluation, Work};
 use proto::wire::{job_id, worker_name};
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::sleep;
 use tonic::{Request, Response, Status};
@@ -281,7 +283,14 @@ impl ControlService {
                     work.data.dataset,
                     &pinned.version[..12],
                 );
-                for note in pinned.notes() {
+                let of_plan = match &work.evaluation {
+                    Some(evaluation) => {
+                        let text = proto::job::to_toml(spec);
+                        check_plan(file, evaluation, text).await?
+                    }
+                    None => Vec::new(),
+                };
+                for note in pinned.notes().into_iter().chain(of_plan) {
                     // A tag must not add a line.
                     summary.push_str(&format!("\nnote: {}", Printable(note)));
                 }
@@ -311,7 +320,7 @@ impl ControlService {
                 Ok((DatasetPin::default(), summary))
             }
             Work::Evaluate(work) => {
-                let summary = self.check_models(file, work, &placement).await?;
+                let summary = self.check_models(file, work, &placement, address).await?;
                 Ok((DatasetPin::default(), summary))
             }
         }
@@ -323,21 +332,30 @@ impl ControlService {
         file: &str,
         work: &EvaluateWork,
         placement: &str,
+        address: IpAddr,
     ) -> Result<String, Status> {
         let mut notes: Vec<String> = Vec::new();
+        let mut first: Option<Arc<str>> = None;
         for model in &work.models {
-            let (_, trained) = self.job(&model.job.0).await?;
+            let (id, trained) = self.job(&model.job.0).await?;
             let sample = model.as_sample(&work.plan);
             let side = work.plan.resolution;
+            let text: Arc<str> = trained.job_toml.clone().into();
+            let first = Arc::clone(first.get_or_insert_with(|| Arc::clone(&text)));
+            let is_trained = model.weights != Weights::Base;
+            self.check_model_init(file, &id, model, &work.plan, &text, address)
+                .await?;
             // Texts are parsed and tokenized off the runtime's threads.
             let fits = tokio::task::spawn_blocking(move || {
-                subject::check_resolution(side, &trained.job_toml)?;
-                subject::check(&sample, &trained.job_toml)
+                subject::check_resolution(side, &text)?;
+                let mut notes = subject::check_data(&first, &text, is_trained)?;
+                notes.extend(subject::check(&sample, &text)?);
+                Ok(notes)
             });
             let found = fits
                 .await
                 .map_err(|error| Status::internal(error.to_string()))?
-                .map_err(|why| {
+                .map_err(|why: String| {
                     let why = format!("{file}: evaluate.models: {:?}: {why}", model.name);
                     short(Status::invalid_argument, &why)
                 })?;
@@ -362,6 +380,38 @@ impl ControlService {
             summary.push_str(&format!("\nnote: {}", Printable(note)));
         }
         Ok(summary)
+    }
+
+    /// Looks into the folder of weights that a model names, as its job would read it.
+    async fn check_model_init(
+        &self,
+        file: &str,
+        id: &JobId,
+        model: &EvaluatedModel,
+        plan: &EvaluationPlan,
+        text: &str,
+        address: IpAddr,
+    ) -> Result<(), Status> {
+        if model.init.is_none() {
+            return Ok(());
+        }
+        let trained = proto::job::parse_stored(id, text);
+        let mut spec = trained.map_err(|error| short(Status::internal, &error.to_string()))?;
+        let Work::Train(work) = &mut spec.work else {
+            // The state machine refuses it by name.
+            return Ok(());
+        };
+        model.read_by(plan, work);
+        let work = work.clone();
+        let looked = self.inspector.base(&spec, &work, address).await;
+        looked.map(|_| ()).map_err(|error| match error {
+            InspectError::Busy => Status::resource_exhausted(error.to_string()),
+            InspectError::Refused { reason, .. } => {
+                let name = &model.name;
+                let why = format!("{file}: evaluate.models: {name:?}: init: {reason}");
+                short(Status::invalid_argument, &why)
+            }
+        })
     }
 
     fn accepted_job(reply: Result<Reply, Stopping>) -> Result<String, Status> {
@@ -597,10 +647,10 @@ impl pb::control_server::Control for ControlService {
         let pb::DeleteRequest { job, checkpoints } = request.into_inner();
         let (job, _) = self.job(&job).await?;
         let deleted = self.jobs.delete(job.clone()).await.map_err(failed)?;
-        deleted.map_err(Status::failed_precondition)?;
+        let deleted = deleted.map_err(Status::failed_precondition)?;
         let mut files = 0;
         if checkpoints {
-            files = self.jobs.delete_files(&job).await.map_err(|error| {
+            files = self.jobs.delete_files(&deleted).await.map_err(|error| {
                 Status::internal(format!(
                     "job {job} is deleted, but not its files under jobs/{job}/: {error}"
                 ))
@@ -674,6 +724,30 @@ impl pb::control_server::Control for ControlService {
         let workers = self.handle.workers().await.map_err(unavailable)?;
         Ok(Response::new(pb::ListWorkersReply { workers }))
     }
+}
+
+/// Checks the plan by which a job is evaluated while it trains. `text`: the job's own. Returns what
+/// the user should know.
+async fn check_plan(
+    file: &str,
+    evaluation: &TrainingEvaluation,
+    text: String,
+) -> Result<Vec<String>, Status> {
+    let sample = evaluation.model.as_sample(&evaluation.plan);
+    let side = evaluation.plan.resolution;
+    // Texts are parsed and tokenized off the runtime's threads.
+    let fits = blocking(move || {
+        subject::check_resolution(side, &text)?;
+        subject::check(&sample, &text)
+    });
+    fits.await
+        .map_err(|error| Status::internal(error.to_string()))?
+        .map_err(|why: String| {
+            short(
+                Status::invalid_argument,
+                &format!("{file}: evaluate: {why}"),
+            )
+        })
 }
 
 /// The state machine sent a reply of the wrong kind.

@@ -14,6 +14,8 @@ const WORLDS: u64 = 5_000;
 const RECORD_BYTES_MAX: usize = 32 << 10;
 /// Number of worlds that also have jobs of units.
 const MIXED_WORLDS: u64 = 2_000;
+/// Number of worlds with evaluations of training jobs.
+const EVALUATED_WORLDS: u64 = 1_000;
 
 /// Every job of every world ends with the value of an undisturbed run, and no invariant is
 /// violated.
@@ -70,6 +72,33 @@ fn two_thousand_mixed_worlds_end_well() {
         sum.failed,
         sum.cancelled,
         sum.done
+    );
+}
+
+/// Worlds in which training jobs are evaluated while they train: by jobs that die or are cancelled,
+/// on free devices or on those that they give up, while they are paused, scaled, cancelled and done.
+#[test]
+fn a_thousand_worlds_with_evaluations_end_well() {
+    let sweep = sweep(Kinds::Evaluated, EVALUATED_WORLDS, None, |_| {});
+    let broken: Vec<String> = sweep.broken.iter().map(ToString::to_string).collect();
+    assert!(
+        broken.is_empty(),
+        "{} of {EVALUATED_WORLDS} worlds broke:\n{}",
+        broken.len(),
+        broken.join("\n")
+    );
+    let sum = sweep.sum;
+    // All three happen often.
+    assert!(
+        EVALUATED_WORLDS < sum.scored.into(),
+        "only {} evaluations have scores",
+        sum.scored
+    );
+    assert!(
+        EVALUATED_WORLDS / 10 < sum.unscored.into() && EVALUATED_WORLDS < sum.skipped.into(),
+        "only {} evaluations have no scores, and {} checkpoints were skipped",
+        sum.unscored,
+        sum.skipped
     );
 }
 

@@ -77,11 +77,15 @@ impl Coordinator {
             } => {
                 self.on_manifest_written(&job, checkpoint, result, &mut outbox);
             }
+            Input::ScoresRead { evaluation, result } => {
+                self.on_scores_read(&evaluation, result, &mut outbox);
+            }
             Input::Deadline => {}
         }
         self.expire(&mut outbox);
         self.detect_partitions(&mut outbox);
         self.advance_jobs(&mut outbox);
+        self.update_evaluations(&mut outbox);
         self.update_dependencies(&mut outbox);
         self.schedule(&mut outbox);
         self.save_batches(&mut outbox);
@@ -165,9 +169,9 @@ impl Coordinator {
     fn advance_jobs(&mut self, outbox: &mut Outbox) {
         let mut no_longer_read = Vec::new();
         for job in self.jobs.values_mut() {
-            let pinned = job.head().pinned_jobs();
+            let read = job.head().read_jobs();
             if job.advance(&self.partitions, self.deadlines, outbox) {
-                no_longer_read.extend(pinned);
+                no_longer_read.extend(read);
             }
         }
         for source in no_longer_read {

@@ -7,6 +7,7 @@ use crate::record::{
     RESTARTS_WITHOUT_PROGRESS_MAX,
 };
 use proto::checkpoint::CheckpointRef;
+use proto::during::Parent;
 use proto::id::{Generation, JobId};
 use proto::job::overrides::{Override, effective_text};
 use proto::message::SourceJob;
@@ -26,6 +27,8 @@ pub(crate) struct Head {
     pub(crate) cut_prompts: Option<u64>,
     pub(crate) lost_tags: Vec<LostTag>,
     pub(crate) adapted: Option<Adapted>,
+    /// The training job whose checkpoint it evaluates, if that is why it exists.
+    pub(crate) parent: Option<Parent>,
     /// The trained jobs that it reads, in the order of [`proto::spec::Work::reads`]. Empty until
     /// all checkpoints are known.
     pub(crate) sources: Vec<SourceJob>,
@@ -70,9 +73,9 @@ impl Head {
         reads.filter_map(pin).collect()
     }
 
-    /// The jobs of which it pins checkpoints, each once.
-    pub(crate) fn pinned_jobs(&self) -> BTreeSet<JobId> {
-        self.pins().into_iter().map(|pin| pin.job.clone()).collect()
+    /// The jobs whose checkpoints it reads, each once.
+    pub(crate) fn read_jobs(&self) -> BTreeSet<JobId> {
+        self.spec.work.read_jobs().cloned().collect()
     }
 
     /// Whether it reads jobs whose checkpoints are not known yet.
@@ -112,6 +115,7 @@ impl Head {
                 .chain(&record.models)
                 .cloned()
                 .collect(),
+            parent: record.parent.clone(),
             blocked_by: None,
             submitted_ms: record.submitted_ms,
             paused: record.paused,

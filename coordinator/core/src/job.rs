@@ -75,13 +75,19 @@ impl Job {
         either!(self, job => job.record())
     }
 
+    /// How it ended; None if it has not.
+    pub(crate) fn ended(&self) -> Option<&Ended> {
+        either!(self, job => job.ended())
+    }
+
     /// When it ended, by the wall clock; None if it has not.
     pub(crate) fn ended_ms(&self) -> Option<Millis> {
-        let ended = match self {
-            Self::Gang(gang) => gang.ended(),
-            Self::Units(units) => units.ended(),
-        };
-        ended.map(Ended::at_ms)
+        self.ended().map(Ended::at_ms)
+    }
+
+    /// An evaluation of one of its checkpoints is still to begin or to be scored.
+    pub(crate) fn is_evaluated(&self) -> bool {
+        self.gang().is_some_and(|gang| gang.evaluations.is_open())
     }
 
     /// The result of a manifest write is still to come.

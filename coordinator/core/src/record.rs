@@ -1,7 +1,9 @@
 //! Durable state: the records of jobs, counters and drained workers, and the state they combine to.
 //! [`crate::stored`] reads records of older releases.
 
+use crate::evaluation::Evaluations;
 use proto::checkpoint::CheckpointRef;
+use proto::during::Parent;
 use proto::id::{Generation, JobId, Rank, Step, WorkerId};
 use proto::job::overrides::{Override, parse_with_overrides};
 use proto::ledger::{Entry, Tip};
@@ -142,6 +144,12 @@ pub struct JobRecord {
     /// checkpoints. Empty until all checkpoints are known.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub models: Vec<SourceJob>,
+    /// The training job whose checkpoint it evaluates, if the coordinator submitted it for that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Parent>,
+    /// The evaluations of its checkpoints. None: there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evaluations: Option<Evaluations>,
     pub submitted_ms: Millis,
     /// A user paused the job, or [`Self::paused_because`] did.
     pub paused: bool,
@@ -216,6 +224,8 @@ impl JobRecord {
             adapted: None,
             source: None,
             models: Vec::new(),
+            parent: None,
+            evaluations: None,
             submitted_ms: 0,
             paused: false,
             paused_because: None,

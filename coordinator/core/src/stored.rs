@@ -1,10 +1,12 @@
 //! Reads job records of every release. Version 1 had no version number, contained the parsed job,
 //! and stored a sampling job as a gang with the text of the job that it read.
 
+use crate::evaluation::Evaluations;
 use crate::record::{
     Adapted, Incident, JobPhase, JobRecord, LostTag, Member, Millis, RECORD_VERSION, UnitsRecord,
 };
 use proto::checkpoint::CheckpointRef;
+use proto::during::Parent;
 use proto::id::{Generation, JobId, Step};
 use proto::job::overrides::Override;
 use proto::ledger::Tip;
@@ -40,6 +42,10 @@ struct StoredJob {
     source: Option<SourceJob>,
     #[serde(default)]
     models: Vec<SourceJob>,
+    #[serde(default)]
+    parent: Option<Parent>,
+    #[serde(default)]
+    evaluations: Option<Evaluations>,
     submitted_ms: Millis,
     paused: bool,
     #[serde(default)]
@@ -147,6 +153,8 @@ impl TryFrom<StoredJob> for JobRecord {
             adapted: stored.adapted,
             source: stored.source,
             models: stored.models,
+            parent: stored.parent,
+            evaluations: stored.evaluations,
             submitted_ms: stored.submitted_ms,
             paused: stored.paused,
             paused_because: stored.paused_because,

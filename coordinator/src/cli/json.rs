@@ -32,11 +32,34 @@ pub(crate) fn job(view: &pb::JobView) -> Value {
         "work": view.work,
         "sample_of": view.source,
         "after": view.after,
+        "parent": view.parent,
+        "evaluations": view.evaluations.iter().map(evaluation).collect::<Vec<_>>(),
+        "evaluation_due": view.evaluation_due,
+        "evaluations_skipped": view.evaluations_skipped,
         "overrides": view.overrides.iter().map(set_since).collect::<Vec<_>>(),
         "team": view.team,
         "units": view.units.as_ref().map(units),
         "job_toml": view.job_toml,
         "pressure": pressure(&view.pressure),
+    })
+}
+
+fn evaluation(it: &pb::Evaluation) -> Value {
+    let means = it.means.iter();
+    let means: serde_json::Map<String, Value> = means
+        .map(|mean| (mean.name.clone(), json!(mean.value)))
+        .collect();
+    let scored = it.state == "scored";
+    json!({
+        "step": it.step,
+        "job": it.job,
+        "state": it.state,
+        "images": scored.then_some(it.images),
+        "missing": scored.then_some(it.missing),
+        "means": means,
+        "score": it.score,
+        "best": it.best,
+        "reason": Some(&it.reason).filter(|reason| !reason.is_empty()),
     })
 }
 

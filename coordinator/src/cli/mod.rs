@@ -11,6 +11,7 @@ mod curve;
 mod dataset;
 mod describe;
 mod evaluate;
+mod evaluations;
 mod interrupt;
 mod job;
 mod json;
@@ -197,8 +198,13 @@ fn table(header: &[&str]) -> Table {
 
 impl Table {
     fn add_row<const COLUMNS: usize>(&mut self, cells: [String; COLUMNS]) {
+        self.add_cells(&cells);
+    }
+
+    /// The same for a table whose columns depend on what it shows.
+    fn add_cells(&mut self, cells: &[String]) {
         self.0
-            .add_row(cells.map(|cell| printable(&cell).into_owned()));
+            .add_row(cells.iter().map(|cell| printable(cell).into_owned()));
     }
 
     fn print(&self) {

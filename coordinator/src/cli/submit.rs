@@ -71,7 +71,7 @@ pub(crate) async fn submit(global: &Global, args: &SubmitArgs) -> Result<Outcome
     if let Some(read) = read {
         let trained = client::describe(global, &mut client, &read.0).await?;
         if let Work::Evaluate(work) = &spec.work {
-            evaluate::check(work, &trained).await?;
+            evaluate::check(global, &mut client, work, &trained).await?;
         }
         // Image files are in the user's folder; workers read them from the store.
         for line in reference::assumptions(&references) {
@@ -167,7 +167,10 @@ async fn check(job: &Submission) -> Result<(JobSpec, Vec<String>)> {
     let spec = proto::job::parse(&job.file_name, &job.text, Some(&job.directory))?;
     let notes = match &spec.work {
         Work::Train(work) => match aloud(&inputs(work), pin(work)).await {
-            Ok(pinned) => pinned.notes(),
+            Ok(pinned) => {
+                evaluate::check_during(work, &pinned.version).await?;
+                pinned.notes()
+            }
             Err(error) => return Err(input_error(job, &error)),
         },
         Work::Sample(_) | Work::Evaluate(_) => Vec::new(),

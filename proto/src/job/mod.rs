@@ -201,7 +201,9 @@ pub fn to_toml(spec: &JobSpec) -> String {
             raw.checkpoint = Some(CheckpointToml {
                 every: Some(work.checkpoint.every),
                 keep: Some(work.checkpoint.keep),
+                keep_best: work.checkpoint.keep_best.clone().map(Into::into),
             });
+            raw.evaluate = work.evaluation.as_deref().map(evaluation::during_toml);
         }
         Work::Sample(work) => raw.sample = Some(sample_toml(work)),
         Work::Evaluate(work) => raw.evaluate = Some(evaluation::evaluate_toml(work)),
@@ -240,6 +242,10 @@ fn training_toml(work: &TrainWork) -> TrainingToml {
         "model.activation_checkpointing",
         &model.activation_checkpointing,
     );
+    if let Some(evaluation) = &work.evaluation {
+        written.put("train.evaluate_every", evaluation.every);
+        written.put("train.evaluate_on", evaluation.on);
+    }
     let tables = toml::Value::Table(written.into_table());
     tables
         .try_into()
@@ -353,6 +359,9 @@ fn train_toml(train: &Train) -> TrainToml {
         validate_every: Some(train.validate_every),
         validate_samples: Some(train.validate_samples),
         time_limit: Some(train.time_limit.map_or(NO_LIMIT.into(), duration::format)),
+        // Written where the job uses them.
+        evaluate_every: None,
+        evaluate_on: None,
         optimizer: OptimizerToml {
             name: Some(OptimizerName::AdamW),
             beta1: Some(beta1),

@@ -20,10 +20,16 @@ pub struct Override {
 /// Tables whose keys may be set: none of them changes the samples of a step.
 const ALLOWED: [&str; 3] = ["resources", "train", "checkpoint"];
 /// Keys of these tables that may not, and why.
-const FORBIDDEN: [(&str, &str); 1] = [(
-    "train.global_batch",
-    "it changes the samples of every step; submit a new job",
-)];
+const FORBIDDEN: [(&str, &str); 2] = [
+    (
+        "train.global_batch",
+        "it changes the samples of every step; submit a new job",
+    ),
+    (
+        "checkpoint.keep_best",
+        "the evaluations so far have scores of the former one; submit a new job",
+    ),
+];
 
 impl FromStr for Override {
     type Err = String;

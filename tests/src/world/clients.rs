@@ -2,6 +2,7 @@
 
 use super::World;
 use super::agenda::SimEvent;
+use super::evaluations::PlannedEvaluation;
 use super::plan::PlannedJob;
 use super::units::plan::{Planned, PlannedUnits};
 use coordinator_core::event::{DatasetPin, Input, JobPhase, JobRecord, Reply, RequestId};
@@ -442,7 +443,10 @@ fn spec(job: &PlannedJob) -> JobSpec {
         precision: Precision::Fp32,
         on_nonfinite: OnNonfinite::Stop,
         latent_cache_mib: 0,
-        reduction: Reduction::Fast,
+        reduction: match job.evaluation {
+            Some(_) => Reduction::Exact,
+            None => Reduction::Fast,
+        },
         threads: 1,
         digest_every: 0,
         validate_every: 0,
@@ -452,12 +456,16 @@ fn spec(job: &PlannedJob) -> JobSpec {
     let checkpoint = CheckpointPolicy {
         every: job.every,
         keep: job.keep,
+        keep_best: job.evaluation.and_then(PlannedEvaluation::score),
     };
     let work = TrainWork {
         data,
         model: model(),
         train,
         checkpoint,
+        evaluation: job
+            .evaluation
+            .map(|evaluation| Box::new(evaluation.plan(job.every))),
     };
     JobSpec {
         name: "toy".to_owned(),

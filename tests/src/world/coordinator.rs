@@ -97,6 +97,9 @@ impl World {
             ended_jobs_max: match self.kinds {
                 Kinds::Archived => 0,
                 Kinds::All | Kinds::Gangs | Kinds::Mixed => 64,
+                // Every second world archives at once.
+                Kinds::Evaluated if self.plan.heal_at.is_multiple_of(2) => 0,
+                Kinds::Evaluated => 64,
             },
         };
         // As in the state store, recovery parses the stored text.
@@ -295,7 +298,10 @@ impl World {
             Effect::Save(_) => self.bug != Some(Bug::SavesUnfenced),
             Effect::WriteManifest { .. } => self.bug != Some(Bug::ManifestsUnfenced),
             Effect::DeleteCheckpoint { .. } => true,
-            Effect::Send { .. } | Effect::Reply { .. } | Effect::Emit(_) => false,
+            Effect::ReadScores { .. }
+            | Effect::Send { .. }
+            | Effect::Reply { .. }
+            | Effect::Emit(_) => false,
         }
     }
 
@@ -358,6 +364,7 @@ impl World {
                     SimEvent::ManifestWritten { boot, manifest },
                 );
             }
+            Effect::ReadScores { evaluation } => self.read_scores(evaluation),
             Effect::DeleteCheckpoint { job, checkpoint } => {
                 self.oracle.on_delete(&self.durable, &job, checkpoint);
                 self.delete_later(job, checkpoint);

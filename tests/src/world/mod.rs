@@ -8,6 +8,7 @@ mod bug;
 mod clients;
 mod coordinator;
 mod describe;
+mod evaluations;
 mod group;
 mod million;
 mod node;
@@ -239,7 +240,10 @@ impl World {
                 continue;
             }
             self.handle_event(event);
-            if matches!(self.kinds, Kinds::Mixed | Kinds::Archived) {
+            if matches!(
+                self.kinds,
+                Kinds::Mixed | Kinds::Archived | Kinds::Evaluated
+            ) {
                 self.check_progress();
             }
             if let Some(violation) = self.oracle.violation.take() {
@@ -284,6 +288,7 @@ impl World {
             stable_hash: self.trace.stable_hash(),
             ..Outcome::default()
         };
+        self.count_evaluations(&mut outcome);
         for record in self.durable.jobs.values() {
             outcome.restarts += record.restarts;
             match &record.phase {
@@ -304,7 +309,12 @@ impl World {
     fn is_finished(&self) -> bool {
         // A job has ended for the coordinator only once its save has been confirmed.
         let is_over = |job: &JobRecord| job.phase.is_over() || self.is_abandoned(job);
-        let over = self.durable.jobs.values().all(is_over) && !self.coordinator.is_saving;
+        let evaluated = self.durable.jobs.values().all(|job| {
+            let evaluations = job.evaluations.as_ref();
+            !evaluations.is_some_and(evaluations::is_open)
+        });
+        let over =
+            self.durable.jobs.values().all(is_over) && evaluated && !self.coordinator.is_saving;
         over && self
             .client_requests
             .iter()
@@ -357,6 +367,7 @@ impl World {
         if record.units.is_some() {
             return self.check_units_end(record);
         }
+        self.check_evaluations_end(record)?;
         let spec = self.specs.get(id);
         match (&record.phase, spec.and_then(JobSpec::training)) {
             (JobPhase::Done { .. }, Some(training)) => {
@@ -442,6 +453,7 @@ impl World {
                 };
                 self.as_coordinator(boot, |world| world.coordinator_handles(written));
             }
+            SimEvent::ScoresRead { boot, evaluation } => self.scores_read(boot, evaluation),
             SimEvent::NodeStart { node, clock_back } => self.start_node(node, clock_back),
             SimEvent::NodeWake { node, boot } => self.node_wakes(node, boot),
             SimEvent::NodeReceives { node, boot, state } => {

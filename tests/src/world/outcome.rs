@@ -14,6 +14,8 @@ pub enum Kinds {
     Mixed,
     /// The same, and the coordinator archives every job as soon as it has ended.
     Archived,
+    /// Training jobs whose checkpoints are evaluated while they train.
+    Evaluated,
 }
 
 impl Kinds {
@@ -25,6 +27,7 @@ impl Kinds {
             Self::Gangs => Some("gangs"),
             Self::Mixed => Some("mixed"),
             Self::Archived => Some("archived"),
+            Self::Evaluated => Some("evaluated"),
         }
     }
 }
@@ -37,6 +40,10 @@ pub struct Outcome {
     pub cancelled: u32,
     /// Restarts of all jobs.
     pub restarts: u32,
+    /// Evaluations of training jobs with scores, without, and checkpoints that got none.
+    pub scored: u32,
+    pub unscored: u32,
+    pub skipped: u32,
     pub events: u64,
     /// Hash of the trace, if it was computed.
     pub hash: u64,
@@ -52,6 +59,9 @@ impl Outcome {
         self.failed += other.failed;
         self.cancelled += other.cancelled;
         self.restarts += other.restarts;
+        self.scored += other.scored;
+        self.unscored += other.unscored;
+        self.skipped += other.skipped;
         self.events += other.events;
     }
 }

@@ -120,6 +120,8 @@ impl Units {
             adapted: head.adapted,
             source: None,
             models: Vec::new(),
+            parent: head.parent.clone(),
+            evaluations: None,
             submitted_ms: head.submitted_ms,
             paused: head.paused,
             paused_because: head.paused_because.clone(),

@@ -571,7 +571,11 @@ pub(crate) fn spec(workers_min: u32, workers_max: u32) -> JobSpec {
         time_limit: None,
     };
     let model = model();
-    let checkpoint = CheckpointPolicy { every: 2, keep: 1 };
+    let checkpoint = CheckpointPolicy {
+        every: 2,
+        keep: 1,
+        keep_best: None,
+    };
     JobSpec {
         name: "toy".to_owned(),
         resources,
@@ -581,6 +585,7 @@ pub(crate) fn spec(workers_min: u32, workers_max: u32) -> JobSpec {
             model,
             train,
             checkpoint,
+            evaluation: None,
         })),
     }
 }
