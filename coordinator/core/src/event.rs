@@ -4,7 +4,7 @@
 //! on every report.
 
 pub use crate::record::{
-    Adapted, Counters, Durable, FailedUnit, INCIDENTS_MAX, Incident, JobPhase, JobRecord, LostTag,
+    About, Adapted, Counters, Durable, FailedUnit, INCIDENTS_MAX, Incident, JobPhase, JobRecord, LostTag,
     Member, Millis, NAMED_UNITS_MAX, RECORD_VERSION, RESTARTS_WITHOUT_PROGRESS_MAX, Record,
     UnitsRecord,
 };
@@ -44,6 +44,7 @@ pub enum Input {
         spec: Box<JobSpec>,
         job_toml: String,
         dataset: DatasetPin,
+        about: About,
         /// Records of the archived jobs that it names.
         archived: Vec<JobRecord>,
     },

@@ -5,7 +5,8 @@ use crate::event::{DatasetPin, Reply, RequestId};
 use crate::job::Job;
 use crate::machine::Coordinator;
 use crate::outbox::Outbox;
-use crate::record::{JobPhase, JobRecord, RECORD_VERSION, UnitsRecord};
+use crate::record::{About, JobPhase, JobRecord, RECORD_VERSION, UnitsRecord};
+use proto::account::Account;
 use proto::evaluate::EvaluateWork;
 use proto::id::{Generation, JobId, Step};
 use proto::ledger::Tip;
@@ -14,6 +15,7 @@ use proto::message::SourceJob;
 use proto::reason::Waiting;
 use proto::sample::{SampleWork, Weights};
 use proto::spec::{ArchitectureSpec, JobSpec};
+use std::collections::BTreeMap;
 
 /// The inputs of a job that are pinned at submission.
 struct Pinned {
@@ -28,6 +30,7 @@ impl Coordinator {
         spec: JobSpec,
         job_toml: String,
         dataset: DatasetPin,
+        about: About,
         outbox: &mut Outbox,
     ) {
         let pinned = Pinned {
@@ -36,7 +39,7 @@ impl Coordinator {
         };
         let reply = match self.admit(&spec, pinned) {
             Ok(pinned) => Reply::Accepted {
-                job: self.enqueue(spec, job_toml, pinned, outbox),
+                job: self.enqueue(spec, job_toml, pinned, about, outbox),
             },
             Err(reason) => Reply::Refused { reason },
         };
@@ -174,6 +177,7 @@ impl Coordinator {
         spec: JobSpec,
         job_toml: String,
         pinned: Pinned,
+        about: About,
         outbox: &mut Outbox,
     ) -> JobId {
         let id = self.next_id(&spec);
@@ -207,6 +211,13 @@ impl Coordinator {
             restarts: 0,
             incidents: Vec::new(),
             units: spec.work.units().map(|_| UnitsRecord::default()),
+            about,
+            account: Account {
+                until_ms: outbox.wall,
+                ..Account::default()
+            },
+            faults: BTreeMap::new(),
+            committed_ms: None,
         };
         let mut job = Job::new(record, spec, self.deadlines, outbox.now);
         job.head_mut().sources = pinned.sources;

@@ -11,6 +11,8 @@ mod curve;
 mod dataset;
 mod describe;
 mod evaluate;
+mod events;
+mod goodput;
 mod interrupt;
 mod job;
 mod json;
@@ -104,6 +106,14 @@ pub(crate) enum Command {
     Logs(logs::LogsArgs),
     /// Show what a job is waiting for, and how to unblock it
     Why { job: String },
+    /// Show what happened to jobs and workers since the coordinator started
+    Events(events::EventsArgs),
+    /// List what went wrong in a job, or in all jobs in memory
+    Incidents(events::IncidentsArgs),
+    /// Show where the time of a job's devices went; the buckets add up
+    Goodput(goodput::GoodputArgs),
+    /// Sum up the device-hours of all jobs by team, user, job, name or label
+    Usage(goodput::UsageArgs),
     /// Replay a job's ledger against its data set; exit code 0 only if there is no violation
     Audit { job: String },
     /// List the steps, generations and ranks in which a sample was seen
@@ -163,6 +173,10 @@ pub(crate) async fn run(global: &Global, command: Command) -> Result<Outcome> {
         Command::Watch { job } => watch::watch(global, &job).await,
         Command::Logs(args) => logs::logs(global, &args).await,
         Command::Why { job } => why::why(global, &job).await,
+        Command::Events(args) => events::events(global, &args).await,
+        Command::Incidents(args) => events::incidents(global, &args).await,
+        Command::Goodput(args) => goodput::goodput(global, &args).await,
+        Command::Usage(args) => goodput::usage(global, &args).await,
         Command::Audit { job } => audit::audit(global, &job).await,
         Command::Provenance(args) => provenance::provenance(global, &args).await,
         Command::Cancel { job } => job::cancel(global, &job).await,

@@ -115,6 +115,19 @@ pub fn parse_with_overrides(
     parse_from(&file, &text, None, Origin::Stored).map_err(invalid)
 }
 
+/// The text of a job that is not submitted yet with these keys set; any key may be. Its comments are
+/// lost.
+///
+/// # Errors
+/// The text is not TOML, or a part of a key is no table.
+pub fn with_settings(text: &str, settings: &[Override]) -> Result<String, String> {
+    let mut table: Table = toml::from_str(text).map_err(|error| error.to_string())?;
+    for it in settings {
+        it.set(&mut table)?;
+    }
+    toml::to_string(&table).map_err(|error| error.to_string())
+}
+
 /// Refuses a job with overrides whose size could not have been submitted so.
 ///
 /// # Errors

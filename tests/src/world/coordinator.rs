@@ -321,6 +321,11 @@ impl World {
                     if let Record::Job(job) = &record {
                         self.specs.insert(job);
                     }
+                    if let Record::Job(job) = &record {
+                        let wall = self.coordinator.wall(self.now);
+                        let old = self.durable.jobs.get(&job.id);
+                        self.oracle.on_account(old, job, wall);
+                    }
                     self.oracle
                         .on_save(&self.durable, &record, &self.store, &self.specs);
                     if !lost {

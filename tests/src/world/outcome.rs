@@ -1,6 +1,8 @@
 //! Kinds of worlds, and how a world ends.
 
 use super::Bug;
+use proto::account::Bucket;
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// Which jobs a world has.
@@ -37,6 +39,8 @@ pub struct Outcome {
     pub cancelled: u32,
     /// Restarts of all jobs.
     pub restarts: u32,
+    /// Where the device-time of all jobs went, in milliseconds.
+    pub spent: BTreeMap<Bucket, u64>,
     pub events: u64,
     /// Hash of the trace, if it was computed.
     pub hash: u64,
@@ -53,6 +57,9 @@ impl Outcome {
         self.cancelled += other.cancelled;
         self.restarts += other.restarts;
         self.events += other.events;
+        for (bucket, ms) in &other.spent {
+            *self.spent.entry(*bucket).or_insert(0) += ms;
+        }
     }
 }
 
