@@ -120,7 +120,10 @@ impl Coordinator {
     /// that a job holds is saved, so none is missed.
     fn settle_accounts(&mut self, reported: &BTreeSet<JobId>, outbox: &Outbox) {
         for id in outbox.save.union(reported) {
-            if let Some(job) = self.jobs.get_mut(id) {
+            if let Some(job) = self.jobs.get_mut(id)
+                // The account of an ended job is final: late reports of its ranks change nothing.
+                && (outbox.save.contains(id) || !job.is_over())
+            {
                 job.settle_account(outbox.wall);
             }
         }
