@@ -76,15 +76,6 @@ pub(crate) struct Totals {
     broken_at: Option<Instant>,
 }
 
-/// How far the ranks of a job are from each other.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Spread {
-    /// Steps between the foremost rank and the last.
-    pub(crate) lag_steps: u64,
-    /// Own work per step of the slowest rank by that of the median one.
-    pub(crate) straggler: f64,
-}
-
 /// Everything that `/metrics` and the list commands show.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Snapshot {
@@ -93,7 +84,8 @@ pub(crate) struct Snapshot {
     pub(crate) totals: BTreeMap<String, Totals>,
     /// Queued jobs by why they wait, in a word.
     pub(crate) waiting: BTreeMap<&'static str, u64>,
-    pub(crate) spreads: BTreeMap<String, Spread>,
+    /// Of each job, the own work per step of the slowest rank by that of the median one.
+    pub(crate) stragglers: BTreeMap<String, f64>,
 }
 
 type MakeInput = Box<dyn FnOnce(RequestId) -> Input + Send>;
@@ -551,13 +543,13 @@ impl Daemon {
                 *waiting.entry(reason.word()).or_insert(0) += 1;
             }
         }
-        let spreads = view.jobs.iter().filter_map(|job| {
+        let stragglers = view.jobs.iter().filter_map(|job| {
             let totals: Vec<StepTotals> = job.ranks.iter().filter_map(|it| it.totals).collect();
-            Some((job.record.id.0.clone(), spread(&totals)?))
+            Some((job.record.id.0.clone(), straggler(&totals)?))
         });
         Snapshot {
             waiting,
-            spreads: spreads.collect(),
+            stragglers: stragglers.collect(),
             jobs: view.jobs.iter().map(job).collect(),
             workers: workers(&view.workers),
             totals: self
@@ -593,8 +585,7 @@ fn sleep_ms(deadline: Option<u64>, now: u64) -> u64 {
 
 /// None: fewer than two ranks have finished a step.
 #[allow(clippy::cast_precision_loss)] // Steps of a process.
-fn spread(totals: &[StepTotals]) -> Option<Spread> {
-    let steps = || totals.iter().map(|it| it.step.0);
+fn straggler(totals: &[StepTotals]) -> Option<f64> {
     let own_work = |it: &StepTotals| {
         let PhaseSeconds {
             data,
@@ -608,14 +599,12 @@ fn spread(totals: &[StepTotals]) -> Option<Spread> {
     let mut work: Vec<f64> = totals.iter().map(own_work).collect();
     work.sort_by(f64::total_cmp);
     let median = *work.get(work.len().checked_sub(1)? / 2)?;
-    let lag_steps = steps().max()? - steps().min()?;
-    (2 <= work.len()).then(|| Spread {
-        lag_steps,
-        straggler: if 0.0 < median {
+    (2 <= work.len()).then(|| {
+        if 0.0 < median {
             work[work.len() - 1] / median
         } else {
             1.0
-        },
+        }
     })
 }
 
@@ -638,13 +627,9 @@ mod tests {
 
     #[test]
     fn the_slowest_rank_is_held_against_the_median() {
-        assert_eq!(spread(&[]), None);
-        assert_eq!(spread(&[totals(3, 3, 3.0)]), None);
-        let found = spread(&[totals(10, 10, 10.0), totals(9, 4, 4.0), totals(9, 9, 27.0)]);
-        let expected = Spread {
-            lag_steps: 1,
-            straggler: 3.0,
-        };
-        assert_eq!(found, Some(expected));
+        assert_eq!(straggler(&[]), None);
+        assert_eq!(straggler(&[totals(3, 3, 3.0)]), None);
+        let found = straggler(&[totals(10, 10, 10.0), totals(9, 4, 4.0), totals(9, 9, 27.0)]);
+        assert_eq!(found, Some(3.0));
     }
 }

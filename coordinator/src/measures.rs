@@ -94,7 +94,10 @@ pub(crate) fn stored(
             Error::NotFound { .. }
             | Error::AlreadyExists { .. }
             | Error::Precondition { .. }
-            | Error::NotModified { .. },
+            | Error::NotModified { .. }
+            // SlateDB asks local folders for attributes, and does without them.
+            | Error::NotImplemented { .. }
+            | Error::NotSupported { .. },
         ) => 1,
         Some(_) => 2,
     };

@@ -91,9 +91,8 @@ fn write_counts(page: &mut Page, snapshot: &Snapshot) {
     for (reason, count) in &snapshot.waiting {
         page.set(&table::JOBS_WAITING, &[reason], float(*count));
     }
-    for (job, spread) in &snapshot.spreads {
-        page.set(&table::JOB_RANK_LAG_STEPS, &[job], float(spread.lag_steps));
-        page.set(&table::JOB_STRAGGLER_RATIO, &[job], spread.straggler);
+    for (job, straggler) in &snapshot.stragglers {
+        page.set(&table::JOB_STRAGGLER_RATIO, &[job], *straggler);
     }
 }
 
@@ -256,7 +255,6 @@ fn seconds(ms: u64) -> f64 {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::daemon::Spread;
     use proto::message::LossTerm;
 
     fn snapshot() -> Snapshot {
@@ -335,16 +333,12 @@ mod tests {
             }],
             ..Totals::default()
         };
-        let spread = Spread {
-            lag_steps: 1,
-            straggler: 1.5,
-        };
         Snapshot {
             jobs: vec![job, waiting, old],
             workers: vec![worker(2, true), worker(1, false)],
             totals: [("demo-1".to_owned(), totals)].into(),
             waiting: [("shortage", 1)].into(),
-            spreads: [("demo-1".to_owned(), spread)].into(),
+            stragglers: [("demo-1".to_owned(), 1.5)].into(),
         }
     }
 
@@ -368,7 +362,6 @@ mod tests {
             "retri_job_device_seconds_total{training_job=\"demo-1\",bucket=\"idle\"} 0.0",
             "retri_job_waited_seconds_total{training_job=\"demo-1\"} 1.0",
             "retri_job_waited_seconds_total{training_job=\"late-2\"} 1.5",
-            "retri_job_rank_lag_steps{training_job=\"demo-1\"} 1.0",
             "retri_job_straggler_ratio{training_job=\"demo-1\"} 1.5",
             "retri_jobs{phase=\"training\"} 1.0",
             "retri_jobs{phase=\"failed\"} 0.0",

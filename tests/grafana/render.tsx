@@ -129,7 +129,8 @@ function Panel({ panel, width, height, range }: any) {
           legend={panel.options.legend} options={panel.options} replaceVariables={(text: string) => text} />;
       case 'stat': {
         const value = values()[0];
-        return value ? <BigValue theme={theme} width={width} height={height} value={value.display}
+        // Grafana names the value only if there are several.
+        return value ? <BigValue theme={theme} width={width} height={height} value={{ ...value.display, title: '' }}
           colorMode={panel.options.colorMode} graphMode="none" justifyMode="center" /> : nothing;
       }
       case 'bargauge':

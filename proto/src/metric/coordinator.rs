@@ -47,8 +47,6 @@ table! {
         "Where the time of the job's devices went, since it was submitted; the buckets add up to the devices times the time that they were held, up to the step in progress";
     JOB_WAITED_SECONDS: "retri_job_waited_seconds_total" Counter, "seconds", [TRAINING_JOB],
         "Time that the job has waited to run, since it was submitted";
-    JOB_RANK_LAG_STEPS: "retri_job_rank_lag_steps" Gauge, "steps", [TRAINING_JOB],
-        "Steps between the foremost and the last rank by their newest reports";
     JOB_STRAGGLER_RATIO: "retri_job_straggler_ratio" Gauge, "ratio", [TRAINING_JOB],
         "Own work per step of the slowest rank divided by that of the median rank, since their processes began; 1: all are equally fast";
     JOB_PEAK_MEMORY: "retri_job_peak_memory_bytes" Gauge, "bytes", [TRAINING_JOB],
@@ -89,7 +87,7 @@ table! {
     WORKER_DEVICES: "retri_worker_devices" Gauge, "devices", ["worker", "state"],
         "Devices of the worker by state: used, free";
     STORE_REQUESTS: "retri_store_requests_total" Counter, "", ["operation", "outcome"],
-        "Requests of the coordinator to the object store by outcome: ok, refused (a condition of a put or get did not hold, or there is no such object), error";
+        "Requests of the coordinator to the object store by outcome: ok, refused (a condition of a put or get did not hold, there is no such object, or the store cannot do this), error";
     STORE_REQUEST_SECONDS: "retri_store_request_seconds" Histogram(REQUEST_SECONDS), "seconds",
         ["operation"], "Time of requests to the object store until their answer begins";
     RPC_REQUESTS: "retri_rpc_requests_total" Counter, "", ["method", "code"],

@@ -1,7 +1,7 @@
 //! The dashboard of the whole cluster: what is up, what waits, and whether the coordinator keeps up.
 
 use super::panel::{AMBER, Dashboard, GREEN, Panel, RED, bars, graph, stat, target, timeline};
-use super::training::goodput;
+use super::training::{goodput, or_none};
 use super::{buckets, select};
 use proto::metric::Metric;
 use proto::metric::coordinator as table;
@@ -39,7 +39,7 @@ fn now() -> Vec<Panel> {
         all(&table::CHECKPOINT_TIMESTAMP),
         all(&table::JOB_WORLD_SIZE)
     );
-    vec![
+    [
         stat(
             "Coordinator",
             "Whether Prometheus reaches its /metrics",
@@ -101,16 +101,16 @@ fn now() -> Vec<Panel> {
         )
         .or_text("none"),
         stat(
-            "Store errors in the last hour",
-            "Requests of the coordinator that the object store answered with an error",
+            "Store errors, 1 h",
+            "Requests in the last hour of the coordinator that the object store answered with an error",
             "short",
             format!("sum(increase({errors}[1h]))"),
             &[(NEVER, GREEN), (1.0, RED)],
         )
         .decimals(0),
         stat(
-            "Restarts in the last hour",
-            "Generations of all jobs that ended early",
+            "Restarts, 1 h",
+            "Generations of all jobs that ended early in the last hour",
             "short",
             format!("sum(increase({}[1h])) or vector(0)", all(&table::JOB_RESTARTS)),
             &[(NEVER, GREEN), (1.0, AMBER), (10.0, RED)],
@@ -124,7 +124,19 @@ fn now() -> Vec<Panel> {
             &[(NEVER, RED), (0.5, AMBER), (0.8, GREEN)],
         )
         .decimals(0),
+        stat(
+            "Loop, slowest",
+            "99th percentile of how long a report waits for the coordinator, over five minutes",
+            "s",
+            format!(
+                "histogram_quantile(0.99, sum by (le) (rate({}[5m])))",
+                buckets(&table::LOOP_LAG_SECONDS, &[])
+            ),
+            &[(NEVER, GREEN), (0.5, AMBER), (1.0, RED)],
+        ),
     ]
+    .map(|panel| panel.sized(4, 4))
+    .into()
 }
 
 fn fleet() -> Vec<Panel> {
@@ -162,7 +174,7 @@ fn fleet() -> Vec<Panel> {
             "Queued jobs by reason; `coordinator why JOB` has the sentence and the remedy",
             "short",
             vec![target(
-                format!("sum by (reason) ({}) or vector(0)", select(&table::JOBS_WAITING, &[])),
+                or_none("reason", &select(&table::JOBS_WAITING, &[])),
                 "{{reason}}",
             )],
         )
@@ -173,7 +185,7 @@ fn fleet() -> Vec<Panel> {
             "short",
             vec![target(
                 format!(
-                    "sum by (bucket) (rate({}[$__rate_interval]))",
+                    "sum by (bucket) (rate({}[$__rate_interval])) > 0",
                     select(&table::JOB_DEVICE_SECONDS, &[])
                 ),
                 "{{bucket}}",
@@ -220,7 +232,7 @@ fn slowest(metric: &Metric, label: &str) -> String {
 fn coordinator() -> Vec<Panel> {
     let rate = |metric: &Metric, labels: &str| {
         let series = select(metric, &[]);
-        format!("sum by ({labels}) (rate({series}[$__rate_interval]))")
+        format!("sum by ({labels}) (rate({series}[$__rate_interval])) > 0")
     };
     vec![
         graph(

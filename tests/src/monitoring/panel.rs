@@ -247,6 +247,7 @@ impl Panel {
     #[must_use]
     pub fn mapped(mut self, mappings: &[Mapping]) -> Self {
         self.defaults["mappings"] = mappings_json(mappings);
+        self.options["colorMode"] = json!("background");
         self
     }
 

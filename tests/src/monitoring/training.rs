@@ -103,15 +103,15 @@ fn now() -> Vec<panel::Panel> {
         )
         .decimals(0),
         stat(
-            "Restarts in the last hour",
-            "Generations that ended early. `coordinator incidents JOB` lists why",
+            "Restarts, 1 h",
+            "Generations that ended early in the last hour. `coordinator incidents JOB` lists why",
             "short",
             restarts,
             &[(NEVER, GREEN), (1.0, AMBER), (4.0, RED)],
         )
         .decimals(0),
         stat(
-            "Age of the checkpoint",
+            "Checkpoint age",
             "Time since the newest checkpoint was committed: what is lost if all ranks fail",
             "s",
             age,
@@ -227,13 +227,10 @@ fn speed() -> Vec<panel::Panel> {
         .sized(8, 7),
         graph(
             "Straggler",
-            "Own work per step of the slowest rank by the median one; and how many steps the last \
-             rank is behind. Empty with one rank",
+            "Own work per step of the slowest rank by that of the median one; 1: all are equally \
+             fast. Empty with one rank",
             "short",
-            vec![
-                target(of_job(&table::JOB_STRAGGLER_RATIO), "slowest / median"),
-                target(of_job(&table::JOB_RANK_LAG_STEPS), "lag in steps"),
-            ],
+            vec![target(of_job(&table::JOB_STRAGGLER_RATIO), "slowest / median")],
         )
         .from_zero()
         .sized(8, 7),
@@ -242,7 +239,7 @@ fn speed() -> Vec<panel::Panel> {
             "Devices by bucket: what they would be if each did one thing all the time",
             "short",
             vec![target(
-                format!("sum by (bucket) (rate({bucket}[$__rate_interval]))"),
+                format!("sum by (bucket) (rate({bucket}[$__rate_interval])) > 0"),
                 "{{bucket}}",
             )],
         )
@@ -272,6 +269,14 @@ fn speed() -> Vec<panel::Panel> {
         .from_zero()
         .sized(12, 7),
     ]
+}
+
+/// Sums by a label; a zero called none while there are no series.
+pub(super) fn or_none(label: &str, series: &str) -> String {
+    format!(
+        "sum by ({label}) ({series}) or label_replace(vector(0) unless on () {series}, \"{label}\", \
+         \"none\", \"\", \"\")"
+    )
 }
 
 pub(super) fn faults() -> Vec<panel::Panel> {
@@ -307,7 +312,7 @@ pub(super) fn faults() -> Vec<panel::Panel> {
             "Since the job was submitted; `coordinator incidents JOB` has the sentences",
             "short",
             vec![target(
-                format!("sum by (kind) ({}) or vector(0)", of_job(&table::JOB_INCIDENTS)),
+                or_none("kind", &of_job(&table::JOB_INCIDENTS)),
                 "{{kind}}",
             )],
         ),
