@@ -73,7 +73,7 @@ pub(crate) struct Totals {
     /// The size of the shards of the newest checkpoint; None before the first.
     pub(crate) checkpoint_bytes: Option<u64>,
     /// When a generation ended early, until the next step.
-    broken_at: Option<Instant>,
+    pub(crate) broken_at: Option<Instant>,
 }
 
 /// Everything that `/metrics` and the list commands show.

@@ -49,11 +49,9 @@ impl EventLog {
     /// first; and the number up to which there are no more.
     pub(crate) fn after(&self, job: &str, after: u64, limit: usize) -> (Vec<pb::EventLine>, u64) {
         let lines = self.lock();
-        let matches = |line: &&pb::EventLine| {
-            after < line.number && (job.is_empty() || line.job == job)
-        };
-        let found: Vec<pb::EventLine> =
-            lines.iter().filter(matches).take(limit).cloned().collect();
+        let matches =
+            |line: &&pb::EventLine| after < line.number && (job.is_empty() || line.job == job);
+        let found: Vec<pb::EventLine> = lines.iter().filter(matches).take(limit).cloned().collect();
         let through = match found.last() {
             Some(last) if found.len() == limit => last.number,
             _ => lines.back().map_or(after, |last| last.number.max(after)),

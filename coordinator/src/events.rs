@@ -193,16 +193,21 @@ pub(crate) fn line(event: &Event) -> Option<pb::EventLine> {
             line(None, Some(worker), format!("worker is down: {reason}"))
         }
         Event::WorkersForgotten { workers } => {
-            let text = format!("{} workers that never held anything are forgotten", workers.len());
+            let text = format!(
+                "{} workers that never held anything are forgotten",
+                workers.len()
+            );
             line(None, None, text)
         }
         Event::WorkerDisplaced { worker, by } => {
             let text = format!("{} has taken its name; it is told to leave", by.worker);
             line(None, Some(worker), text)
         }
-        Event::Ignored { worker, violation } => {
-            line(None, Some(worker), format!("its report is ignored: {violation}"))
-        }
+        Event::Ignored { worker, violation } => line(
+            None,
+            Some(worker),
+            format!("its report is ignored: {violation}"),
+        ),
         Event::JobQueued { job, reason } => of_job(job, format!("job is queued: {reason}")),
         Event::GenerationFormed {
             job,
@@ -216,17 +221,29 @@ pub(crate) fn line(event: &Event) -> Option<pb::EventLine> {
             job,
             generation,
             reason,
-        } => in_generation(job, generation, format!("generation {generation} ended: {reason}")),
+        } => in_generation(
+            job,
+            generation,
+            format!("generation {generation} ended: {reason}"),
+        ),
         Event::Stopping {
             job,
             generation,
             reason,
-        } => in_generation(job, generation, format!("generation {generation} is to stop: {reason}")),
+        } => in_generation(
+            job,
+            generation,
+            format!("generation {generation} is to stop: {reason}"),
+        ),
         Event::Stopped {
             job,
             generation,
             reason,
-        } => in_generation(job, generation, format!("generation {generation} stopped: {reason}")),
+        } => in_generation(
+            job,
+            generation,
+            format!("generation {generation} stopped: {reason}"),
+        ),
         Event::StandbyAdded { job, worker, .. } => {
             line(Some(job), Some(worker), "a standby is added".to_owned())
         }
@@ -235,11 +252,18 @@ pub(crate) fn line(event: &Event) -> Option<pb::EventLine> {
             worker,
             reason,
             ..
-        } => line(Some(job), Some(worker), format!("a standby is lost: {reason}")),
+        } => line(
+            Some(job),
+            Some(worker),
+            format!("a standby is lost: {reason}"),
+        ),
         Event::Committed { job, checkpoint } => pb::EventLine {
             step: checkpoint.step.0,
             generation: checkpoint.generation.0,
-            ..of_job(job, format!("checkpoint of step {} is committed", checkpoint.step))
+            ..of_job(
+                job,
+                format!("checkpoint of step {} is committed", checkpoint.step),
+            )
         },
         Event::JobDone { job, step: Step(0) } => of_job(job, "job is done".to_owned()),
         Event::JobDone { job, step } => of_job(job, format!("job is done after step {step}")),

@@ -196,7 +196,10 @@ impl Jobs {
             };
             after = Some(last.record.id.clone());
             // One that a job names is in memory, too.
-            for job in page.into_iter().filter(|it| !known.contains(it.record.id.0.as_str())) {
+            for job in page
+                .into_iter()
+                .filter(|it| !known.contains(it.record.id.0.as_str()))
+            {
                 usage.add(&Used {
                     job: job.record.id.0,
                     name: job.name,

@@ -29,10 +29,7 @@ impl fmt::Display for Measured {
     }
 }
 
-async fn measured<T>(
-    operation: Operation,
-    request: impl Future<Output = Result<T>>,
-) -> Result<T> {
+async fn measured<T>(operation: Operation, request: impl Future<Output = Result<T>>) -> Result<T> {
     let begun = Instant::now();
     let answer = request.await;
     stored(operation, answer.as_ref().err(), begun.elapsed());
@@ -141,7 +138,9 @@ mod tests {
             .put_opts(&path, PutPayload::from("one"), create())
             .await
             .unwrap();
-        let again = store.put_opts(&path, PutPayload::from("two"), create()).await;
+        let again = store
+            .put_opts(&path, PutPayload::from("two"), create())
+            .await;
         assert!(matches!(
             again.unwrap_err(),
             object_store::Error::AlreadyExists { .. }

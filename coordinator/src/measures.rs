@@ -3,8 +3,8 @@
 //! from everywhere and read by one page. Every label is of a fixed list, so nothing here grows.
 
 use coordinator_core::event::Event;
-use proto::metric::coordinator::{RECOVERY_SECONDS, REQUEST_SECONDS};
 use proto::metric::coordinator as table;
+use proto::metric::coordinator::{RECOVERY_SECONDS, REQUEST_SECONDS};
 use shell::exposition::{Histogram, Page};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,8 +20,24 @@ pub(crate) static COMMIT_FAILURES: AtomicU64 = AtomicU64::new(0);
 
 /// The gRPC methods of `train.proto`; the last one stands for every other name.
 const METHODS: [&str; 19] = [
-    "Attach", "Submit", "Cancel", "Retry", "Delete", "Pause", "Scale", "Drain", "ListLedger", "Why",
-    "ListJobs", "DescribeJob", "WatchJob", "ListSteps", "Logs", "ListWorkers", "Usage", "Events",
+    "Attach",
+    "Submit",
+    "Cancel",
+    "Retry",
+    "Delete",
+    "Pause",
+    "Scale",
+    "Drain",
+    "ListLedger",
+    "Why",
+    "ListJobs",
+    "DescribeJob",
+    "WatchJob",
+    "ListSteps",
+    "Logs",
+    "ListWorkers",
+    "Usage",
+    "Events",
     "other",
 ];
 /// The status codes of gRPC, by number.
@@ -82,11 +98,7 @@ static STORE_TIMES: [Histogram; OPERATIONS.len()] =
     [const { Histogram::new(REQUEST_SECONDS) }; OPERATIONS.len()];
 
 /// A request to the object store was answered.
-pub(crate) fn stored(
-    operation: Operation,
-    error: Option<&object_store::Error>,
-    took: Duration,
-) {
+pub(crate) fn stored(operation: Operation, error: Option<&object_store::Error>, took: Duration) {
     use object_store::Error;
     let outcome = match error {
         None => 0,
@@ -175,7 +187,11 @@ mod tests {
     #[test]
     fn a_name_that_a_stranger_invents_adds_no_series() {
         for method in ["Levitate", "", "\u{1b}[2J"] {
-            answered(&format!("/retri.v1.Control/{method}"), Code::Unimplemented, Duration::ZERO);
+            answered(
+                &format!("/retri.v1.Control/{method}"),
+                Code::Unimplemented,
+                Duration::ZERO,
+            );
         }
         let mut page = Page::new(table::TABLE);
         write(&mut page);

@@ -145,7 +145,9 @@ fn write_account(page: &mut Page, job: &pb::JobView, now: u64) {
         page.set(&table::JOB_DEVICE_SECONDS, &[id, bucket.word()], spent);
     }
     // The machine counts when something happens to the job; while it waits, nothing does.
-    let is_waiting = [Phase::Queued, Phase::Paused].map(Phase::word).contains(&job.phase.as_str());
+    let is_waiting = [Phase::Queued, Phase::Paused]
+        .map(Phase::word)
+        .contains(&job.phase.as_str());
     let since = if is_waiting && account.until_ms != 0 {
         now.saturating_sub(account.until_ms)
     } else {
@@ -161,10 +163,18 @@ fn write_checkpoint(page: &mut Page, job: &pb::JobView) {
         page.set(&table::CHECKPOINT_STEP, &[id], float(newest.step));
     }
     if job.committed_ms != 0 {
-        page.set(&table::CHECKPOINT_TIMESTAMP, &[id], seconds(job.committed_ms));
+        page.set(
+            &table::CHECKPOINT_TIMESTAMP,
+            &[id],
+            seconds(job.committed_ms),
+        );
     }
     if job.checkpoint_every != 0 {
-        page.set(&table::CHECKPOINT_INTERVAL, &[id], float(job.checkpoint_every));
+        page.set(
+            &table::CHECKPOINT_INTERVAL,
+            &[id],
+            float(job.checkpoint_every),
+        );
     }
 }
 
@@ -174,7 +184,11 @@ fn write_data(page: &mut Page, job: &pb::JobView) {
         page.set(&table::JOB_CUT_PROMPTS, &[id], float(cut));
     }
     for lost in &job.lost_tags {
-        page.set(&table::JOB_LOST_TAG_SAMPLES, &[id, &lost.tag], float(lost.samples));
+        page.set(
+            &table::JOB_LOST_TAG_SAMPLES,
+            &[id, &lost.tag],
+            float(lost.samples),
+        );
     }
     let Some(it) = &job.adapted else {
         return;
@@ -212,7 +226,10 @@ fn write_step(page: &mut Page, id: &str, step: &pb::StepReport) {
         (&table::JOB_GRADIENT_NORM, step.gradient_norm),
         (&table::JOB_LEARNING_RATE, step.learning_rate),
         (&table::JOB_PEAK_MEMORY, float(step.peak_memory_bytes)),
-        (&table::JOB_PEAK_DEVICE_MEMORY, float(step.peak_device_memory_bytes)),
+        (
+            &table::JOB_PEAK_DEVICE_MEMORY,
+            float(step.peak_device_memory_bytes),
+        ),
         (&table::JOB_SKIPPED_STEPS, float(step.skipped_steps)),
         (&table::JOB_LOSS_SCALE, step.loss_scale),
     ] {

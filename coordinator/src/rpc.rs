@@ -762,11 +762,7 @@ impl pb::control_server::Control for ControlService {
 }
 
 /// Checks what a caller says about a job.
-fn about(
-    owner: String,
-    labels: HashMap<String, String>,
-    note: String,
-) -> Result<About, Status> {
+fn about(owner: String, labels: HashMap<String, String>, note: String) -> Result<About, Status> {
     let long = |field: &str, text: &str, limit: usize| {
         Err(Status::invalid_argument(format!(
             "field `{field}` has {} bytes; at most {limit} are accepted",

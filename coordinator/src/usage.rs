@@ -129,16 +129,24 @@ mod tests {
             used("d-4", "other", &[(8, 9)]),
         ];
         let rows = |by: &str| {
-            let mut usage = Usage::new(By::parse(by).unwrap_or(By::Job), 10 * DAY_MS + 5, 11 * DAY_MS);
+            let mut usage = Usage::new(
+                By::parse(by).unwrap_or(By::Job),
+                10 * DAY_MS + 5,
+                11 * DAY_MS,
+            );
             for job in &jobs {
                 usage.add(job);
             }
             let reply = usage.reply();
             assert_eq!((reply.from_ms, reply.to_ms), (10 * DAY_MS, 12 * DAY_MS));
             let rows = reply.rows.into_iter();
-            rows.map(|row| (row.key, row.jobs, row.device_ms)).collect::<Vec<_>>()
+            rows.map(|row| (row.key, row.jobs, row.device_ms))
+                .collect::<Vec<_>>()
         };
-        assert_eq!(rows("team"), [(String::new(), 1, 50), ("figures".into(), 2, 44)]);
+        assert_eq!(
+            rows("team"),
+            [(String::new(), 1, 50), ("figures".into(), 2, 44)]
+        );
         assert_eq!(rows("label:paper"), [("table3".to_owned(), 3, 94)]);
         assert_eq!(rows("job")[0], ("c-3".to_owned(), 1, 50));
     }
@@ -147,7 +155,10 @@ mod tests {
     fn another_key_is_refused_with_those_that_there_are() {
         for wrong in ["", "users", "label:"] {
             let error = By::parse(wrong).err().unwrap_or_default();
-            assert!(error.ends_with("team, user, job, name or label:KEY"), "{error}");
+            assert!(
+                error.ends_with("team, user, job, name or label:KEY"),
+                "{error}"
+            );
         }
     }
 }

@@ -26,9 +26,7 @@ pub const DAY_MS: u64 = 86_400_000;
 pub const DAYS_MAX: usize = 400;
 
 /// What a device spends its time with; see the table above.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Bucket {
     Training,
@@ -146,7 +144,10 @@ impl Account {
         while devices != 0 && from < to_ms {
             let day = from / DAY_MS;
             let end = to_ms.min((day + 1).saturating_mul(DAY_MS));
-            self.use_day(u32::try_from(day).unwrap_or(u32::MAX), devices * (end - from));
+            self.use_day(
+                u32::try_from(day).unwrap_or(u32::MAX),
+                devices * (end - from),
+            );
             from = end;
         }
     }
@@ -225,7 +226,11 @@ mod tests {
     fn days_are_cut_at_midnight_and_add_up() {
         let mut account = Account::default();
         account.use_days(3, DAY_MS - 10, 2 * DAY_MS + 5);
-        let days: Vec<(u32, u64)> = account.days.iter().map(|it| (it.day, it.device_ms)).collect();
+        let days: Vec<(u32, u64)> = account
+            .days
+            .iter()
+            .map(|it| (it.day, it.device_ms))
+            .collect();
         assert_eq!(days, [(0, 30), (1, 3 * DAY_MS), (2, 15)]);
         assert_eq!(account.within(1..=2), 3 * DAY_MS + 15);
     }

@@ -54,7 +54,11 @@ fn every_panel_shows_data_of_a_running_job() -> Result<()> {
     for name in DASHBOARDS {
         left.extend(queries(name, &id)?);
     }
-    ensure!(60 < left.len(), "the dashboards have only {} queries", left.len());
+    ensure!(
+        60 < left.len(),
+        "the dashboards have only {} queries",
+        left.len()
+    );
     for _ in 0..TRIES_MAX {
         // Waits for the job's next view instead of sleeping.
         watch.next_view()?.context("the job ended by itself")?;
@@ -96,7 +100,9 @@ fn every_panel_shows_data_of_a_running_job() -> Result<()> {
         name: "brief".to_owned(),
         ..endless
     };
-    let brief = brief.to_toml().replace("[train]", "[train]\ntime_limit = \"1s\"");
+    let brief = brief
+        .to_toml()
+        .replace("[train]", "[train]\ntime_limit = \"1s\"");
     let brief = cluster.submit(&brief)?;
     // Blocks until Alertmanager posts; the alerts of other jobs may come before.
     loop {
@@ -139,15 +145,25 @@ fn every_alert_has_a_case_that_fires_and_one_that_does_not_and_a_page_of_the_run
         .filter_map(|line| line.strip_prefix("###").or(line.strip_prefix("##")))
         .map(|heading| {
             let words = heading.trim().to_lowercase().replace(' ', "-");
-            words.chars().filter(|c| c.is_alphanumeric() || *c == '-').collect()
+            words
+                .chars()
+                .filter(|c| c.is_alphanumeric() || *c == '-')
+                .collect()
         })
         .collect();
     let cases = std::fs::read_to_string(folder.join("alerts.test.yml"))?;
     for alert in monitoring::alerts() {
         let name = alert.name;
-        ensure!(anchors.contains(alert.runbook), "{name}: no heading {}", alert.runbook);
+        ensure!(
+            anchors.contains(alert.runbook),
+            "{name}: no heading {}",
+            alert.runbook
+        );
         for case in ["fires", "is quiet"] {
-            ensure!(cases.contains(&format!("name: {name} {case}")), "{name} {case}: no case");
+            ensure!(
+                cases.contains(&format!("name: {name} {case}")),
+                "{name} {case}: no case"
+            );
         }
     }
     Ok(())

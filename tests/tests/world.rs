@@ -43,7 +43,11 @@ fn five_thousand_worlds_end_well() {
     // The accounts of time are exact (see `accounts.rs`), and each bucket of a gang is used.
     let gang = Bucket::ALL.into_iter().filter(|it| *it != Bucket::Units);
     let unused: Vec<Bucket> = gang.filter(|it| !sum.spent.contains_key(it)).collect();
-    assert!(unused.is_empty(), "no time went into {unused:?}: {:?}", sum.spent);
+    assert!(
+        unused.is_empty(),
+        "no time went into {unused:?}: {:?}",
+        sum.spent
+    );
     assert!(
         250 < sum.cancelled,
         "only {} jobs were cancelled",

@@ -195,9 +195,14 @@ mod tests {
             "retri_worker_rank_phase_seconds_total{training_job=\"demo-1\",rank=\"1\",phase=\"backward\"} 2.5",
             "retri_worker_rank_failures_total{training_job=\"demo-1\"} 1.0",
         ] {
-            assert!(text.lines().any(|it| it == line), "{line} is not in\n{text}");
+            assert!(
+                text.lines().any(|it| it == line),
+                "{line} is not in\n{text}"
+            );
         }
-        let starts = text.lines().filter(|line| line.starts_with("retri_worker_rank_starts_total"));
+        let starts = text
+            .lines()
+            .filter(|line| line.starts_with("retri_worker_rank_starts_total"));
         assert_eq!(starts.count(), JOBS_MAX);
     }
 }

@@ -220,7 +220,10 @@ impl Seat {
         }
         let waits = [
             (Bucket::DataWait, passed(&new, &old, |it| it.data)),
-            (Bucket::StragglerWait, passed(&new, &old, |it| it.communication)),
+            (
+                Bucket::StragglerWait,
+                passed(&new, &old, |it| it.communication),
+            ),
             (Bucket::Checkpoint, passed(&new, &old, |it| it.checkpoint)),
         ];
         for (bucket, ms) in waits {
@@ -313,18 +316,32 @@ mod tests {
     }
 
     fn spent(book: &Book) -> Vec<(Bucket, u64)> {
-        book.account.spent.iter().map(|(it, ms)| (*it, *ms)).collect()
+        book.account
+            .spent
+            .iter()
+            .map(|(it, ms)| (*it, *ms))
+            .collect()
     }
 
     #[test]
     fn a_step_is_divided_when_it_is_reported_and_one_that_is_dropped_is_lost() {
         let mut book = book();
         let at = |ms| DAY_MS + ms;
-        book.settle(at(100), vec![holding("a", Use::Forming, None)], Step(0), false);
+        book.settle(
+            at(100),
+            vec![holding("a", Use::Forming, None)],
+            Step(0),
+            false,
+        );
         assert_eq!(book.account.waited_ms, 100);
         book.settle(at(400), vec![holding("a", Use::Step, None)], Step(0), false);
         let step = totals(1, 1, 0.2, 0.3);
-        book.settle(at(1_400), vec![holding("a", Use::Step, step)], Step(0), false);
+        book.settle(
+            at(1_400),
+            vec![holding("a", Use::Step, step)],
+            Step(0),
+            false,
+        );
         assert_eq!(
             spent(&book),
             [
@@ -335,12 +352,27 @@ mod tests {
             ]
         );
         // The next step breaks after 250 ms, and the process forms again.
-        book.settle(at(1_650), vec![holding("a", Use::Forming, step)], Step(1), false);
+        book.settle(
+            at(1_650),
+            vec![holding("a", Use::Forming, step)],
+            Step(1),
+            false,
+        );
         assert_eq!(book.account.of(Bucket::Recompute), 250);
-        book.settle(at(1_650), vec![holding("a", Use::Step, step)], Step(1), false);
+        book.settle(
+            at(1_650),
+            vec![holding("a", Use::Step, step)],
+            Step(1),
+            false,
+        );
         // Steps 2 and 3: another rank had reported the first of them before the fault.
         let again = totals(3, 3, 0.2, 0.3);
-        book.settle(at(2_650), vec![holding("a", Use::Step, again)], Step(2), false);
+        book.settle(
+            at(2_650),
+            vec![holding("a", Use::Step, again)],
+            Step(2),
+            false,
+        );
         assert_eq!(book.account.of(Bucket::Training), 1_000);
         book.settle(at(3_000), vec![], Step(2), false);
         assert_eq!(book.account.of(Bucket::Recompute), 1_100);
@@ -359,13 +391,23 @@ mod tests {
             },
         );
         let at = |ms| DAY_MS + ms;
-        book.settle(at(500), vec![holding("a", Use::Forming, None)], Step(9), false);
+        book.settle(
+            at(500),
+            vec![holding("a", Use::Forming, None)],
+            Step(9),
+            false,
+        );
         assert_eq!((spent(&book), book.account.open_ms), (vec![], 500));
         let late = totals(12, 12, 40.0, 50.0);
         book.settle(at(700), vec![holding("a", Use::Step, late)], Step(9), false);
         assert_eq!(spent(&book), [(Bucket::Training, 700)]);
         let next = totals(13, 13, 40.1, 50.0);
-        book.settle(at(1_700), vec![holding("a", Use::Step, next)], Step(9), false);
+        book.settle(
+            at(1_700),
+            vec![holding("a", Use::Step, next)],
+            Step(9),
+            false,
+        );
         assert_eq!(
             spent(&book),
             [(Bucket::Training, 1_600), (Bucket::DataWait, 100)]
@@ -387,8 +429,20 @@ mod tests {
         });
         let at = |ms| DAY_MS + ms;
         let mut now = 0;
-        for use_ in [Use::Step, Use::Preempted, Use::Step, Use::Idle, Use::Unit, Use::Finished] {
-            for told in [None, strange, totals(0, 0, 1.0, 1.0), totals(5, 1, 1e300, 0.0)] {
+        for use_ in [
+            Use::Step,
+            Use::Preempted,
+            Use::Step,
+            Use::Idle,
+            Use::Unit,
+            Use::Finished,
+        ] {
+            for told in [
+                None,
+                strange,
+                totals(0, 0, 1.0, 1.0),
+                totals(5, 1, 1e300, 0.0),
+            ] {
                 book.settle(at(now), vec![holding("a", use_, told)], Step(3), true);
                 now += 10;
             }

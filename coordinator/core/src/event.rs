@@ -4,9 +4,9 @@
 //! on every report.
 
 pub use crate::record::{
-    About, Adapted, Counters, Durable, FailedUnit, INCIDENTS_MAX, Incident, JobPhase, JobRecord, LostTag,
-    Member, Millis, NAMED_UNITS_MAX, RECORD_VERSION, RESTARTS_WITHOUT_PROGRESS_MAX, Record,
-    UnitsRecord,
+    About, Adapted, Counters, Durable, FailedUnit, INCIDENTS_MAX, Incident, JobPhase, JobRecord,
+    LostTag, Member, Millis, NAMED_UNITS_MAX, RECORD_VERSION, RESTARTS_WITHOUT_PROGRESS_MAX,
+    Record, UnitsRecord,
 };
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
 use proto::id::{Generation, JobId, Step, WorkerId};

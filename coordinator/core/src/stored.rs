@@ -2,7 +2,8 @@
 //! and stored a sampling job as a gang with the text of the job that it read.
 
 use crate::record::{
-    About, Adapted, Incident, JobPhase, JobRecord, LostTag, Member, Millis, RECORD_VERSION, UnitsRecord,
+    About, Adapted, Incident, JobPhase, JobRecord, LostTag, Member, Millis, RECORD_VERSION,
+    UnitsRecord,
 };
 use proto::account::Account;
 use proto::checkpoint::CheckpointRef;

@@ -118,7 +118,12 @@ fn print(
         rows.add_row([key.clone(), cell(a), cell(b)]);
     }
     let side = |side: &Side| {
-        let account = side.view.account.as_ref().map(Account::from).unwrap_or_default();
+        let account = side
+            .view
+            .account
+            .as_ref()
+            .map(Account::from)
+            .unwrap_or_default();
         let goodput = account.goodput();
         [
             side.view.phase.clone(),
@@ -181,10 +186,17 @@ mod tests {
     #[test]
     fn only_what_differs_is_shown() {
         let of = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
-            pairs.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect()
+            pairs
+                .iter()
+                .map(|(a, b)| ((*a).to_owned(), (*b).to_owned()))
+                .collect()
         };
         let a = of(&[("train.steps", "4"), ("data.seed", "1")]);
-        let b = of(&[("train.steps", "4"), ("data.seed", "2"), ("train.clip", "1.0")]);
+        let b = of(&[
+            ("train.steps", "4"),
+            ("data.seed", "2"),
+            ("train.clip", "1.0"),
+        ]);
         let found = differences(&a, &b);
         let keys: Vec<&str> = found.iter().map(|(key, ..)| key.as_str()).collect();
         assert_eq!(keys, ["data.seed", "train.clip"]);

@@ -18,7 +18,12 @@ use std::path::{Path, PathBuf};
 pub(crate) struct CurveArgs {
     job: String,
     /// What is printed, one line per step
-    #[arg(long, value_enum, default_value = "csv", conflicts_with = "tensorboard")]
+    #[arg(
+        long,
+        value_enum,
+        default_value = "csv",
+        conflicts_with = "tensorboard"
+    )]
     format: Format,
     /// Write an event file of TensorBoard into this folder, below the job's id, instead
     #[arg(long, value_name = "DIR")]

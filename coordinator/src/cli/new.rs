@@ -51,7 +51,10 @@ pub(crate) fn new(_: &Global, args: &NewArgs) -> Result<Outcome> {
                 .with_context(|| format!("cannot create {}", path.display()))?;
             file.write_all(text.as_bytes())
                 .with_context(|| format!("cannot write {}", path.display()))?;
-            outln!("{} is a start: adapt it, then `coordinator submit --dry-run`", path.display());
+            outln!(
+                "{} is a start: adapt it, then `coordinator submit --dry-run`",
+                path.display()
+            );
         }
     }
     Ok(Outcome::True)
@@ -85,10 +88,15 @@ mod tests {
     fn every_start_has_a_name_that_can_be_replaced() {
         for kind in Kind::value_variants() {
             let text = named(kind.text(), "mine").unwrap_or_default();
-            let names = text.lines().filter(|line| line.starts_with("name = \"mine\""));
+            let names = text
+                .lines()
+                .filter(|line| line.starts_with("name = \"mine\""));
             assert_eq!(names.count(), 1, "{kind:?}");
         }
         let error = named("", "Not A Name").map_err(|error| error.to_string());
-        assert!(error.is_err_and(|it| it.contains("lower-case")), "refused by name");
+        assert!(
+            error.is_err_and(|it| it.contains("lower-case")),
+            "refused by name"
+        );
     }
 }

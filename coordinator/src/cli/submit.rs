@@ -196,7 +196,9 @@ impl Submission {
             let Some((key, value)) = label.split_once('=') else {
                 return Err(anyhow!("--label: `{label}` is not of the form key=value"));
             };
-            self.about.labels.insert(key.trim().to_owned(), value.trim().to_owned());
+            self.about
+                .labels
+                .insert(key.trim().to_owned(), value.trim().to_owned());
         }
         self.about.note.clone_from(&args.note);
         self.about.owner = args.owner.clone().unwrap_or_else(user);

@@ -130,6 +130,9 @@ mod tests {
         assert_eq!(events[0].file_version.as_deref(), Some("brain.Event:2"));
         assert_eq!((events[1].step, events[1].wall_time), (7, 6.5));
         let value = &events[1].summary.as_ref().unwrap().value[0];
-        assert_eq!((value.tag.as_str(), value.simple_value), ("loss/total", 0.25));
+        assert_eq!(
+            (value.tag.as_str(), value.simple_value),
+            ("loss/total", 0.25)
+        );
     }
 }

@@ -108,7 +108,11 @@ impl Page {
 
     /// The value of one series. A later one replaces it.
     pub fn set(&mut self, metric: &Metric, labels: &[&str], value: f64) {
-        debug_assert!(!matches!(metric.kind, Kind::Histogram(_)), "{}", metric.name);
+        debug_assert!(
+            !matches!(metric.kind, Kind::Histogram(_)),
+            "{}",
+            metric.name
+        );
         self.insert(metric, labels, Value::Number(value));
     }
 
@@ -124,7 +128,12 @@ impl Page {
     }
 
     pub fn histogram(&mut self, metric: &Metric, labels: &[&str], histogram: &Histogram) {
-        debug_assert_eq!(metric.kind, Kind::Histogram(histogram.bounds), "{}", metric.name);
+        debug_assert_eq!(
+            metric.kind,
+            Kind::Histogram(histogram.bounds),
+            "{}",
+            metric.name
+        );
         let mut total = 0;
         let mut next = |count: &AtomicU64| {
             total += count.load(Ordering::Relaxed);
@@ -180,7 +189,11 @@ fn describe(text: &mut String, metric: &Metric, form: Form) {
         Form::Classic => name,
     };
     // Writing to a String cannot fail.
-    let _ = writeln!(text, "# HELP {family} {}", escape(help, form == Form::OpenMetrics));
+    let _ = writeln!(
+        text,
+        "# HELP {family} {}",
+        escape(help, form == Form::OpenMetrics)
+    );
     let _ = writeln!(text, "# TYPE {family} {}", metric.kind.word());
     if form == Form::OpenMetrics
         && !metric.unit.is_empty()
@@ -322,7 +335,10 @@ mod tests {
             "# UNIT retri_spent_seconds seconds",
             "# UNIT retri_took_seconds seconds",
         ] {
-            assert!(open.lines().any(|it| it == line), "{line} is not in\n{open}");
+            assert!(
+                open.lines().any(|it| it == line),
+                "{line} is not in\n{open}"
+            );
         }
         assert!(open.ends_with("\n# EOF\n"), "{open}");
     }
@@ -338,7 +354,10 @@ mod tests {
             ("text/plain;version=0.0.4", Form::Classic),
             (prometheus, Form::OpenMetrics),
             ("application/openmetrics-text", Form::OpenMetrics),
-            ("application/openmetrics-text;q=0.2,text/plain", Form::Classic),
+            (
+                "application/openmetrics-text;q=0.2,text/plain",
+                Form::Classic,
+            ),
         ] {
             assert_eq!(Form::of(accept), form, "{accept}");
         }

@@ -94,9 +94,15 @@ mod tests {
             );
             for label in metric.labels {
                 assert!(plain(label), "{name}: {label}");
-                assert!(!["job", "instance", "le"].contains(label), "{name}: {label}");
+                assert!(
+                    !["job", "instance", "le"].contains(label),
+                    "{name}: {label}"
+                );
             }
-            assert!(!metric.help.is_empty() && !metric.help.ends_with('.'), "{name}");
+            assert!(
+                !metric.help.is_empty() && !metric.help.ends_with('.'),
+                "{name}"
+            );
             if let Kind::Histogram(bounds) = metric.kind {
                 assert!(bounds.is_sorted() && !bounds.is_empty(), "{name}");
             }

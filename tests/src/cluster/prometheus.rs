@@ -113,11 +113,13 @@ impl Alertmanager {
         let ours = shipped
             .replace("127.0.0.1:9095", receiver)
             .replace("group_wait: 10s", "group_wait: 0s");
-        ensure!(ours.contains(receiver), "{} names no receiver", file.display());
+        ensure!(
+            ours.contains(receiver),
+            "{} names no receiver",
+            file.display()
+        );
         std::fs::write(&config, ours)?;
-        let mut command = Command::new(tool::path(
-            "alertmanager/usr/bin/prometheus-alertmanager",
-        )?);
+        let mut command = Command::new(tool::path("alertmanager/usr/bin/prometheus-alertmanager")?);
         command.arg(format!("--config.file={}", config.display()));
         command.arg(format!("--storage.path={}", home.join("data").display()));
         command.arg("--web.listen-address=127.0.0.1:0");

@@ -60,9 +60,15 @@ pub fn alerts() -> Vec<Alert> {
             severity: "page",
             summary: "The coordinator at {{ $labels.instance }} cannot be scraped",
             runbook: "what-if-the-coordinator-is-down",
-            fires: vec![("up{job=\"retri-coordinator\",instance=\"c:7071\"}".into(), "1 0x10")],
+            fires: vec![(
+                "up{job=\"retri-coordinator\",instance=\"c:7071\"}".into(),
+                "1 0x10",
+            )],
             labels: vec![("job", "retri-coordinator"), ("instance", "c:7071")],
-            quiet: vec![("up{job=\"retri-coordinator\",instance=\"c:7071\"}".into(), "1 0 1x10")],
+            quiet: vec![(
+                "up{job=\"retri-coordinator\",instance=\"c:7071\"}".into(),
+                "1 0 1x10",
+            )],
             at: "5m",
         },
         Alert {
@@ -148,7 +154,10 @@ pub fn alerts() -> Vec<Alert> {
             labels: vec![JOB, ("phase", "queued")],
             quiet: vec![
                 (demo(&table::JOB_PHASE, &[("phase", "queued")]), "1x30 _x70"),
-                (demo(&table::JOB_PHASE, &[("phase", "training")]), "_x30 1x70"),
+                (
+                    demo(&table::JOB_PHASE, &[("phase", "training")]),
+                    "_x30 1x70",
+                ),
             ],
             at: "80m",
         },
@@ -305,9 +314,17 @@ pub fn alerts() -> Vec<Alert> {
             severity: "ticket",
             summary: "Reports wait longer than a second for the coordinator",
             runbook: "why-is-something-refused-as-too-large-or-too-many",
-            fires: vec![(lag("1.0"), "0x30"), (lag("2.5"), "0+9x30"), (lag("+Inf"), "0+9x30")],
+            fires: vec![
+                (lag("1.0"), "0x30"),
+                (lag("2.5"), "0+9x30"),
+                (lag("+Inf"), "0+9x30"),
+            ],
             labels: vec![],
-            quiet: vec![(lag("1.0"), "0+9x30"), (lag("2.5"), "0+9x30"), (lag("+Inf"), "0+9x30")],
+            quiet: vec![
+                (lag("1.0"), "0+9x30"),
+                (lag("2.5"), "0+9x30"),
+                (lag("+Inf"), "0+9x30"),
+            ],
             at: "20m",
         },
     ]

@@ -27,7 +27,12 @@ pub(super) fn dashboard() -> Value {
 fn now() -> Vec<Panel> {
     let all = |metric: &Metric| select(metric, &[]);
     let jobs = |phase| format!("sum({})", select(&table::JOBS, &[("phase", "=~", phase)]));
-    let devices = |state| format!("sum({})", select(&table::WORKER_DEVICES, &[("state", "=", state)]));
+    let devices = |state| {
+        format!(
+            "sum({})",
+            select(&table::WORKER_DEVICES, &[("state", "=", state)])
+        )
+    };
     let down = format!(
         "count(({} == 0) unless on (worker) ({} == 1)) or vector(0)",
         all(&table::WORKER_UP),

@@ -1,11 +1,9 @@
 //! The dashboard for the time around an incident: what failed first, and what it cost.
 
-use super::panel::{
-    AMBER, Dashboard, GREEN, Panel, RED, graph, of_job, stat, target, timeline,
-};
+use super::panel::{AMBER, Dashboard, GREEN, Panel, RED, graph, of_job, stat, target, timeline};
 use super::{buckets, select, training};
-use proto::metric::coordinator as table;
 use proto::metric::TRAINING_JOB;
+use proto::metric::coordinator as table;
 use serde_json::Value;
 
 const NEVER: f64 = f64::NEG_INFINITY;
@@ -29,7 +27,11 @@ pub(super) fn dashboard() -> Value {
         title: "RetriNet: incident",
         description: "One job around an incident: what failed first, who waited, what it cost.",
         of_job: true,
-        rows: vec![("Cost", cost()), ("What happened", faults), ("Around it", around())],
+        rows: vec![
+            ("Cost", cost()),
+            ("What happened", faults),
+            ("Around it", around()),
+        ],
     }
     .json()
 }

@@ -61,9 +61,10 @@ fn select_of(metric: &Metric, suffix: &str, matchers: &[(&str, &str, &str)]) -> 
 
 /// All metrics, for people.
 fn table() -> String {
-    let mut text = "# Metrics\n\nMade by `make monitoring` from `proto/src/metric`. A counter begins \
+    let mut text =
+        "# Metrics\n\nMade by `make monitoring` from `proto/src/metric`. A counter begins \
                     at 0 again when its program restarts.\n"
-        .to_owned();
+            .to_owned();
     for (program, metrics) in proto::metric::TABLES {
         text += &format!(
             "\n## {program}\n\n| name | kind | unit | labels | meaning |\n|---|---|---|---|---|\n"

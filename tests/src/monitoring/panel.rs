@@ -100,7 +100,9 @@ pub fn stat(
 }
 
 fn steps(thresholds: &[(f64, &str)]) -> Value {
-    let first = thresholds.first().filter(|(from, _)| *from == f64::NEG_INFINITY);
+    let first = thresholds
+        .first()
+        .filter(|(from, _)| *from == f64::NEG_INFINITY);
     let base = first.map_or("blue", |(_, colour)| *colour);
     let mut steps = vec![json!({ "color": base, "value": null })];
     for (from, colour) in thresholds.iter().skip(usize::from(first.is_some())) {

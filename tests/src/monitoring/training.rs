@@ -49,8 +49,14 @@ fn now() -> Vec<panel::Panel> {
         "{} / ({} > 0) or {} / ignoring (state) {}",
         of_job(&table::JOB_STEP),
         of_job(&table::JOB_STEPS_TARGET),
-        select(&table::JOB_UNITS, &[(TRAINING_JOB, "=", "$job"), ("state", "=", "done")]),
-        select(&table::JOB_UNITS, &[(TRAINING_JOB, "=", "$job"), ("state", "=", "total")]),
+        select(
+            &table::JOB_UNITS,
+            &[(TRAINING_JOB, "=", "$job"), ("state", "=", "done")]
+        ),
+        select(
+            &table::JOB_UNITS,
+            &[(TRAINING_JOB, "=", "$job"), ("state", "=", "total")]
+        ),
     );
     let left = format!(
         "({} - {}) / (deriv({}[15m]) > 0)",
@@ -130,7 +136,10 @@ fn now() -> Vec<panel::Panel> {
 
 fn learning() -> Vec<panel::Panel> {
     let loss = |operator| {
-        let matchers = [(TRAINING_JOB, "=", "$job"), ("term", operator, "validation.*")];
+        let matchers = [
+            (TRAINING_JOB, "=", "$job"),
+            ("term", operator, "validation.*"),
+        ];
         select(&table::JOB_LOSS, &matchers)
     };
     vec![
@@ -184,7 +193,10 @@ fn phase_rate() -> String {
 fn speed() -> Vec<panel::Panel> {
     let own = select(
         &worker::RANK_PHASE_SECONDS,
-        &[(TRAINING_JOB, "=", "$job"), ("phase", "=~", "data|forward|backward|optimizer")],
+        &[
+            (TRAINING_JOB, "=", "$job"),
+            ("phase", "=~", "data|forward|backward|optimizer"),
+        ],
     );
     let per_step = format!(
         "sum by (rank) (rate({own}[$__rate_interval])) / sum by (rank) \
@@ -321,7 +333,10 @@ pub(super) fn faults() -> Vec<panel::Panel> {
             "Since the job was submitted; the buckets add up",
             "s",
             vec![target(
-                format!("sum by (bucket) ({}) > 0", of_job(&table::JOB_DEVICE_SECONDS)),
+                format!(
+                    "sum by (bucket) ({}) > 0",
+                    of_job(&table::JOB_DEVICE_SECONDS)
+                ),
                 "{{bucket}}",
             )],
         ),

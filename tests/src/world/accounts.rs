@@ -35,8 +35,7 @@ impl Oracle {
             format!("{id}: its account ends at {until}, not within {ends:?}")
         });
         let passed = after.until_ms.saturating_sub(since);
-        let held = before.map_or(0, |before| before.held_ms())
-            + old.map_or(0, devices) * passed;
+        let held = before.map_or(0, |before| before.held_ms()) + old.map_or(0, devices) * passed;
         self.require(after.held_ms() == held, || {
             format!(
                 "{id}: its buckets add up to {} device-ms, and it held {held}: {after:?}",
