@@ -7,9 +7,11 @@ use crate::daemon::{Handle, Stopping};
 use crate::journal::Journal;
 use crate::status::{self, Detail};
 use crate::store::{Archived, StateError, StateStore};
+use crate::usage::{Usage, Used};
 use coordinator_core::event::Input;
 use coordinator_core::event::{JobRecord, Reply};
 use coordinator_core::{EndedJob, Why};
+use proto::account::Account;
 use proto::id::JobId;
 use proto::pb;
 use proto::phase::Phase;
@@ -170,6 +172,44 @@ impl Jobs {
             .map(|job| JobId(job.job.clone()));
         jobs.reverse();
         Ok((jobs, next))
+    }
+
+    /// Adds up what all jobs used, archived ones, too.
+    pub(crate) async fn usage(&self, mut usage: Usage) -> Result<Usage, JobsError> {
+        let in_memory = self.handle.snapshot().await?.jobs;
+        let known: BTreeSet<&str> = in_memory.iter().map(|job| job.job.as_str()).collect();
+        for job in &in_memory {
+            usage.add(&Used {
+                job: job.job.clone(),
+                name: job.name.clone(),
+                team: job.team.clone(),
+                owner: job.owner.clone(),
+                labels: job.labels.clone().into_iter().collect(),
+                account: job.account.as_ref().map(Account::from).unwrap_or_default(),
+            });
+        }
+        let mut after = None;
+        loop {
+            let page = self.store.archive(after.as_ref(), PAGE).await?;
+            let Some(last) = page.last() else {
+                return Ok(usage);
+            };
+            after = Some(last.record.id.clone());
+            // One that a job names is in memory, too.
+            for job in page
+                .into_iter()
+                .filter(|it| !known.contains(it.record.id.0.as_str()))
+            {
+                usage.add(&Used {
+                    job: job.record.id.0,
+                    name: job.name,
+                    team: job.team,
+                    owner: job.record.about.owner,
+                    labels: job.record.about.labels,
+                    account: job.record.account,
+                });
+            }
+        }
     }
 
     /// Archived jobs after `after`, newest first.

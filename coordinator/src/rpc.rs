@@ -14,6 +14,7 @@ use crate::admission::{Admission, EndedQuotas, invalid, overrides, parse};
 use crate::budget::blocking;
 use crate::calls::short;
 use crate::daemon::{Handle, Stopping};
+use crate::event_log::EventLog;
 use crate::inspect::{InspectError, Inspector};
 use crate::jobs::{Filter, Jobs, JobsError};
 use crate::journal::Journal;
@@ -21,17 +22,19 @@ use crate::pressure::Pressures;
 use crate::store::StateError;
 use crate::streams::{Reader, Replies, Streams, caller};
 use crate::subject;
-use coordinator_core::event::{DatasetPin, Input, Reply, RequestId};
+use crate::text::now_ms;
+use crate::usage::{By, Usage};
+use coordinator_core::event::{About, DatasetPin, Input, Reply, RequestId};
 use proto::evaluate::{EvaluateWork, EvaluatedModel, EvaluationPlan};
 use proto::id::JobId;
-use proto::limits::{NAMED_BYTES, TEXT_BYTES, cut};
+use proto::limits::{LABEL_BYTES, LABELS, NAMED_BYTES, TEXT_BYTES, cut};
 use proto::pb;
 use proto::phase::{Phase, is_over};
 use proto::printable::Printable;
 use proto::sample::Weights;
 use proto::spec::{JobSpec, TrainingEvaluation, Work};
 use proto::wire::{job_id, worker_name};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -52,6 +55,7 @@ pub(crate) struct ControlService {
     jobs: Jobs,
     handle: Handle,
     journal: Journal,
+    event_log: EventLog,
     streams: Streams,
     admission: Admission,
     inspector: Inspector,
@@ -59,10 +63,16 @@ pub(crate) struct ControlService {
 }
 
 impl ControlService {
-    pub(crate) fn new(jobs: Jobs, quotas: EndedQuotas, pressures: Pressures) -> Self {
+    pub(crate) fn new(
+        jobs: Jobs,
+        event_log: EventLog,
+        quotas: EndedQuotas,
+        pressures: Pressures,
+    ) -> Self {
         Self {
             handle: jobs.handle.clone(),
             journal: jobs.journal.clone(),
+            event_log,
             streams: Streams::new(),
             admission: Admission::new(jobs.clone(), quotas),
             inspector: Inspector::new(),
@@ -212,6 +222,40 @@ impl ControlService {
                 changed = changes.changed() => changed.map_err(|_| unavailable(Stopping))?,
                 () = to.closed() => return Ok(()),
             }
+        }
+    }
+
+    /// With `follow`, continues until the reader leaves.
+    async fn send_events(
+        &self,
+        request: &pb::EventsRequest,
+        to: &Reader<pb::EventLine>,
+    ) -> Result<(), Status> {
+        let mut changes = self.event_log.changes();
+        let mut after = request.after;
+        loop {
+            changes.mark_unchanged();
+            loop {
+                let (lines, through) = self.event_log.after(&request.job, after, PAGE);
+                let is_page = lines.len() == PAGE;
+                after = through;
+                for line in lines {
+                    if !to.send(line).await? {
+                        return Ok(());
+                    }
+                }
+                if !is_page {
+                    break;
+                }
+            }
+            if !request.follow {
+                return Ok(());
+            }
+            tokio::select! {
+                changed = changes.changed() => changed.map_err(|_| unavailable(Stopping))?,
+                () = to.closed() => return Ok(()),
+            }
+            sleep(LOOK_EVERY).await;
         }
     }
 
@@ -452,6 +496,7 @@ impl pb::control_server::Control for ControlService {
     type ListStepsStream = Replies<pb::StepReport>;
     type ListLedgerStream = Replies<pb::LedgerLine>;
     type LogsStream = Replies<pb::LogLine>;
+    type EventsStream = Replies<pb::EventLine>;
 
     async fn submit(
         &self,
@@ -464,7 +509,11 @@ impl pb::control_server::Control for ControlService {
             dry_run,
             directory,
             files,
+            owner,
+            labels,
+            note,
         } = request.into_inner();
+        let about = about(owner, labels, note)?;
         let file = if file_name.is_empty() {
             "job.toml".to_owned()
         } else {
@@ -501,6 +550,7 @@ impl pb::control_server::Control for ControlService {
                 spec: Box::new(spec),
                 job_toml,
                 dataset,
+                about,
                 archived,
             })
             .await;
@@ -724,6 +774,81 @@ impl pb::control_server::Control for ControlService {
         let workers = self.handle.workers().await.map_err(unavailable)?;
         Ok(Response::new(pb::ListWorkersReply { workers }))
     }
+
+    async fn usage(
+        &self,
+        request: Request<pb::UsageRequest>,
+    ) -> Result<Response<pb::UsageReply>, Status> {
+        let pb::UsageRequest {
+            by,
+            since_ms,
+            until_ms,
+        } = request.into_inner();
+        let by = By::parse(&cut(&by, TEXT_BYTES)).map_err(Status::invalid_argument)?;
+        let until_ms = if until_ms == 0 { now_ms() } else { until_ms };
+        if until_ms < since_ms {
+            return Err(Status::invalid_argument(format!(
+                "field `until_ms` is {until_ms}; it must not be before `since_ms`, {since_ms}"
+            )));
+        }
+        let usage = self.jobs.usage(Usage::new(by, since_ms, until_ms));
+        Ok(Response::new(usage.await.map_err(failed)?.reply()))
+    }
+
+    async fn events(
+        &self,
+        request: Request<pb::EventsRequest>,
+    ) -> Result<Response<Self::EventsStream>, Status> {
+        let caller = caller(&request);
+        let request = request.into_inner();
+        if !request.job.is_empty() {
+            self.job(&request.job).await?;
+        }
+        let service = self.clone();
+        self.streams.open(caller, |reader| async move {
+            service.send_events(&request, &reader).await
+        })
+    }
+}
+
+/// Checks what a caller says about a job.
+fn about(owner: String, labels: HashMap<String, String>, note: String) -> Result<About, Status> {
+    let long = |field: &str, text: &str, limit: usize| {
+        Err(Status::invalid_argument(format!(
+            "field `{field}` has {} bytes; at most {limit} are accepted",
+            text.len()
+        )))
+    };
+    if LABEL_BYTES < owner.len() {
+        return long("owner", &owner, LABEL_BYTES);
+    }
+    if TEXT_BYTES < note.len() {
+        return long("note", &note, TEXT_BYTES);
+    }
+    if LABELS < labels.len() {
+        return Err(Status::invalid_argument(format!(
+            "field `labels` has {} entries; at most {LABELS} are accepted",
+            labels.len()
+        )));
+    }
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
+    for (key, value) in &labels {
+        if key.is_empty() || LABEL_BYTES < key.len() || !key.chars().all(allowed) {
+            return Err(Status::invalid_argument(format!(
+                "field `labels`: the key {:?} must be 1 to {LABEL_BYTES} letters, digits, dashes, \
+                 underscores, dots and slashes",
+                cut(key, TEXT_BYTES)
+            )));
+        }
+        if LABEL_BYTES < value.len() {
+            return long(&format!("labels.{key}"), value, LABEL_BYTES);
+        }
+    }
+    Ok(About {
+        owner,
+        labels: labels.into_iter().collect(),
+        note,
+    })
 }
 
 /// Checks the plan by which a job is evaluated while it trains. `text`: the job's own. Returns what

@@ -95,6 +95,13 @@ pub(crate) fn job_view(
                 value: it.value.clone(),
             })
             .collect(),
+        owner: record.about.owner.clone(),
+        labels: record.about.labels.clone().into_iter().collect(),
+        note: record.about.note.clone(),
+        account: Some((&record.account).into()),
+        faults: record.faults.clone().into_iter().collect(),
+        committed_ms: record.committed_ms.unwrap_or(0),
+        checkpoint_every: training.map_or(0, |work| work.checkpoint.every),
         team: job
             .spec
             .map_or_else(String::new, |spec| spec.resources.team.clone()),

@@ -5,6 +5,7 @@
 //! ([`ledger`]), network layouts ([`layout`], [`public`]), daemon settings ([`settings`]), limits
 //! ([`limits`]), names of phases ([`phase`]) and shared text formats ([`text`], [`duration`]).
 
+pub mod account;
 pub mod architecture;
 pub mod checkpoint;
 pub mod dataset;
@@ -20,6 +21,7 @@ pub mod ledger;
 pub mod limits;
 mod location;
 pub mod message;
+pub mod metric;
 pub mod phase;
 pub mod printable;
 pub mod public;

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use proto::account::Bucket;
 use std::collections::BTreeSet;
 use tests::world::{
     Bug, EVENTS_MIN, Kinds, TraceMode, hashes, many_units, restore_every_prefix, run,
@@ -41,6 +42,14 @@ fn five_thousand_worlds_end_well() {
         "only {} restarts in {WORLDS} worlds",
         sum.restarts
     );
+    // The accounts of time are exact (see `accounts.rs`), and each bucket of a gang is used.
+    let gang = Bucket::ALL.into_iter().filter(|it| *it != Bucket::Units);
+    let unused: Vec<Bucket> = gang.filter(|it| !sum.spent.contains_key(it)).collect();
+    assert!(
+        unused.is_empty(),
+        "no time went into {unused:?}: {:?}",
+        sum.spent
+    );
     assert!(
         250 < sum.cancelled,
         "only {} jobs were cancelled",
@@ -66,6 +75,7 @@ fn two_thousand_mixed_worlds_end_well() {
         broken.join("\n")
     );
     let sum = sweep.sum;
+    assert!(sum.spent.contains_key(&Bucket::Units), "{:?}", sum.spent);
     assert!(
         sum.failed * 10 < sum.done && sum.cancelled * 4 < sum.done,
         "{} jobs failed, {} were cancelled and only {} were done",

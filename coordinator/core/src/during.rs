@@ -165,7 +165,9 @@ impl Coordinator {
             }],
         };
         let text = proto::job::to_toml(&job);
-        let evaluation = self.enqueue(job, text, pinned, Some(parent), outbox);
+        // Its device-time is that of the same user.
+        let about = gang.head.about.clone();
+        let evaluation = self.enqueue(job, text, pinned, (Some(parent), about), outbox);
         if let Some(gang) = self.jobs.get_mut(id).and_then(Job::gang_mut) {
             gang.evaluations.due = None;
             gang.evaluations.list.push(Evaluation {

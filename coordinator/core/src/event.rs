@@ -5,9 +5,9 @@
 
 pub use crate::evaluation::{Evaluation, EvaluationState, Evaluations, Unscored};
 pub use crate::record::{
-    Adapted, Counters, Durable, FailedUnit, INCIDENTS_MAX, Incident, JobPhase, JobRecord, LostTag,
-    Member, Millis, NAMED_UNITS_MAX, RECORD_VERSION, RESTARTS_WITHOUT_PROGRESS_MAX, Record,
-    UnitsRecord,
+    About, Adapted, Counters, Durable, FailedUnit, INCIDENTS_MAX, Incident, JobPhase, JobRecord,
+    LostTag, Member, Millis, NAMED_UNITS_MAX, RECORD_VERSION, RESTARTS_WITHOUT_PROGRESS_MAX,
+    Record, UnitsRecord,
 };
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
 use proto::during::Scored;
@@ -46,6 +46,7 @@ pub enum Input {
         spec: Box<JobSpec>,
         job_toml: String,
         dataset: DatasetPin,
+        about: About,
         /// Records of the archived jobs that it names.
         archived: Vec<JobRecord>,
     },

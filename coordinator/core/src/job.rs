@@ -11,7 +11,7 @@ use crate::placement::{Decision, Demand};
 use crate::record::{JobRecord, Member, Millis, Record};
 use crate::units::Units;
 use crate::view_model::{JobView, Why};
-use proto::id::WorkerId;
+use proto::id::{Step, WorkerId};
 use proto::ledger::Line;
 use proto::message::Assignment;
 use proto::phase::Phase;
@@ -209,6 +209,21 @@ impl Job {
     /// Releases workers that were asked to stop and are ready to. Returns true if any was released.
     pub(crate) fn release_workers(&mut self, outbox: &mut Outbox) -> bool {
         either!(self, job => job.release_workers(outbox))
+    }
+
+    /// Counts the device-time until `wall`, and what its devices do from now on.
+    pub(crate) fn settle_account(&mut self, wall: Millis) {
+        match self {
+            Self::Gang(gang) => {
+                let (holdings, reached) = (gang.holdings(), gang.reached());
+                let waits = gang.is_queued();
+                gang.head.book.settle(wall, holdings, reached, waits);
+            }
+            Self::Units(units) => {
+                let (holdings, waits) = (units.holdings(), units.is_queued());
+                units.head.book.settle(wall, holdings, Step(0), waits);
+            }
+        }
     }
 
     /// True if something waits for the next batched save.

@@ -10,6 +10,7 @@
 //! Module dependencies point one way: values (records, events, deadlines, endings) <- jobs
 //! ([`gang`], [`units`]) <- the machine's state ([`machine`]) <- the handlers of inputs.
 
+mod account;
 mod archive;
 mod clock;
 mod config;

@@ -5,7 +5,8 @@ use crate::event::{DatasetPin, Reply, RequestId};
 use crate::job::Job;
 use crate::machine::Coordinator;
 use crate::outbox::Outbox;
-use crate::record::{JobPhase, JobRecord, RECORD_VERSION, UnitsRecord};
+use crate::record::{About, JobPhase, JobRecord, RECORD_VERSION, UnitsRecord};
+use proto::account::Account;
 use proto::during::Parent;
 use proto::evaluate::{EvaluateWork, EvaluatedModel};
 use proto::id::{Generation, JobId, Step};
@@ -15,6 +16,7 @@ use proto::message::SourceJob;
 use proto::reason::Waiting;
 use proto::sample::{SampleWork, Weights};
 use proto::spec::{ArchitectureSpec, JobSpec};
+use std::collections::BTreeMap;
 
 /// The inputs of a job that are pinned at submission.
 pub(crate) struct Pinned {
@@ -29,6 +31,7 @@ impl Coordinator {
         spec: JobSpec,
         job_toml: String,
         dataset: DatasetPin,
+        about: About,
         outbox: &mut Outbox,
     ) {
         let pinned = Pinned {
@@ -37,7 +40,7 @@ impl Coordinator {
         };
         let reply = match self.admit(&spec, pinned) {
             Ok(pinned) => Reply::Accepted {
-                job: self.enqueue(spec, job_toml, pinned, None, outbox),
+                job: self.enqueue(spec, job_toml, pinned, (None, about), outbox),
             },
             Err(reason) => Reply::Refused { reason },
         };
@@ -185,13 +188,14 @@ impl Coordinator {
         JobId(format!("{}-{}", spec.name, self.counters.jobs + 1))
     }
 
-    /// `parent`: the job that it evaluates, if the coordinator submits it.
+    /// `parent`: the job that it evaluates, if the coordinator submits it. `about`: what its user
+    /// says about it.
     pub(crate) fn enqueue(
         &mut self,
         spec: JobSpec,
         job_toml: String,
         pinned: Pinned,
-        parent: Option<Parent>,
+        (parent, about): (Option<Parent>, About),
         outbox: &mut Outbox,
     ) -> JobId {
         let id = self.next_id(&spec);
@@ -227,6 +231,13 @@ impl Coordinator {
             restarts: 0,
             incidents: Vec::new(),
             units: spec.work.units().map(|_| UnitsRecord::default()),
+            about,
+            account: Account {
+                until_ms: outbox.wall,
+                ..Account::default()
+            },
+            faults: BTreeMap::new(),
+            committed_ms: None,
         };
         let mut job = Job::new(record, spec, self.deadlines, outbox.now);
         job.head_mut().sources = pinned.sources;

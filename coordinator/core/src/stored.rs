@@ -3,8 +3,10 @@
 
 use crate::evaluation::Evaluations;
 use crate::record::{
-    Adapted, Incident, JobPhase, JobRecord, LostTag, Member, Millis, RECORD_VERSION, UnitsRecord,
+    About, Adapted, Incident, JobPhase, JobRecord, LostTag, Member, Millis, RECORD_VERSION,
+    UnitsRecord,
 };
+use proto::account::Account;
 use proto::checkpoint::CheckpointRef;
 use proto::during::Parent;
 use proto::id::{Generation, JobId, Step};
@@ -15,6 +17,7 @@ use proto::reason::Waiting;
 use proto::sample::{Concept, NamedReference, SampleMethod, SamplePrompt, SampleWork, Weights};
 use proto::spec::{JobSpec, OnFailedUnit, Pairing, Resources, Task, Work};
 use serde::{Deserialize, Deserializer, de};
+use std::collections::BTreeMap;
 
 /// A stored record of any version.
 #[derive(Debug, Deserialize)]
@@ -67,6 +70,14 @@ struct StoredJob {
     incidents: Vec<Incident>,
     #[serde(default)]
     units: Option<UnitsRecord>,
+    #[serde(default)]
+    about: About,
+    #[serde(default)]
+    account: Account,
+    #[serde(default)]
+    faults: BTreeMap<String, u64>,
+    #[serde(default)]
+    committed_ms: Option<Millis>,
 }
 
 fn first_version() -> u32 {
@@ -170,6 +181,10 @@ impl TryFrom<StoredJob> for JobRecord {
             restarts: stored.restarts,
             incidents: stored.incidents,
             units: stored.units,
+            about: stored.about,
+            account: stored.account,
+            faults: stored.faults,
+            committed_ms: stored.committed_ms,
         };
         Ok(match sample {
             Some((resources, sample)) => convert_sampling_job(record, resources, sample),

@@ -21,7 +21,7 @@ pub(crate) struct CheckpointStore {
 
 impl CheckpointStore {
     pub(crate) fn open(store_url: &str) -> Result<Self, CheckpointError> {
-        let (store, prefix) = storage::open(store_url)?;
+        let (store, prefix) = crate::measured::open(store_url)?;
         Ok(Self { store, prefix })
     }
 

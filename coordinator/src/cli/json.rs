@@ -1,9 +1,11 @@
 //! Views as JSON, for `--output json`. Field names are those of train.proto; timestamps are
 //! milliseconds since 1970. Pure.
 
+use super::goodput::json as account;
 use proto::pb;
 use proto::wire::loss_terms;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
 pub(crate) fn job(view: &pb::JobView) -> Value {
     json!({
@@ -41,6 +43,13 @@ pub(crate) fn job(view: &pb::JobView) -> Value {
         "units": view.units.as_ref().map(units),
         "job_toml": view.job_toml,
         "pressure": pressure(&view.pressure),
+        "owner": view.owner,
+        "labels": view.labels.iter().collect::<BTreeMap<_, _>>(),
+        "note": view.note,
+        "account": view.account.as_ref().map(|it| account(&view.job, &it.into())),
+        "faults": view.faults.iter().collect::<BTreeMap<_, _>>(),
+        "committed_ms": (view.committed_ms != 0).then_some(view.committed_ms),
+        "checkpoint_every": (view.checkpoint_every != 0).then_some(view.checkpoint_every),
     })
 }
 
@@ -149,7 +158,7 @@ fn lost_tag(lost: &pb::LostTag) -> Value {
     json!({ "tag": lost.tag, "samples": lost.samples })
 }
 
-fn incident(incident: &pb::Incident) -> Value {
+pub(crate) fn incident(incident: &pb::Incident) -> Value {
     json!({
         "at_ms": incident.at_ms,
         "generation": incident.generation,

@@ -18,6 +18,7 @@ use crate::rating::Ratings;
 use crate::sample::{ImageSource, NamedReference, SampleWork, Weights};
 use crate::spec::{JobSpec, Optimizer, PromptOrder, Resources, Train, TrainWork, Work};
 pub use admission::admit;
+pub use check::is_name;
 use faults::Fault;
 use raw::{
     CheckpointToml, JobToml, OptimizerName, OptimizerToml, ReferenceToml, ResourcesToml,

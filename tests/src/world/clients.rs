@@ -5,7 +5,7 @@ use super::agenda::SimEvent;
 use super::evaluations::PlannedEvaluation;
 use super::plan::PlannedJob;
 use super::units::plan::{Planned, PlannedUnits};
-use coordinator_core::event::{DatasetPin, Input, JobPhase, JobRecord, Reply, RequestId};
+use coordinator_core::event::{About, DatasetPin, Input, JobPhase, JobRecord, Reply, RequestId};
 use proto::architecture::{Diffusion, Latents, Noise, Objective, Retrinet};
 use proto::evaluate::{
     Characters, EvaluateWork, EvaluatedModel, EvaluationPlan, MetricSettings, Prompts,
@@ -399,6 +399,7 @@ fn submit(request: RequestId, spec: JobSpec) -> Input {
             version: "toy".to_owned(),
             ..DatasetPin::default()
         },
+        about: About::default(),
         // Filled in when it is sent.
         archived: Vec::new(),
     }

@@ -3,6 +3,7 @@
 //! are lost, delayed, duplicated and reordered, and everything crashes. Then the faults end, and
 //! every job must end with the value of an undisturbed run. The same seed gives the same events.
 
+mod accounts;
 mod agenda;
 mod bug;
 mod clients;
@@ -291,6 +292,9 @@ impl World {
         self.count_evaluations(&mut outcome);
         for record in self.durable.jobs.values() {
             outcome.restarts += record.restarts;
+            for (bucket, ms) in &record.account.spent {
+                *outcome.spent.entry(*bucket).or_insert(0) += ms;
+            }
             match &record.phase {
                 JobPhase::Done { .. } => outcome.done += 1,
                 JobPhase::Failed { .. } => outcome.failed += 1,

@@ -1,6 +1,8 @@
 //! Kinds of worlds, and how a world ends.
 
 use super::Bug;
+use proto::account::Bucket;
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// Which jobs a world has.
@@ -44,6 +46,8 @@ pub struct Outcome {
     pub scored: u32,
     pub unscored: u32,
     pub skipped: u32,
+    /// Where the device-time of all jobs went, in milliseconds.
+    pub spent: BTreeMap<Bucket, u64>,
     pub events: u64,
     /// Hash of the trace, if it was computed.
     pub hash: u64,
@@ -63,6 +67,9 @@ impl Outcome {
         self.unscored += other.unscored;
         self.skipped += other.skipped;
         self.events += other.events;
+        for (bucket, ms) in &other.spent {
+            *self.spent.entry(*bucket).or_insert(0) += ms;
+        }
     }
 }
 

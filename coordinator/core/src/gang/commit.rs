@@ -107,6 +107,7 @@ pub(super) fn apply_result(
     let world = writing.manifest.shards.len();
     job.writing = None;
     job.checkpoints.push(checkpoint);
+    job.head.committed_ms = Some(outbox.wall);
     job.ledger_commit(world, checkpoint.step);
     job.request_evaluation(checkpoint, outbox);
     job.head.restarts_without_progress = 0;

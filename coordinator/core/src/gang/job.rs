@@ -189,6 +189,10 @@ impl Gang {
             restarts: head.restarts,
             incidents: head.incidents.clone(),
             units: None,
+            about: head.about.clone(),
+            account: head.book.account().clone(),
+            faults: head.faults.clone(),
+            committed_ms: head.committed_ms,
         }
     }
 

@@ -148,6 +148,10 @@ impl Units {
             restarts: head.restarts,
             incidents: head.incidents.clone(),
             units: Some(units),
+            about: head.about.clone(),
+            account: head.book.account().clone(),
+            faults: head.faults.clone(),
+            committed_ms: head.committed_ms,
         }
     }
 

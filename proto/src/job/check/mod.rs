@@ -243,7 +243,9 @@ fn name(name: &str, faults: &mut Faults) {
     });
 }
 
-fn is_name(name: &str) -> bool {
+/// Whether a job can have this name.
+#[must_use]
+pub fn is_name(name: &str) -> bool {
     let is_allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     (1..=40).contains(&name.len())
         && name.chars().all(is_allowed)
