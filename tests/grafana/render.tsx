@@ -24,6 +24,7 @@ const legend = (format: string, labels: any) =>
   format ? format.replace(/\{\{\s*(\w+)\s*\}\}/g, (_, key) => labels[key] ?? '') : JSON.stringify(labels);
 
 async function query(target: any, from: number, to: number) {
+  if (target.instant) from = to;
   const url = `/prom/api/v1/query_range?query=${encodeURIComponent(substitute(target.expr))}` +
     `&start=${from / 1e3}&end=${to / 1e3}&step=${step}`;
   const answer = await (await fetch(url)).json();
@@ -155,7 +156,7 @@ async function main() {
   const height = Math.max(...dashboard.panels.map((it: any) => it.gridPos.y + it.gridPos.h)) * ROW;
   createRoot(document.getElementById('root')!).render(<ThemeContext.Provider value={theme}>
     <U.GlobalStyles />
-    <div style={{ padding: 8, fontSize: 18 }}>{dashboard.title}{job && ` — ${job}`}</div>
+    <div style={{ padding: 8, fontSize: 18 }}>{dashboard.title}{job && dashboard.uid !== 'retri-fleet' && ` — ${job}`}</div>
     <div style={{ position: 'relative', width: 24 * COLUMN, height }}>{dashboard.panels.map((panel: any) => {
       const { x, y, w, h } = panel.gridPos;
       return <div key={panel.id} style={{ position: 'absolute', left: x * COLUMN, top: y * ROW }}>

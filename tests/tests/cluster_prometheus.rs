@@ -5,9 +5,8 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::collections::BTreeSet;
-use std::net::TcpListener;
 use tests::cluster::job::{TinyJob, synthesize};
-use tests::cluster::prometheus::{Alertmanager, Prometheus, lint_metrics, posted, promtool};
+use tests::cluster::prometheus::{Alertmanager, Prometheus, Webhook, lint_metrics, promtool};
 use tests::cluster::{Cluster, Options, checkout, http};
 use tests::monitoring;
 
@@ -23,9 +22,8 @@ fn every_panel_shows_data_of_a_running_job() -> Result<()> {
     cluster.ok(&synthesize(&dataset))?;
     let addresses = (0..2).map(|worker| Ok(strip(&cluster.worker_metrics(worker)?)));
     let addresses = addresses.collect::<Result<Vec<_>>>()?;
-    let receiver = TcpListener::bind("127.0.0.1:0")?;
-    let alertmanager =
-        Alertmanager::start(cluster.directory(), &receiver.local_addr()?.to_string())?;
+    let webhook = Webhook::start()?;
+    let alertmanager = Alertmanager::start(cluster.directory(), &webhook.address)?;
     let prometheus = Prometheus::start(
         cluster.directory(),
         &strip(cluster.coordinator_metrics()),
@@ -106,7 +104,7 @@ fn every_panel_shows_data_of_a_running_job() -> Result<()> {
     let brief = cluster.submit(&brief)?;
     // Blocks until Alertmanager posts; the alerts of other jobs may come before.
     loop {
-        let notification: Value = serde_json::from_str(&posted(&receiver)?)?;
+        let notification: Value = serde_json::from_str(&webhook.next()?)?;
         let alerts = notification["alerts"].as_array().context("no alerts")?;
         let ours = alerts.iter().find(|alert| {
             alert["labels"]["alertname"] == "RetriJobFailed"

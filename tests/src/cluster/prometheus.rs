@@ -6,9 +6,14 @@ use super::{checkout, http, tool};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+/// Alertmanager posts an alert soon after it fires.
+const POST_WITHIN: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub struct Prometheus {
@@ -134,12 +139,43 @@ impl Alertmanager {
     }
 }
 
-/// The body of the next request that is posted to the listener.
-///
-/// # Errors
-/// What comes is no HTTP request with a length.
-pub fn posted(listener: &TcpListener) -> Result<String> {
-    let (stream, _) = listener.accept()?;
+/// Takes what is posted to an address of its own.
+#[derive(Debug)]
+pub struct Webhook {
+    pub address: String,
+    bodies: mpsc::Receiver<Result<String>>,
+}
+
+impl Webhook {
+    /// # Errors
+    /// No address is free.
+    pub fn start() -> Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let address = listener.local_addr()?.to_string();
+        let (sender, bodies) = mpsc::channel();
+        // Ends with the process, or with the receiver.
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let body = stream.map_err(anyhow::Error::from).and_then(take_post);
+                if sender.send(body).is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Self { address, bodies })
+    }
+
+    /// The body of the next request.
+    ///
+    /// # Errors
+    /// There is none for a minute, or it is no HTTP request with a length.
+    pub fn next(&self) -> Result<String> {
+        let body = self.bodies.recv_timeout(POST_WITHIN);
+        body.context("nothing was posted")?
+    }
+}
+
+fn take_post(stream: TcpStream) -> Result<String> {
     let mut reader = BufReader::new(stream);
     let mut length = None;
     loop {

@@ -237,7 +237,7 @@ fn slowest(metric: &Metric, label: &str) -> String {
 fn coordinator() -> Vec<Panel> {
     let rate = |metric: &Metric, labels: &str| {
         let series = select(metric, &[]);
-        format!("sum by ({labels}) (rate({series}[$__rate_interval])) > 0")
+        format!("sum by ({labels}) (rate({series}[$__rate_interval]))")
     };
     vec![
         graph(
@@ -273,7 +273,8 @@ fn coordinator() -> Vec<Panel> {
             "Per second, by operation and outcome",
             "reqps",
             vec![target(
-                rate(&table::STORE_REQUESTS, "operation, outcome"),
+                // Outcomes that do not happen are no lines.
+                format!("{} > 0", rate(&table::STORE_REQUESTS, "operation, outcome")),
                 "{{operation}} {{outcome}}",
             )],
         )

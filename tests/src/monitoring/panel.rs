@@ -262,12 +262,16 @@ impl Panel {
 
     fn placed(&self, id: u64, x: u64, y: u64) -> Value {
         let datasource = json!({ "type": "prometheus", "uid": "${datasource}" });
+        let is_instant = ["stat", "bargauge"].contains(&self.kind);
         let targets = self.targets.iter().zip(b'A'..).map(|(target, letter)| {
             json!({
                 "datasource": datasource,
                 "expr": target.expression,
                 "legendFormat": target.legend,
                 "refId": char::from(letter).to_string(),
+                // Only the newest value is shown: one of a series that has ended must not be.
+                "instant": is_instant,
+                "range": !is_instant,
             })
         });
         let targets: Vec<Value> = targets.collect();
