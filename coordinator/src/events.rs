@@ -203,8 +203,54 @@ pub(crate) fn kind(event: &Event) -> &'static str {
         Event::JobCancelled { .. } => "job-cancelled",
         Event::UnitFailed { .. } => "unit-failed",
         Event::UnitSetAside { .. } => "unit-set-aside",
+        Event::EvaluationSubmitted { .. } => "evaluation-submitted",
+        Event::EvaluationScored { .. } => "evaluation-scored",
+        Event::EvaluationUnscored { .. } => "evaluation-unscored",
+        Event::EvaluationSkipped { .. } => "evaluation-skipped",
         Event::Unreachable { .. } => "unreachable",
     }
+}
+
+fn evaluation_line(event: &Event) -> Option<pb::EventLine> {
+    let (job, step, text) = match event {
+        Event::EvaluationSubmitted {
+            job,
+            step,
+            evaluation,
+        } => (job, step, format!("is being evaluated by {evaluation}")),
+        Event::EvaluationScored {
+            job,
+            step,
+            evaluation,
+            scored,
+        } => {
+            let mut text = format!("is evaluated by {evaluation}: {} images", scored.images);
+            if 0 < scored.missing {
+                text += &format!(", {} are missing", scored.missing);
+            }
+            if let Some(score) = scored.score {
+                text += &format!("; checkpoint.keep_best is {score:.4}");
+            }
+            (job, step, text)
+        }
+        Event::EvaluationUnscored {
+            job,
+            step,
+            evaluation,
+            why,
+        } => (job, step, format!("has no scores of {evaluation}: {why}")),
+        Event::EvaluationSkipped { job, step } => {
+            (job, step, "is not evaluated: a newer one is due".to_owned())
+        }
+        _ => return None,
+    };
+    Some(pb::EventLine {
+        kind: kind(event).to_owned(),
+        job: job.0.clone(),
+        step: step.0,
+        text: cut(&format!("checkpoint of step {step} {text}"), TEXT_BYTES),
+        ..Default::default()
+    })
 }
 
 /// The event as a line, without number and time. None for steps, which are in the curve.
@@ -300,6 +346,10 @@ pub(crate) fn line(event: &Event) -> Option<pb::EventLine> {
                 format!("checkpoint of step {} is committed", checkpoint.step),
             )
         },
+        Event::EvaluationSubmitted { .. }
+        | Event::EvaluationScored { .. }
+        | Event::EvaluationUnscored { .. }
+        | Event::EvaluationSkipped { .. } => return evaluation_line(event),
         Event::JobDone { job, step: Step(0) } => of_job(job, "job is done".to_owned()),
         Event::JobDone { job, step } => of_job(job, format!("job is done after step {step}")),
         Event::JobFailed { job, cause } => of_job(job, format!("job failed: {cause}")),

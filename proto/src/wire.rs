@@ -695,6 +695,14 @@ mod tests {
                     failure: RankFailure::error("no space", true),
                 },
                 store_address: Some("127.0.0.1:5".into()),
+                totals: Some(StepTotals {
+                    step: Step(9),
+                    steps: 3,
+                    seconds: PhaseSeconds {
+                        forward: 1.5,
+                        ..PhaseSeconds::default()
+                    },
+                }),
                 steps: Vec::new(),
                 shards: vec![ShardReport {
                     step: Step(9),
