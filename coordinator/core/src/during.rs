@@ -1,5 +1,5 @@
-//! Evaluations while a job trains: submits an ordinary `[evaluate]` job for a checkpoint that is due,
-//! one at a time, follows it to its end, and has its scores read. The training itself does not wait
+//! Evaluations while a job trains: submits an ordinary `[evaluate]` job for a checkpoint that is
+//! due, one at a time, follows it to its end, and has its scores read. The training itself does not wait
 //! for any of this.
 
 use crate::deadline::MANIFEST_ATTEMPTS_MAX;
@@ -97,8 +97,8 @@ impl Coordinator {
         any
     }
 
-    /// Requests the scores of evaluations that are done, again if an answer is overdue. Returns true
-    /// if one gets none.
+    /// Requests the scores of evaluations that are done, again if an answer is overdue. Returns
+    /// true if one gets none.
     fn read_scores(&mut self, id: &JobId, outbox: &mut Outbox) -> bool {
         let Some(gang) = self.jobs.get(id).and_then(Job::gang) else {
             return false;
@@ -132,8 +132,8 @@ impl Coordinator {
         any
     }
 
-    /// Submits the evaluation of the checkpoint that is due, if no other is open. Returns true if it
-    /// did.
+    /// Submits the evaluation of the checkpoint that is due, if no other is open. Returns true if
+    /// it did.
     fn submit_due(&mut self, id: &JobId, outbox: &mut Outbox) -> bool {
         let Some(gang) = self.jobs.get(id).and_then(Job::gang) else {
             return false;

@@ -1,5 +1,5 @@
-//! Evaluations of training jobs while they train: which jobs have them, what the store answers about
-//! their scores, and what must hold of them at the end.
+//! Evaluations of training jobs while they train: which jobs have them, what the store answers
+//! about their scores, and what must hold of them at the end.
 
 use super::World;
 use super::agenda::SimEvent;
