@@ -6,6 +6,7 @@
 //! ([`limits`]), names of phases ([`phase`]) and shared text formats ([`text`], [`duration`]).
 
 pub mod architecture;
+pub mod build;
 pub mod checkpoint;
 pub mod dataset;
 pub mod duration;

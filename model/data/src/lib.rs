@@ -24,6 +24,7 @@ mod load_error;
 pub mod loader;
 mod names;
 pub mod order;
+pub mod pipeline_inputs;
 mod parquet_object;
 pub mod prepare;
 pub mod prompt;

@@ -3,7 +3,7 @@
 //! `coordinator submit`, by the coordinator again, and by ranks.
 
 mod admission;
-mod check;
+pub(crate) mod check;
 pub mod evaluation;
 pub(crate) mod faults;
 pub mod overrides;

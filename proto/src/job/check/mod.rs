@@ -2,7 +2,7 @@
 //! rules that involve two fields. Pure; all faults are reported together. There is a file for each
 //! section with rules of its own, and one for divisibility of widths and image sides.
 
-mod data;
+pub(crate) mod data;
 mod evaluate;
 mod model;
 mod sample;
