@@ -13,6 +13,8 @@ SEED ?=
 SEEDS ?= 1000
 CARGO := cargo
 PROGRAMS := --bin coordinator --bin worker --bin worker-rank
+# Runs the stages of [build]. It links an engine, so only an installation compiles it.
+BUILD_PROGRAM := --bin worker-build
 
 # CUDA=1 compiles the same workspace against the full libtorch, beside the CPU build.
 ifeq ($(CUDA),1)
@@ -50,7 +52,7 @@ programs: setup
 
 release: setup ## compile the programs for installation: optimized, with symbol names
 ## CUDA=1: against CUDA and NCCL; then deploy/systemd/install.sh
-	$(CARGO) build --locked --workspace --release $(CARGO_FLAGS) $(PROGRAMS)
+	$(CARGO) build --locked --workspace --release $(CARGO_FLAGS) $(PROGRAMS) $(BUILD_PROGRAM)
 
 test: build ## run every test
 	@deploy/setup/test.sh

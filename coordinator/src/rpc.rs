@@ -310,6 +310,15 @@ impl ControlService {
                 }
                 Ok((DatasetPin::default(), summary))
             }
+            Work::Build(work) => {
+                let summary = format!(
+                    "{} units of the stage {} in {}, {placement}",
+                    work.units,
+                    work.key.stage,
+                    Printable(&work.out)
+                );
+                Ok((DatasetPin::default(), summary))
+            }
             Work::Evaluate(work) => {
                 let summary = self.check_models(file, work, &placement).await?;
                 Ok((DatasetPin::default(), summary))

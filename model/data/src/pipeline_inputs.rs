@@ -29,7 +29,9 @@ pub enum InputError {
 pub async fn inputs(pipeline: &Pipeline) -> Result<Inputs, InputError> {
     let mut inputs = Inputs::default();
     for source in &pipeline.posts {
-        inputs.posts.push(listing("posts.from", &source.from).await?);
+        inputs
+            .posts
+            .push(listing("posts.from", &source.from).await?);
     }
     if let Some(url) = &pipeline.figures {
         inputs.figures = Some(listing("filter.figures", url).await?);

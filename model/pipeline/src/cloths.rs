@@ -123,7 +123,10 @@ mod tests {
         let list = ClothTags::parse(LIST).unwrap();
         let of = |tags: &str| list.of(tags);
         assert_eq!(of("1girl skirt smile").as_deref(), Some("skirt"));
-        assert_eq!(of("pleated_skirt black_skirt").as_deref(), Some("black_skirt pleated_skirt"));
+        assert_eq!(
+            of("pleated_skirt black_skirt").as_deref(),
+            Some("black_skirt pleated_skirt")
+        );
         assert_eq!(of("no_hat solo"), None);
         assert_eq!(of("striped_clothes striped").as_deref(), Some("striped"));
         // Whole words only, and not the bare ending.
@@ -183,7 +186,15 @@ mod tests {
         for tag in FIGURE_2.into_iter().chain(["black_skirt"]) {
             assert_eq!(list.name(tag), Some(tag));
         }
-        for tag in ["1girl", "solo", "smile", "blue_eyes", "long_hair", "no_shoes", "shirt_lift"] {
+        for tag in [
+            "1girl",
+            "solo",
+            "smile",
+            "blue_eyes",
+            "long_hair",
+            "no_shoes",
+            "shirt_lift",
+        ] {
             assert_eq!(list.name(tag), None, "{tag}");
         }
     }

@@ -110,7 +110,10 @@ async fn load_answers(engine: &Engine, answers: &Answers, report: &mut Report) -
             continue;
         };
         let added = insert.run((row.id, row.question, answer))?;
-        report.count("answers that are empty or to other questions", u64::from(added == 0));
+        report.count(
+            "answers that are empty or to other questions",
+            u64::from(added == 0),
+        );
     }
     engine.run(context, "COMMIT")
 }
@@ -203,7 +206,9 @@ fn count(engine: &Engine, report: &mut Report) -> Result<()> {
              replace(cloths, ' ', '\",\"') || '\"]') GROUP BY value ORDER BY 2 DESC, 1 LIMIT 30",
         ),
     ] {
-        report.tables.insert(title.to_owned(), engine.table(context, query)?);
+        report
+            .tables
+            .insert(title.to_owned(), engine.table(context, query)?);
     }
     // A variant of a picture is usually its child, and has its composition.
     let related = engine.number(
@@ -212,7 +217,10 @@ fn count(engine: &Engine, report: &mut Report) -> Result<()> {
             SELECT 1 FROM members o JOIN figures g USING (id) WHERE o.cluster = m.cluster
             AND o.id <> m.id AND (o.id = f.parent OR g.parent = f.parent))",
     )?;
-    report.count("figures whose parent or sibling is in their cluster", related);
+    report.count(
+        "figures whose parent or sibling is in their cluster",
+        related,
+    );
     Ok(())
 }
 

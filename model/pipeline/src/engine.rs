@@ -52,7 +52,9 @@ impl Engine {
              PRAGMA temp_store_directory = '{temporary}'; PRAGMA threads = 2;",
             u64::from(CACHE_MIB) * 1024
         );
-        connection.execute_batch(&settings).map_err(failed(context))?;
+        connection
+            .execute_batch(&settings)
+            .map_err(failed(context))?;
         let engine = Self {
             connection,
             _folder: folder,
@@ -129,7 +131,9 @@ impl Engine {
     /// # Errors
     /// As [`Self::run`].
     pub fn number(&self, context: &str, query: &str) -> Result<u64> {
-        let found = self.connection.query_row(query, [], |row| row.get::<_, Option<i64>>(0));
+        let found = self
+            .connection
+            .query_row(query, [], |row| row.get::<_, Option<i64>>(0));
         let found = found.map_err(failed(context))?.unwrap_or(0);
         Ok(u64::try_from(found).unwrap_or(0))
     }
@@ -201,7 +205,9 @@ impl Prepared<'_> {
     /// # Errors
     /// It fails, for instance because the disk is full.
     pub fn run(&mut self, parameters: impl Params) -> Result<usize> {
-        self.statement.execute(parameters).map_err(failed(&self.context))
+        self.statement
+            .execute(parameters)
+            .map_err(failed(&self.context))
     }
 }
 
@@ -240,7 +246,12 @@ mod tests {
 
     #[test]
     fn answers_that_mean_the_same_are_equal() {
-        for answer in ["Blue and White.", "white, blue", "blue,  white and blue", "white & blue"] {
+        for answer in [
+            "Blue and White.",
+            "white, blue",
+            "blue,  white and blue",
+            "white & blue",
+        ] {
             assert_eq!(normalised(answer), "blue, white", "{answer}");
         }
         assert_eq!(normalised("Sandy brown"), "sandy brown");
@@ -251,9 +262,14 @@ mod tests {
     fn the_engine_counts_and_its_folder_goes_with_it() {
         let scratch = tempfile::tempdir().unwrap();
         let engine = Engine::open(scratch.path()).unwrap();
-        engine.run("test", "CREATE TABLE t(x); INSERT INTO t VALUES (1), (2)").unwrap();
+        engine
+            .run("test", "CREATE TABLE t(x); INSERT INTO t VALUES (1), (2)")
+            .unwrap();
         assert_eq!(engine.number("test", "SELECT sum(x) FROM t").unwrap(), 3);
-        let error = engine.run("test", "SELECT nothing").unwrap_err().to_string();
+        let error = engine
+            .run("test", "SELECT nothing")
+            .unwrap_err()
+            .to_string();
         assert_eq!(error, "the engine: test");
         drop(engine);
         assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 0);

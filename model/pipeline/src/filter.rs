@@ -117,7 +117,11 @@ fn allow(
         "cannot list ratings",
         "SELECT source, rating, count(*) FROM posts GROUP BY source, rating ORDER BY 1, 2",
         |row| {
-            ratings.push((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, i64>(2)?));
+            ratings.push((
+                row.get::<_, i64>(0)?,
+                row.get::<_, String>(1)?,
+                row.get::<_, i64>(2)?,
+            ));
             Ok(())
         },
     )?;
@@ -173,7 +177,9 @@ async fn load_figures(engine: &Engine, figures: &Figures, report: &mut Report) -
     let mut insert = engine.prepare(context, insert)?;
     for (number, line) in (1..).zip(text.lines()) {
         let name = line.trim().rsplit('/').next().unwrap_or_default();
-        let end = name.find(|it: char| !it.is_ascii_digit()).unwrap_or(name.len());
+        let end = name
+            .find(|it: char| !it.is_ascii_digit())
+            .unwrap_or(name.len());
         match name[..end].parse::<i64>() {
             Ok(id) => {
                 let new = insert.run([id])?;
@@ -204,8 +210,10 @@ fn count(engine: &Engine, report: &mut Report) -> Result<()> {
     let posts = engine.number("cannot count posts", "SELECT count(*) FROM posts")?;
     report.lose(REASONS[0], report.rows_in - posts);
     let query = "SELECT reason, count(*) FROM verdicts GROUP BY reason ORDER BY reason";
-    let found: BTreeMap<String, u64> =
-        engine.table("cannot count losses", query)?.into_iter().collect();
+    let found: BTreeMap<String, u64> = engine
+        .table("cannot count losses", query)?
+        .into_iter()
+        .collect();
     for (index, reason) in REASONS.iter().enumerate().skip(1) {
         let rows = found.get(&index.to_string()).copied().unwrap_or(0);
         if reason.is_empty() {

@@ -28,6 +28,9 @@ enum Command {
         /// Folder for files that are deleted at the end
         #[arg(long, value_name = "DIR")]
         scratch: PathBuf,
+        /// The process that started this one: it is killed when that one exits
+        #[arg(long, value_name = "PID")]
+        parent: Option<i32>,
     },
 }
 
@@ -41,14 +44,33 @@ fn main() -> ExitCode {
     }
 }
 
+/// Asks the kernel to kill this process when its parent exits. Fails if it has exited already.
+fn exit_with_parent(parent: i32) -> anyhow::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    let now = rustix::process::getppid().map(rustix::process::Pid::as_raw_pid);
+    anyhow::ensure!(now == Some(parent), "the process {parent} has exited");
+    Ok(())
+}
+
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let Command::Unit { unit, scratch } = &arguments.command;
+    let Command::Unit {
+        unit,
+        scratch,
+        parent,
+    } = &arguments.command;
+    if let Some(parent) = parent {
+        exit_with_parent(*parent)?;
+    }
     let mut text = String::new();
     let mut input = std::io::stdin().lock().take(ORDER_BYTES_MAX);
-    input.read_to_string(&mut text).context("cannot read standard input")?;
+    input
+        .read_to_string(&mut text)
+        .context("cannot read standard input")?;
     let work: BuildWork =
         serde_json::from_str(&text).context("standard input is not the JSON of a stage")?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(pipeline::unit::run(&work, *unit, scratch))?;
     Ok(())
 }

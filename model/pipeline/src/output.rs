@@ -191,7 +191,11 @@ impl StageFolder {
         let (mut parts, mut report) = (Vec::new(), Report::default());
         for unit in 0..units {
             let output = self.unit(units, unit).await?.ok_or_else(|| {
-                BuildError::Damaged(format!("{}/{} is missing", self.folder, unit_name(units, unit)))
+                BuildError::Damaged(format!(
+                    "{}/{} is missing",
+                    self.folder,
+                    unit_name(units, unit)
+                ))
             })?;
             parts.extend(output.parts);
             report.add(&output.report);

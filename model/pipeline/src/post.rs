@@ -4,7 +4,9 @@ use crate::table::{Column, Table, Value};
 use arrow_array::RecordBatch;
 
 /// A form in which metadata of Danbooru is published.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Edition {
     /// JSON lines of 2017 to 2020: numbers are strings, and `tags` is a list of objects.

@@ -168,9 +168,11 @@ pub(crate) fn check_columns(
     let expected = schema(columns);
     let found = batch.schema();
     let same = found.fields().len() == expected.fields().len()
-        && found.fields().iter().zip(expected.fields()).all(|(a, b)| {
-            a.name() == b.name() && a.data_type() == b.data_type()
-        });
+        && found
+            .fields()
+            .iter()
+            .zip(expected.fields())
+            .all(|(a, b)| a.name() == b.name() && a.data_type() == b.data_type());
     let names = |schema: &Schema| {
         let names = schema.fields().iter().map(|it| it.name().as_str());
         names.collect::<Vec<_>>().join(", ")
@@ -198,18 +200,22 @@ pub struct Rows<'a> {
 
 impl std::fmt::Debug for Rows<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Rows").field("count", &self.count).finish_non_exhaustive()
+        f.debug_struct("Rows")
+            .field("count", &self.count)
+            .finish_non_exhaustive()
     }
 }
 
 impl<'a> Rows<'a> {
     fn of(batch: &'a RecordBatch) -> Self {
-        let columns = batch.columns().iter().map(|column| {
-            match column.as_primitive_opt::<Int64Type>() {
-                Some(numbers) => Values::Numbers(numbers),
-                None => Values::Texts(column.as_string()),
-            }
-        });
+        let columns =
+            batch
+                .columns()
+                .iter()
+                .map(|column| match column.as_primitive_opt::<Int64Type>() {
+                    Some(numbers) => Values::Numbers(numbers),
+                    None => Values::Texts(column.as_string()),
+                });
         Self {
             columns: columns.collect(),
             count: batch.num_rows(),

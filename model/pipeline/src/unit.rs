@@ -44,7 +44,9 @@ async fn close(plan: &StagePlan, units: u32, outputs: &Outputs) -> Result<()> {
     }
     let (_, sources) = outputs.input(plan, Stage::Sources).await?;
     let pieces = pieces(&sources)?;
-    folder.close(plan, units, |report| number_rows(report, &pieces)).await?;
+    folder
+        .close(plan, units, |report| number_rows(report, &pieces))
+        .await?;
     Ok(())
 }
 
@@ -119,7 +121,9 @@ async fn posts(
 ) -> Result<UnitOutput> {
     let (_, manifest) = outputs.input(plan, Stage::Sources).await?;
     let Settings::Sources(sources) = &manifest.plan.settings else {
-        return Err(BuildError::Damaged("the stage sources has other settings".to_owned()));
+        return Err(BuildError::Damaged(
+            "the stage sources has other settings".to_owned(),
+        ));
     };
     let folder = outputs.stage(&plan.key());
     let mut output = UnitOutput::default();

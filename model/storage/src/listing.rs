@@ -130,7 +130,10 @@ mod tests {
         let (_, changed) = files(&url("b")).await.unwrap();
         assert_ne!(changed[0].tag, one[0].tag);
         let missing = files(&url("c")).await.unwrap_err().to_string();
-        assert!(missing.ends_with("/c: there is no such file or folder"), "{missing}");
+        assert!(
+            missing.ends_with("/c: there is no such file or folder"),
+            "{missing}"
+        );
         assert!(!dir.path().join("c").exists());
     }
 }

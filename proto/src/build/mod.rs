@@ -7,6 +7,7 @@
 //! name, whoever does it and however often. A stage is complete if its `manifest.json` exists,
 //! which is written last.
 
+pub mod funnel;
 pub mod pipeline;
 pub mod report;
 pub mod settings;
@@ -77,7 +78,11 @@ impl StageKey {
     #[must_use]
     pub fn folder(&self) -> String {
         // Half of the digest distinguishes more outputs than there will be.
-        format!("stages/{}/{}", self.stage, &self.key[..self.key.len().min(32)])
+        format!(
+            "stages/{}/{}",
+            self.stage,
+            &self.key[..self.key.len().min(32)]
+        )
     }
 }
 

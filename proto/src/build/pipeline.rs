@@ -1,5 +1,5 @@
 //! `pipeline.toml`: parsed, checked and divided into stages. Pure: the files that it names are
-//! listed by the caller. `deploy/jobs/pipeline.toml` documents the fields for users.
+//! listed by the caller. `deploy/pipelines/danbooru.toml` documents the fields for users.
 
 use super::settings::{
     Answers, ClustersSettings, Figures, FilterSettings, OnBadRow, PostsSettings, Settings,
@@ -105,7 +105,10 @@ pub struct PostsSource {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PipelineSignature {
     Tags,
-    Answers { file: String, questions: Vec<String> },
+    Answers {
+        file: String,
+        questions: Vec<String>,
+    },
 }
 
 /// A URL that was listed: its folder, and the files in it.
@@ -194,7 +197,12 @@ impl Pipeline {
                 cloth_tags: inputs.cloth_tags.clone().unwrap_or(CLOTH_TAGS.to_owned()),
                 ratings: self.ratings.clone(),
                 deleted: self.deleted,
-                figures: figures.and_then(|(folder, file)| Some(Figures { folder, file: file? })),
+                figures: figures.and_then(|(folder, file)| {
+                    Some(Figures {
+                        folder,
+                        file: file?,
+                    })
+                }),
             })),
             inputs: vec![posts.key()],
         };
@@ -244,7 +252,9 @@ impl Inputs {
             if let Some(url) = url
                 && files != 1
             {
-                return Err(format!("{field}: {url} has {files} files; it must be one file"));
+                return Err(format!(
+                    "{field}: {url} has {files} files; it must be one file"
+                ));
             }
         }
         Ok(())
@@ -329,7 +339,7 @@ fn signature(
             faults.need(!given, field, || {
                 "is set, but clusters.signature is \"tags\": set it to \"answers\", or leave this \
                  out"
-                    .into()
+                .into()
             });
         }
         return PipelineSignature::Tags;
@@ -358,7 +368,6 @@ fn signature(
         questions,
     }
 }
-
 
 #[cfg(test)]
 mod tests {
@@ -426,12 +435,21 @@ mod tests {
         let more = fault(&format!(
             "{TEXT}[clusters]\nsize_min = 1\nanswers = \"a\"\n[filter]\nratings = []\n"
         ));
-        assert!(more.contains("pipeline.toml:5: clusters.size_min: is 1"), "{more}");
-        assert!(more.contains("pipeline.toml:6: clusters.answers: is set, but"), "{more}");
+        assert!(
+            more.contains("pipeline.toml:5: clusters.size_min: is 1"),
+            "{more}"
+        );
+        assert!(
+            more.contains("pipeline.toml:6: clusters.answers: is set, but"),
+            "{more}"
+        );
         assert!(more.contains("filter.ratings: is empty"), "{more}");
         let unknown = fault(&format!("{TEXT}[filter]\nrating = 1\n"));
         assert!(unknown.contains("did you mean `ratings`"), "{unknown}");
         let none = fault(&format!("{TEXT}[clusters]\nsignature = \"answers\"\n"));
-        assert!(none.contains("clusters.questions") && none.contains("clusters.answers"), "{none}");
+        assert!(
+            none.contains("clusters.questions") && none.contains("clusters.answers"),
+            "{none}"
+        );
     }
 }

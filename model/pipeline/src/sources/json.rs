@@ -33,9 +33,9 @@ impl<'de> Deserialize<'de> for Loose {
             }
             fn visit_u64<E: serde::de::Error>(self, value: u64) -> std::result::Result<Loose, E> {
                 let number = i64::try_from(value);
-                number.map(|it| Loose(Some(it))).map_err(|_| {
-                    E::custom(format!("the number {value} is too large"))
-                })
+                number
+                    .map(|it| Loose(Some(it)))
+                    .map_err(|_| E::custom(format!("the number {value} is too large")))
             }
             #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss)]
             fn visit_f64<E: serde::de::Error>(self, value: f64) -> std::result::Result<Loose, E> {
@@ -162,7 +162,9 @@ pub(super) fn post(text: &[u8], edition: Edition) -> std::result::Result<Post, S
     };
     match edition {
         Edition::TagObjects => {
-            let tags = row.tags.ok_or("it has no list of tags, as others of this file have")?;
+            let tags = row
+                .tags
+                .ok_or("it has no list of tags, as others of this file have")?;
             for tag in &tags {
                 let list = match tag.category.0 {
                     Some(0) => &mut post.general,
@@ -333,17 +335,26 @@ mod tests {
             "tag_string_general":"skirt","tag_string_artist":"a","tag_string_character":"c"}"#;
         let old = post(old, Edition::TagObjects).unwrap();
         assert_eq!(old, post(new, Edition::TagStrings).unwrap());
-        assert_eq!((old.id, old.artists.as_str(), old.characters.as_str()), (7, "a", "c"));
+        assert_eq!(
+            (old.id, old.artists.as_str(), old.characters.as_str()),
+            (7, "a", "c")
+        );
     }
 
     #[test]
     fn faults_of_a_row_are_named() {
         let fault = |text: &str| post(text.as_bytes(), Edition::TagObjects).unwrap_err();
         assert_eq!(fault(r#"{"tags":[]}"#), "it has no id");
-        assert_eq!(fault(r#"{"id":-1,"tags":[]}"#), "its id is not a positive number");
+        assert_eq!(
+            fault(r#"{"id":-1,"tags":[]}"#),
+            "its id is not a positive number"
+        );
         assert!(fault(r#"{"id":1}"#).contains("no list of tags"));
         let category = fault(r#"{"id":1,"tags":[{"name":"a","category":"2"}]}"#);
-        assert!(category.contains("category 2; 0, 1, 3, 4 or 5"), "{category}");
+        assert!(
+            category.contains("category 2; 0, 1, 3, 4 or 5"),
+            "{category}"
+        );
         assert!(fault(r#"{"id":1,"tags":[],"rating":"x"}"#).contains("rating is \"x\""));
         assert!(fault("{\"id\":").contains("not the JSON of a post: EOF"));
     }

@@ -9,10 +9,10 @@ mod recognise;
 mod row;
 mod sqlite;
 
-pub use piece::{LINES, read_piece};
 pub(crate) use piece::unchanged;
-pub use recognise::recognise;
+pub use piece::{LINES, read_piece};
 pub(crate) use recognise::join;
+pub use recognise::recognise;
 
 use crate::post::Edition;
 use serde::{Deserialize, Serialize};

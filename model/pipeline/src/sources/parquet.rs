@@ -141,10 +141,7 @@ pub(super) async fn read(
     let builder = open(path.as_ref(), store, path, size).await?;
     let names = builder.schema().fields().iter().map(|it| it.name().clone());
     let wanted: Vec<String> = names.filter(|it| WANTED.contains(&it.as_str())).collect();
-    let mask = ProjectionMask::columns(
-        builder.parquet_schema(),
-        wanted.iter().map(String::as_str),
-    );
+    let mask = ProjectionMask::columns(builder.parquet_schema(), wanted.iter().map(String::as_str));
     let failed = |source| BuildError::Parquet {
         path: path.to_string(),
         source,
@@ -247,11 +244,15 @@ fn text_of(name: &str, column: &ArrayRef, row: usize) -> Result<String, String> 
 }
 
 fn joined(name: &str, items: &ArrayRef) -> Result<String, String> {
-    if matches!(items.data_type(), DataType::List(_) | DataType::LargeList(_)) {
+    if matches!(
+        items.data_type(),
+        DataType::List(_) | DataType::LargeList(_)
+    ) {
         return Err(wrong(name, items, "a list of texts"));
     }
-    let items: Result<Vec<String>, String> =
-        (0..items.len()).map(|item| text_of(name, items, item)).collect();
+    let items: Result<Vec<String>, String> = (0..items.len())
+        .map(|item| text_of(name, items, item))
+        .collect();
     Ok(items?.join(" "))
 }
 

@@ -39,12 +39,11 @@ pub async fn read_piece(
             read_lines(&*store, &path, lines, (start, file.size), &mut sink).await?;
         }
         Span::Document => {
-            let bytes = storage::read::read_bounded(
-                &*store,
-                &path,
-                super::recognise::DOCUMENT_BYTES_MAX,
-            );
-            let bytes = bytes.await.map_err(|error| BuildError::input(&label, error))?;
+            let bytes =
+                storage::read::read_bounded(&*store, &path, super::recognise::DOCUMENT_BYTES_MAX);
+            let bytes = bytes
+                .await
+                .map_err(|error| BuildError::input(&label, error))?;
             let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
             json::document(text, piece.edition, &mut sink)?;
         }
@@ -62,7 +61,11 @@ pub async fn read_piece(
 }
 
 /// Refuses a file that was changed since its settings were made.
-pub(crate) async fn unchanged(store: &dyn ObjectStore, path: &Path, file: &SourceFile) -> Result<()> {
+pub(crate) async fn unchanged(
+    store: &dyn ObjectStore,
+    path: &Path,
+    file: &SourceFile,
+) -> Result<()> {
     use object_store::ObjectStoreExt;
     let meta = store.head(path).await.map_err(|source| BuildError::Read {
         path: path.to_string(),

@@ -18,7 +18,10 @@ pub(super) const DOCUMENT_BYTES_MAX: u64 = 1 << 30;
 
 /// What a file is.
 enum Kind {
-    Posts { edition: Edition, lines: bool },
+    Posts {
+        edition: Edition,
+        lines: bool,
+    },
     /// The list of tags that the editions of 2021 have beside their posts: posts name their tags.
     Tags,
     Sqlite,
@@ -178,7 +181,9 @@ fn kind_of_objects(label: &str, text: &[u8], whole: bool) -> Result<Kind> {
     let end = if whole {
         text.len()
     } else {
-        text.iter().rposition(|it| *it == b'\n').unwrap_or(text.len())
+        text.iter()
+            .rposition(|it| *it == b'\n')
+            .unwrap_or(text.len())
     };
     let lines = text[..end].split(|it| *it == b'\n').map(<[u8]>::trim_ascii);
     let lines = lines.filter(|line| !line.is_empty()).take(ROWS);
@@ -201,7 +206,9 @@ fn objects(text: &[u8]) -> Vec<Value> {
         let Some(start) = start else { break };
         rest = &rest[start..];
         let mut stream = serde_json::Deserializer::from_slice(rest).into_iter::<Value>();
-        let Some(Ok(value)) = stream.next() else { break };
+        let Some(Ok(value)) = stream.next() else {
+            break;
+        };
         let length = stream.byte_offset();
         found.push(value);
         rest = &rest[length..];
@@ -229,7 +236,11 @@ fn kind_of_values(label: &str, values: Vec<Value>, lines: bool) -> Result<Kind> 
             let reason = format!(
                 "its rows are no posts of Danbooru: they have the keys {}; expected is \
                  tag_string_general, or tags as a list of objects with name and category",
-                if keys.is_empty() { "none".to_owned() } else { keys.join(", ") }
+                if keys.is_empty() {
+                    "none".to_owned()
+                } else {
+                    keys.join(", ")
+                }
             );
             Err(BuildError::input(label, reason))
         }

@@ -1,8 +1,8 @@
 //! Where rows of all editions go: posts into a table, faults into a report.
 
+use super::{Piece, Span};
 use crate::error::{BuildError, Result};
 use crate::post::{self, Post};
-use super::{Piece, Span};
 use crate::table::Table;
 use proto::build::report::{BadRow, EXAMPLES_MAX, Report};
 use proto::build::settings::OnBadRow;

@@ -45,17 +45,26 @@ impl Database {
     /// Recognises the tables.
     pub(super) fn open(label: &str, file: &Path, types: Option<TagTypes>) -> Result<Self> {
         let failed = |source: rusqlite::Error| {
-            BuildError::input(label, format!("cannot be read as a SQLite database: {source}"))
+            BuildError::input(
+                label,
+                format!("cannot be read as a SQLite database: {source}"),
+            )
         };
         // Without the immutable flag SQLite would write its lock files beside the database.
         let uri = url(file);
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
         let connection = Connection::open_with_flags(uri, flags).map_err(failed)?;
         let mut tables: Vec<(String, Vec<String>)> = Vec::new();
-        for table in names(&connection, "SELECT name FROM sqlite_schema WHERE type = 'table'")
-            .map_err(failed)?
+        for table in names(
+            &connection,
+            "SELECT name FROM sqlite_schema WHERE type = 'table'",
+        )
+        .map_err(failed)?
         {
-            let query = format!("SELECT name FROM pragma_table_info({})", quoted_text(&table));
+            let query = format!(
+                "SELECT name FROM pragma_table_info({})",
+                quoted_text(&table)
+            );
             tables.push((table, names(&connection, &query).map_err(failed)?));
         }
         let with = |prefix: &str| {
@@ -118,7 +127,11 @@ impl Database {
                 "; tag types are not Danbooru's (2 is a character, 3 a copyright)".to_owned()
             }
         };
-        format!("{}, table {}{types}", self.edition.description(), self.table)
+        format!(
+            "{}, table {}{types}",
+            self.edition.description(),
+            self.table
+        )
     }
 
     fn read_tags(&self) -> rusqlite::Result<BTreeMap<i64, (String, i64)>> {
@@ -199,8 +212,13 @@ impl Database {
             columns.collect::<Vec<_>>().join(", "),
             quoted(&self.table)
         );
-        let mut statement = self.connection.prepare(&query).map_err(|it| self.failed(it))?;
-        let mut rows = statement.query([start, end]).map_err(|it| self.failed(it))?;
+        let mut statement = self
+            .connection
+            .prepare(&query)
+            .map_err(|it| self.failed(it))?;
+        let mut rows = statement
+            .query([start, end])
+            .map_err(|it| self.failed(it))?;
         // SQLite has no row numbers: the key is the place.
         loop {
             let row = rows.next().map_err(|it| self.failed(it))?;

@@ -20,10 +20,23 @@ fn answer(posts: &[FakePost], wrong: usize, folder: &Path) {
             1 => format!("{}.", post.outfit.to_uppercase()),
             _ => post.outfit.replace(" and ", ", "),
         };
-        let colours = if number % wrong == wrong - 1 { "mauve" } else { "blue and white" };
-        text += &format!("{}\n", json!({"id": post.id, "question": "clothes", "answer": answer}));
-        text += &format!("{}\n", json!({"id": post.id, "question": "colours", "answer": colours}));
-        text += &format!("{}\n", json!({"id": post.id, "question": "mood", "answer": "calm"}));
+        let colours = if number % wrong == wrong - 1 {
+            "mauve"
+        } else {
+            "blue and white"
+        };
+        text += &format!(
+            "{}\n",
+            json!({"id": post.id, "question": "clothes", "answer": answer})
+        );
+        text += &format!(
+            "{}\n",
+            json!({"id": post.id, "question": "colours", "answer": colours})
+        );
+        text += &format!(
+            "{}\n",
+            json!({"id": post.id, "question": "mood", "answer": "calm"})
+        );
     }
     std::fs::write(folder.join("answers"), text).unwrap();
 }
@@ -33,7 +46,9 @@ fn pairs(posts: &[FakePost], clusters: &BTreeMap<i64, i64>) -> (u64, u64, u64) {
     let (mut both, mut found, mut missed) = (0, 0, 0);
     for (number, a) in posts.iter().enumerate() {
         for b in &posts[number + 1..] {
-            let together = clusters.get(&a.id).is_some_and(|it| clusters.get(&b.id) == Some(it));
+            let together = clusters
+                .get(&a.id)
+                .is_some_and(|it| clusters.get(&b.id) == Some(it));
             match (together, a.identity == b.identity && a.artists == b.artists) {
                 (true, true) => both += 1,
                 (true, false) => found += 1,
@@ -58,8 +73,14 @@ async fn true_answers_give_the_outfits_that_are_drawn() {
     assert_eq!((report.rows_out, report.counts["clusters"]), (96, 16));
     let found = clusters(folder.path(), &text, &manifests[&Stage::Clusters]).await;
     assert_eq!(pairs(&posts, &found), (16 * 15, 0, 0));
-    assert_eq!(report.tables["similar figures of a figure"], [("5".to_owned(), 96)]);
-    assert_eq!(report.counts["answers that are empty or to other questions"], 96);
+    assert_eq!(
+        report.tables["similar figures of a figure"],
+        [("5".to_owned(), 96)]
+    );
+    assert_eq!(
+        report.counts["answers that are empty or to other questions"],
+        96
+    );
 }
 
 #[tokio::test]
@@ -75,7 +96,10 @@ async fn a_wrong_answer_costs_recall_and_no_precision_and_its_question_is_named(
     let found = clusters(folder.path(), &text, &manifests[&Stage::Clusters]).await;
     let (both, wrong, missed) = pairs(&posts, &found);
     assert_eq!(wrong, 0);
-    assert!(0 < missed && missed * 5 < both, "{both} pairs found, {missed} missed");
+    assert!(
+        0 < missed && missed * 5 < both,
+        "{both} pairs found, {missed} missed"
+    );
     let splits = &manifests[&Stage::Clusters].report.tables["pairs that one question alone splits"];
     assert_eq!(splits[1], ("colours".to_owned(), missed));
     // Two outfits of a character may have the colours in common.
@@ -91,12 +115,20 @@ async fn figures_without_an_answer_to_every_question_are_dropped() {
     let mut text = String::new();
     for (number, post) in posts.iter().enumerate() {
         let answer = if number == 0 { json!(null) } else { json!("a") };
-        text += &format!("{}\n", json!({"id": post.id, "question": "clothes", "answer": answer}));
+        text += &format!(
+            "{}\n",
+            json!({"id": post.id, "question": "clothes", "answer": answer})
+        );
         let colour = if number == 1 { "." } else { "b" };
-        text += &format!("{}\n", json!({"id": post.id, "question": "colours", "answer": colour}));
+        text += &format!(
+            "{}\n",
+            json!({"id": post.id, "question": "colours", "answer": colour})
+        );
     }
     std::fs::write(folder.path().join("answers"), text).unwrap();
-    let manifests = build(folder.path(), &format!("{TEXT}{ASKED}")).await.unwrap();
+    let manifests = build(folder.path(), &format!("{TEXT}{ASKED}"))
+        .await
+        .unwrap();
     let report = &manifests[&Stage::Clusters].report;
     assert_eq!(report.lost("a question without an answer"), 2);
     assert_eq!(report.counts["answers that are refusals"], 1);

@@ -1,6 +1,7 @@
 //! Every edition gives the same figures, and what is planted is left out for its reason.
 
 use crate::danbooru::{self, FakePost};
+use crate::mirrors;
 use crate::run::build;
 use proto::build::Stage;
 use proto::build::report::StageManifest;
@@ -23,7 +24,10 @@ fn planted(posts: &mut [FakePost]) {
 
 fn losses(manifest: &StageManifest) -> BTreeMap<&str, u64> {
     let losses = manifest.report.losses.iter();
-    losses.map(|loss| (loss.reason.as_str(), loss.rows)).filter(|(_, rows)| 0 < *rows).collect()
+    losses
+        .map(|loss| (loss.reason.as_str(), loss.rows))
+        .filter(|(_, rows)| 0 < *rows)
+        .collect()
 }
 
 type Export = fn(&[FakePost], &Path);
@@ -54,12 +58,14 @@ async fn every_edition_is_recognised_by_its_content_and_gives_the_same_clusters(
             let list: Vec<_> = posts.iter().map(danbooru::new).collect();
             std::fs::write(folder.join("x"), serde_json::to_vec(&list).unwrap()).unwrap();
         }),
-        ("Parquet", |posts, folder| danbooru::parquet(posts, &folder.join("x"))),
+        ("Parquet", |posts, folder| {
+            mirrors::parquet(posts, &folder.join("x"))
+        }),
         ("SQLite (tag_string_* columns)", |posts, folder| {
-            danbooru::sqlite_strings(posts, &folder.join("x"));
+            mirrors::sqlite_strings(posts, &folder.join("x"));
         }),
         ("tag types are not Danbooru's", |posts, folder| {
-            danbooru::sqlite_lists(posts, danbooru::CONSECUTIVE, &folder.join("x"));
+            mirrors::sqlite_lists(posts, mirrors::CONSECUTIVE, &folder.join("x"));
         }),
     ];
     let mut first = None;
@@ -105,7 +111,9 @@ async fn rating_s_means_safe_only_where_there_is_no_g() {
         std::fs::write(folder.path().join("posts"), text).unwrap();
         let manifests = build(folder.path(), TEXT).await.unwrap();
         let report = &manifests[&Stage::Filter].report;
-        let safe = report.counts.get("rated safe by an edition that has no general");
+        let safe = report
+            .counts
+            .get("rated safe by an edition that has no general");
         assert_eq!(safe.copied().unwrap_or(0), expected);
         let general = format!("{TEXT}[filter]\nratings = [\"general\"]\n");
         let manifests = build(folder.path(), &general).await.unwrap();
@@ -129,7 +137,10 @@ async fn of_duplicates_over_editions_the_last_source_counts() {
     let text = "out = \"out\"\n[[posts]]\nfrom = \"z_old\"\n[[posts]]\nfrom = \"a_new\"\n";
     let manifests = build(folder.path(), text).await.unwrap();
     let filter = &manifests[&Stage::Filter];
-    assert_eq!(losses(filter), BTreeMap::from([("another source has the same post", 20)]));
+    assert_eq!(
+        losses(filter),
+        BTreeMap::from([("another source has the same post", 20)])
+    );
     let characters = &manifests[&Stage::Clusters].report.tables["characters"];
     let wrong = characters.iter().find(|(name, _)| name == "somebody_else");
     assert!(wrong.is_none_or(|(_, rows)| *rows <= 4), "{characters:?}");
@@ -141,8 +152,10 @@ async fn only_posts_with_a_picture_of_a_figure_are_kept() {
     let folder = tempfile::tempdir().unwrap();
     let text = danbooru::lines(posts.iter().map(danbooru::new));
     std::fs::write(folder.path().join("posts"), text).unwrap();
-    let listed: Vec<String> =
-        posts[..10].iter().map(|it| format!("figures/{:04}/{}_1.png", it.id % 1000, it.id)).collect();
+    let listed: Vec<String> = posts[..10]
+        .iter()
+        .map(|it| format!("figures/{:04}/{}_1.png", it.id % 1000, it.id))
+        .collect();
     let listed = format!("{}\n7\n{}\n", listed.join("\n"), posts[0].id);
     std::fs::write(folder.path().join("figures.txt"), listed).unwrap();
     let text = format!("{TEXT}[filter]\nfigures = \"figures.txt\"\n");

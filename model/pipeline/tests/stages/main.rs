@@ -1,10 +1,11 @@
 //! The tabular stages on synthetic figures that are published as a fake Danbooru.
 #![allow(clippy::unwrap_used)]
 
-#[path = "../danbooru/mod.rs"]
-mod danbooru;
 mod answers;
 mod bad_input;
+#[path = "../danbooru/mod.rs"]
+mod danbooru;
 mod editions;
+mod mirrors;
 mod resume;
 mod run;

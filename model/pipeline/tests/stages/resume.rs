@@ -43,14 +43,24 @@ async fn a_kill_after_any_write_gives_the_same_bytes() {
                 let name = path.file_name().unwrap().to_str().unwrap();
                 // An object that names others is written after them.
                 let is_later = name.starts_with(later);
-                if is_later && !lost.file_name().unwrap().to_str().unwrap().starts_with("manifest") {
+                if is_later
+                    && !lost
+                        .file_name()
+                        .unwrap()
+                        .to_str()
+                        .unwrap()
+                        .starts_with("manifest")
+                {
                     std::fs::remove_file(path).unwrap();
                 }
             }
         }
         build(folder.path(), &text).await.unwrap();
         let again = files(&out);
-        assert_eq!(again.keys().collect::<Vec<_>>(), whole.keys().collect::<Vec<_>>());
+        assert_eq!(
+            again.keys().collect::<Vec<_>>(),
+            whole.keys().collect::<Vec<_>>()
+        );
         assert!(again == whole, "{} was lost", lost.display());
     }
 }
@@ -65,10 +75,18 @@ async fn a_second_run_writes_nothing_and_a_changed_setting_only_what_depends_on_
     let first = files(&folder.path().join("out"));
     build(folder.path(), TEXT).await.unwrap();
     assert!(files(&folder.path().join("out")) == first);
-    build(folder.path(), &format!("{TEXT}[clusters]\nsize_min = 3\n")).await.unwrap();
+    build(folder.path(), &format!("{TEXT}[clusters]\nsize_min = 3\n"))
+        .await
+        .unwrap();
     let second = files(&folder.path().join("out"));
-    let new: Vec<_> = second.keys().filter(|it| !first.contains_key(*it)).collect();
-    assert!(!new.is_empty() && new.iter().all(|it| it.starts_with("stages/clusters")), "{new:?}");
+    let new: Vec<_> = second
+        .keys()
+        .filter(|it| !first.contains_key(*it))
+        .collect();
+    assert!(
+        !new.is_empty() && new.iter().all(|it| it.starts_with("stages/clusters")),
+        "{new:?}"
+    );
 }
 
 #[tokio::test]
@@ -94,7 +112,11 @@ async fn units_in_any_order_and_number_give_the_same_rows() {
         let (work, output) = prepare(folder.path(), TEXT, &plans[1]).await;
         let early = run_unit(folder.path(), &work, units.into()).await;
         if units == 1 {
-            assert!(early.unwrap_err().contains("unit-00000-of-00001.json is missing"));
+            assert!(
+                early
+                    .unwrap_err()
+                    .contains("unit-00000-of-00001.json is missing")
+            );
         }
         for unit in (0..=u64::from(units)).rev().skip(1).chain([units.into()]) {
             run_unit(folder.path(), &work, unit).await.unwrap();
