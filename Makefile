@@ -30,8 +30,8 @@ SIM_FLAGS := --seeds $(SEEDS) $(if $(SEED),--seed $(SEED)) $(if $(BUG),--bug $(B
 	$(if $(BUGS),--bugs) $(if $(KINDS),--$(KINDS)) $(if $(TRACE),--trace)
 
 .PHONY: help setup build programs release test sim lint demo chaos bench bench-recovery \
-	bench-loader bench-model bench-schedule bench-writer benchmark measure-images leakage parity \
-	peers gpu-check clean
+	bench-loader bench-model bench-schedule bench-stages bench-writer benchmark measure-images \
+	leakage parity peers gpu-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s  %s\n", $$1, $$2} \
@@ -111,6 +111,12 @@ bench-writer: setup ## time and memory of the data-set writer alone
 ## for ROWS rows (1,000,000) of 1 kB
 	@$(CARGO) build --locked --quiet --workspace --example bench_writer
 	@target/debug/examples/bench_writer $(ROWS)
+
+bench-stages: setup ## time and memory of a data set's tabular stages
+## on the metadata of POSTS posts (116,729), generated in .demo
+	@$(CARGO) build --locked --quiet --workspace --example bench_stages
+	@target/debug/examples/bench_stages .demo/bench-stages-$(or $(POSTS),116729) \
+		$(or $(POSTS),116729)
 
 bench-schedule: build ## measure how often per second the coordinator can schedule
 	@target/debug/schedule

@@ -138,6 +138,9 @@ async fn read_head(store: &dyn ObjectStore, path: &Path, file: &SourceFile) -> R
             ),
         ));
     }
+    if file.size == 0 {
+        return Err(BuildError::input(path.as_ref(), "is empty"));
+    }
     let head = store.get_range(path, 0..HEAD_BYTES.min(file.size)).await;
     Ok(head.map_err(read)?.to_vec())
 }
