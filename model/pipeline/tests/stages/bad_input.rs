@@ -90,7 +90,7 @@ async fn files_that_are_no_posts_or_of_two_kinds_are_refused_by_name() {
             b"\x89PNG\r\n".to_vec(),
             "is neither JSON, Parquet nor SQLite",
         ),
-        ("empty", Vec::new(), "is neither JSON, Parquet nor SQLite"),
+        ("empty", Vec::new(), "is empty"),
         ("both", (old + &new).into_bytes(), "are of two editions"),
         (
             "other",
