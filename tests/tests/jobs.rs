@@ -2,6 +2,7 @@
 //! default.
 #![allow(clippy::unwrap_used)]
 
+use proto::build::pipeline::Pipeline;
 use proto::job::evaluation::{Found, fill, open};
 use proto::job::parse;
 use proto::knobs::Knobs;
@@ -290,6 +291,7 @@ fn the_examples_document_every_field() {
         undocumented("evaluate.toml", &["evaluate", "evaluate.vqa"]),
         Vec::<String>::new()
     );
+    assert_eq!(undocumented("build.toml", &["build"]), Vec::<String>::new());
     let demo = std::fs::read_to_string(jobs().join("demo.toml")).unwrap();
     for field in known_fields("") {
         // The tables of other kinds of work have examples of their own.
@@ -298,6 +300,60 @@ fn the_examples_document_every_field() {
             shown || jobs().join(format!("{field}.toml")).is_file(),
             "no example shows {field}"
         );
+    }
+}
+
+/// The example pipeline is accepted, and shows every field: those that are commented out, too.
+#[test]
+fn the_pipeline_documents_every_field() {
+    let folder = jobs().join("../pipelines");
+    let text = std::fs::read_to_string(folder.join("danbooru.toml")).unwrap();
+    let parse = |text: &str| Pipeline::parse("danbooru.toml", text, &folder);
+    let plain = parse(&text).unwrap_or_else(|errors| panic!("{errors}"));
+    assert_eq!(plain.posts.len(), 2);
+    let shown: String = text
+        .lines()
+        .map(|line| match line.strip_prefix("# ") {
+            Some(field)
+                if field
+                    .split_once(" = ")
+                    .is_some_and(|(it, _)| !it.contains(' ')) =>
+            {
+                field
+            }
+            _ => line,
+        })
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    // With what is commented out every table is complete, so an unknown field is not suggested.
+    let shown = shown.replace("signature = \"tags\"", "signature = \"answers\"");
+    parse(&shown).unwrap_or_else(|errors| panic!("{errors}"));
+    for table in ["", "filter", "clusters", "units", "dataset"] {
+        let header = if table.is_empty() {
+            String::new()
+        } else {
+            format!("[{table}]\n")
+        };
+        let errors = parse(&format!("{header}no_such_field = 1\n"))
+            .unwrap_err()
+            .to_string();
+        let (_, listed) = errors
+            .split_once(", expected ")
+            .unwrap_or_else(|| panic!("{errors}"));
+        for field in listed
+            .split(';')
+            .next()
+            .unwrap()
+            .split('`')
+            .skip(1)
+            .step_by(2)
+        {
+            let is_table = text.contains(&format!("[{field}]\n"));
+            assert!(
+                shown.contains(&format!("\n{field} = ")) || is_table,
+                "{table}.{field}"
+            );
+        }
     }
 }
 

@@ -2,8 +2,10 @@
 //! stages. Called by `coordinator dataset build`.
 
 use proto::build::pipeline::{Inputs, Listing, Pipeline, PipelineSignature};
-use proto::build::settings::SourceFile;
-use storage::listing::{ListError, files};
+use proto::build::settings::{ListedFolder, SourceFile};
+use proto::text::hex;
+use sha2::{Digest, Sha256};
+use storage::listing::{ListError, Listed, files};
 use storage::read::{ReadError, read_bounded};
 
 /// Largest list of cloth tags.
@@ -39,6 +41,15 @@ pub async fn inputs(pipeline: &Pipeline) -> Result<Inputs, InputError> {
     if let PipelineSignature::Answers { file, .. } = &pipeline.signature {
         inputs.answers = Some(listing("clusters.answers", file).await?);
     }
+    if let Some(dataset) = &pipeline.dataset {
+        inputs.images = Some(folder("dataset.images", &dataset.images).await?);
+        if let Some(url) = &dataset.masks {
+            inputs.masks = Some(folder("dataset.masks", url).await?);
+        }
+        if let Some(url) = &dataset.boxes {
+            inputs.boxes = Some(listing("dataset.boxes", url).await?);
+        }
+    }
     if let Some(url) = &pipeline.cloth_tags {
         inputs.cloth_tags = Some(text("filter.cloth_tags", url).await?);
     }
@@ -58,6 +69,27 @@ async fn listing(field: &'static str, url: &str) -> Result<Listing, InputError> 
         folder,
         files: files.collect(),
     })
+}
+
+/// Lists a folder, and keeps a digest of the list.
+async fn folder(field: &'static str, url: &str) -> Result<ListedFolder, InputError> {
+    let listed = files(url).await;
+    let (folder, files) = listed.map_err(|source| InputError::List { field, source })?;
+    Ok(ListedFolder {
+        folder,
+        files: files.len() as u64,
+        digest: digest(&files),
+    })
+}
+
+/// The digest of a list of files. It changes when a file does.
+#[must_use]
+pub fn digest(files: &[Listed]) -> String {
+    let mut hash = Sha256::new();
+    for file in files {
+        hash.update(format!("{}\n{}\n{}\n", file.path, file.size, file.tag));
+    }
+    hex(&hash.finalize())
 }
 
 async fn text(field: &'static str, url: &str) -> Result<String, InputError> {

@@ -6,15 +6,17 @@
 //! and DuckDB: the table is in `ARCHITECTURE.md`. Rows move between stages as Parquet in object
 //! storage ([`output`]).
 //!
-//! Read in this order: [`post`] (a row), [`sources`] (where rows come from), [`cloths`], [`filter`],
-//! [`clusters`], [`unit`] (which stage a unit is of).
+//! Read in this order: [`post`] (a row), [`sources`] (where rows come from), [`cloths`],
+//! [`filter`], [`clusters`], [`images`], [`dataset`], [`unit`] (which stage a unit is of).
 
 pub mod cloths;
 pub mod clusters;
+pub mod dataset;
 pub mod engine;
 pub mod error;
 pub mod figure;
 pub mod filter;
+pub mod images;
 pub mod output;
 pub mod post;
 pub mod sources;

@@ -3,7 +3,7 @@
 use crate::error::{BuildError, Result};
 use crate::output::Outputs;
 use crate::sources::{LINES, Piece, Span, read_piece, recognise};
-use crate::{clusters, filter};
+use crate::{clusters, dataset, filter};
 use proto::build::report::{Report, StageManifest, UnitOutput};
 use proto::build::settings::{PostsSettings, Settings, SourcesSettings};
 use proto::build::{BuildWork, Stage, StagePlan};
@@ -31,6 +31,9 @@ pub async fn run(work: &BuildWork, unit: u64, scratch: &Path) -> Result<()> {
         Settings::Posts(settings) => posts(&plan, settings, (unit, units), &outputs).await?,
         Settings::Filter(settings) => filter::run(&plan, settings, &outputs, scratch).await?,
         Settings::Clusters(settings) => clusters::run(&plan, settings, &outputs, scratch).await?,
+        Settings::Dataset(settings) => {
+            dataset::run(&plan, settings, (&outputs, &work.out), scratch).await?
+        }
     };
     folder.put_unit(units, unit, &output).await
 }

@@ -67,6 +67,10 @@ pub fn steps(manifests: &[StageManifest]) -> Vec<Step> {
                     Some(PAPER[2]),
                 ),
             ),
+            Stage::Dataset => (
+                remain("figures", report.rows_in, None),
+                remain("samples of the data set", report.rows_out, None),
+            ),
         };
         if stage == Stage::Posts {
             steps.push(first);

@@ -33,10 +33,18 @@ pub enum Stage {
     Filter,
     /// Groups the figures of a character and artist by outfit, and drops those that are alone.
     Clusters,
+    /// Finds the images of the clusters' figures, and writes a data set.
+    Dataset,
 }
 
 impl Stage {
-    pub const ALL: [Self; 4] = [Self::Sources, Self::Posts, Self::Filter, Self::Clusters];
+    pub const ALL: [Self; 5] = [
+        Self::Sources,
+        Self::Posts,
+        Self::Filter,
+        Self::Clusters,
+        Self::Dataset,
+    ];
 
     /// Its word in job.toml, in names of objects and in reports.
     #[must_use]
@@ -46,6 +54,7 @@ impl Stage {
             Self::Posts => "posts",
             Self::Filter => "filter",
             Self::Clusters => "clusters",
+            Self::Dataset => "dataset",
         }
     }
 
@@ -53,7 +62,7 @@ impl Stage {
     #[must_use]
     pub fn version(self) -> u32 {
         match self {
-            Self::Sources | Self::Posts | Self::Filter | Self::Clusters => 1,
+            Self::Sources | Self::Posts | Self::Filter | Self::Clusters | Self::Dataset => 1,
         }
     }
 }

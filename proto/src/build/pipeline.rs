@@ -2,8 +2,8 @@
 //! listed by the caller. `deploy/pipelines/danbooru.toml` documents the fields for users.
 
 use super::settings::{
-    Answers, ClustersSettings, Figures, FilterSettings, OnBadRow, PostsSettings, Settings,
-    Signature, Source, SourceFile, SourcesSettings, TagTypes,
+    Answers, ClustersSettings, DatasetSettings, Figures, FilterSettings, ListedFolder, NamedFile,
+    OnBadRow, PostsSettings, Settings, Signature, Source, SourceFile, SourcesSettings, TagTypes,
 };
 use super::{StagePlan, UNITS_MAX};
 use crate::job::check::data::absolute;
@@ -31,8 +31,17 @@ struct PipelineToml {
     filter: FilterToml,
     #[serde(default)]
     clusters: ClustersToml,
+    dataset: Option<DatasetToml>,
     #[serde(default)]
     units: UnitsToml,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DatasetToml {
+    images: String,
+    masks: Option<String>,
+    boxes: Option<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -91,6 +100,8 @@ pub struct Pipeline {
     pub figures: Option<String>,
     pub signature: PipelineSignature,
     pub size_min: u32,
+    /// None: the pipeline ends with clusters.
+    pub dataset: Option<PipelineDataset>,
     pub posts_units: u32,
     pub piece_bytes: u64,
     pub piece_rows: u64,
@@ -100,6 +111,14 @@ pub struct Pipeline {
 pub struct PostsSource {
     pub from: String,
     pub tag_types: Option<TagTypes>,
+}
+
+/// Where images are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PipelineDataset {
+    pub images: String,
+    pub masks: Option<String>,
+    pub boxes: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,6 +146,9 @@ pub struct Inputs {
     pub cloth_tags: Option<String>,
     pub figures: Option<Listing>,
     pub answers: Option<Listing>,
+    pub images: Option<ListedFolder>,
+    pub masks: Option<ListedFolder>,
+    pub boxes: Option<Listing>,
 }
 
 /// A stage, and the number of its units.
@@ -224,13 +246,29 @@ impl Pipeline {
             }),
             inputs: vec![filter.key()],
         };
+        let boxes = inputs.boxes.as_ref().map(one);
+        let dataset = inputs.images.clone().map(|images| StagePlan {
+            settings: Settings::Dataset(DatasetSettings {
+                images,
+                masks: inputs.masks.clone(),
+                boxes: boxes.and_then(|(folder, file)| {
+                    Some(NamedFile {
+                        folder,
+                        file: file?,
+                    })
+                }),
+            }),
+            inputs: vec![filter.key(), clusters.key()],
+        });
         let units = |plan: StagePlan, units| Planned { plan, units };
-        vec![
+        let mut stages = vec![
             units(sources, 1),
             units(posts, self.posts_units),
             units(filter, 1),
             units(clusters, 1),
-        ]
+        ];
+        stages.extend(dataset.map(|dataset| units(dataset, 1)));
+        stages
     }
 }
 
@@ -244,9 +282,12 @@ impl Inputs {
             PipelineSignature::Tags => None,
             PipelineSignature::Answers { file, .. } => Some(file),
         };
+        let dataset = pipeline.dataset.as_ref();
+        let boxes = dataset.and_then(|dataset| dataset.boxes.as_ref());
         for (field, url, listing) in [
             ("filter.figures", pipeline.figures.as_ref(), &self.figures),
             ("clusters.answers", answers, &self.answers),
+            ("dataset.boxes", boxes, &self.boxes),
         ] {
             let files = listing.as_ref().map_or(0, |listing| listing.files.len());
             if let Some(url) = url
@@ -266,7 +307,8 @@ fn check(raw: PipelineToml, directory: &Path, faults: &mut Faults) -> Pipeline {
     let count = raw.posts.len();
     faults.need((1..=LIST).contains(&count), "posts", || {
         format!(
-            "has {count} sources; name 1 to {LIST}, each as [[posts]] with from = \"FOLDER or FILE\""
+            "has {count} sources; name 1 to {LIST}, each as [[posts]] with from = \"FOLDER or \
+             FILE\""
         )
     });
     let posts = raw.posts.iter().map(|source| PostsSource {
@@ -309,7 +351,13 @@ fn check(raw: PipelineToml, directory: &Path, faults: &mut Faults) -> Pipeline {
     let mut url = |field: &str, value: Option<String>| {
         value.map(|value| absolute(field, &value, directory, faults))
     };
+    let dataset = raw.dataset.map(|raw| PipelineDataset {
+        images: url("dataset.images", Some(raw.images)).unwrap_or_default(),
+        masks: url("dataset.masks", raw.masks),
+        boxes: url("dataset.boxes", raw.boxes),
+    });
     Pipeline {
+        dataset,
         out: url("out", Some(raw.out)).unwrap_or_default(),
         cloth_tags: url("filter.cloth_tags", filter.cloth_tags),
         figures: url("filter.figures", filter.figures),

@@ -12,6 +12,7 @@ pub enum Settings {
     Posts(PostsSettings),
     Filter(Box<FilterSettings>),
     Clusters(ClustersSettings),
+    Dataset(DatasetSettings),
 }
 
 impl Settings {
@@ -22,6 +23,7 @@ impl Settings {
             Self::Posts(_) => Stage::Posts,
             Self::Filter(_) => Stage::Filter,
             Self::Clusters(_) => Stage::Clusters,
+            Self::Dataset(_) => Stage::Dataset,
         }
     }
 }
@@ -132,4 +134,32 @@ pub struct Answers {
     pub file: SourceFile,
     /// The questions that must be answered equally.
     pub questions: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DatasetSettings {
+    /// Images whose file names begin with the number of their post.
+    pub images: ListedFolder,
+    /// Masks, named in the same way. None: the alpha channels of the images.
+    pub masks: Option<ListedFolder>,
+    /// JSON lines of `{"id": 1, "bbox": [0.5, 0.3, 0.2, 0.2]}`. None: faces are guessed from masks.
+    pub boxes: Option<NamedFile>,
+}
+
+/// A folder with too many files to list in a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListedFolder {
+    pub folder: String,
+    pub files: u64,
+    /// Of the paths, sizes and entity tags of the files.
+    pub digest: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NamedFile {
+    pub folder: String,
+    pub file: SourceFile,
 }

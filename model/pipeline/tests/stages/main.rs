@@ -9,3 +9,4 @@ mod editions;
 mod mirrors;
 mod resume;
 mod run;
+mod written;
