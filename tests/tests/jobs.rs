@@ -2,7 +2,7 @@
 //! default.
 #![allow(clippy::unwrap_used)]
 
-use proto::build::pipeline::Pipeline;
+use proto::build::pipeline::{Pipeline, QUESTIONS};
 use proto::job::evaluation::{Found, fill, open};
 use proto::job::parse;
 use proto::knobs::Knobs;
@@ -311,24 +311,30 @@ fn the_pipeline_documents_every_field() {
     let parse = |text: &str| Pipeline::parse("danbooru.toml", text, &folder);
     let plain = parse(&text).unwrap_or_else(|errors| panic!("{errors}"));
     assert_eq!(plain.posts.len(), 2);
-    let shown: String = text
-        .lines()
-        .map(|line| match line.strip_prefix("# ") {
-            Some(field)
-                if field
-                    .split_once(" = ")
-                    .is_some_and(|(it, _)| !it.contains(' ')) =>
-            {
-                field
-            }
-            _ => line,
-        })
-        .flat_map(|line| [line, "\n"])
+    // Fields, tables and rows of arrays that are commented out.
+    let is_toml = |line: &&str| {
+        let field = line
+            .split_once(" = ")
+            .is_some_and(|(it, _)| !it.contains(' '));
+        field || line.starts_with('[') || line.starts_with("  {") || *line == "]"
+    };
+    let lines = text.lines();
+    let lines = lines.map(|line| line.strip_prefix("# ").filter(is_toml).unwrap_or(line));
+    let shown: String = lines.flat_map(|line| [line, "\n"]).collect();
+    let model = shown.replace("signature = \"tags\"", "signature = \"model\"");
+    let model = model.replace("answers = \"answers.jsonl\"\n", "");
+    let model = model.replace("questions = [\"clothes\", \"colours\"]\n", "");
+    let asked = parse(&model)
+        .unwrap_or_else(|errors| panic!("{errors}"))
+        .outfits
+        .unwrap();
+    let asked: Vec<_> = asked
+        .questions
+        .iter()
+        .map(|it| (&*it.name, &*it.text))
         .collect();
-    // With what is commented out every table is complete, so an unknown field is not suggested.
-    let shown = shown.replace("signature = \"tags\"", "signature = \"answers\"");
-    parse(&shown).unwrap_or_else(|errors| panic!("{errors}"));
-    for table in ["", "filter", "clusters", "units", "dataset"] {
+    assert_eq!(asked, QUESTIONS);
+    for table in ["", "filter", "clusters", "units", "outfits", "dataset"] {
         let header = if table.is_empty() {
             String::new()
         } else {

@@ -41,6 +41,9 @@ pub async fn inputs(pipeline: &Pipeline) -> Result<Inputs, InputError> {
     if let PipelineSignature::Answers { file, .. } = &pipeline.signature {
         inputs.answers = Some(listing("clusters.answers", file).await?);
     }
+    if let Some(outfits) = &pipeline.outfits {
+        inputs.asked = Some(folder("outfits.images", &outfits.images).await?);
+    }
     if let Some(dataset) = &pipeline.dataset {
         inputs.images = Some(folder("dataset.images", &dataset.images).await?);
         if let Some(url) = &dataset.masks {

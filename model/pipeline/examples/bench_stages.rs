@@ -64,7 +64,8 @@ fn generate(file: &Path, posts: u64) {
         } else {
             ""
         };
-        let artist = numbers.skewed(60_000);
+        // A character has a few artists, so that there are clusters.
+        let artist = character * 2 + numbers.skewed(3);
         let rating = ["g", "g", "s", "q", "e"][usize::try_from(numbers.below(5)).unwrap()];
         writeln!(
             out,

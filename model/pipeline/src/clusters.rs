@@ -4,7 +4,7 @@
 
 use crate::engine::Engine;
 use crate::error::{BuildError, Result};
-use crate::figure::{CLUSTERED, FIGURES, PART_ROWS};
+use crate::figure::{ANSWERS, CLUSTERED, FIGURES, PART_ROWS};
 use crate::filter::push;
 use crate::output::{Outputs, StageFolder};
 use crate::sources::{join, unchanged};
@@ -30,6 +30,10 @@ const TABLES: &str = "
     CREATE TABLE answers(id, question, answer, PRIMARY KEY (id, question)) WITHOUT ROWID;
     CREATE TABLE questions(number INTEGER PRIMARY KEY, name UNIQUE);";
 const INSERT: &str = "INSERT INTO figures VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
+
+/// The last answer counts: a question that was asked again was asked for a reason.
+const INSERT_ANSWER: &str = "INSERT INTO answers SELECT ?1, number, normalised(?3) FROM questions \
+    WHERE name = ?2 AND normalised(?3) <> '' ON CONFLICT DO UPDATE SET answer = excluded.answer";
 
 /// A line of the file of answers.
 #[derive(Debug, Deserialize)]
@@ -63,15 +67,24 @@ pub async fn run(
             let sign = "CREATE TABLE signed AS SELECT id, cloths AS outfit FROM figures";
             engine.run("cannot sign", sign)?;
         }
+        Signature::Model { questions } => {
+            name_questions(&engine, questions)?;
+            let (folder, manifest) = outputs.input(plan, Stage::Outfits).await?;
+            for part in &manifest.parts {
+                let bytes = folder.part(part).await?;
+                let rows = engine.load(&part.path, bytes, &ANSWERS, INSERT_ANSWER)?;
+                report.count("answers read", rows);
+            }
+            sign_by_answers(&engine, &mut report)?;
+        }
         Signature::Answers(answers) => {
+            name_questions(&engine, &answers.questions)?;
             load_answers(&engine, answers, &mut report).await?;
-            sign_by_answers(&engine)?;
-            let signed = engine.number("cannot count", "SELECT count(*) FROM signed")?;
-            report.lose(UNANSWERED, report.rows_in - signed);
+            sign_by_answers(&engine, &mut report)?;
         }
     }
     group(&engine, settings, &mut report)?;
-    if matches!(settings.signature, Signature::Answers(_)) {
+    if settings.signature != Signature::Tags {
         count_splits(&engine, &mut report)?;
     }
     count(&engine, &mut report)?;
@@ -88,15 +101,7 @@ async fn load_answers(engine: &Engine, answers: &Answers, report: &mut Report) -
     let text = text.map_err(|error| BuildError::input(path.as_ref(), error))?;
     let context = "cannot load answers";
     engine.run(context, "BEGIN")?;
-    let mut insert = engine.prepare(context, "INSERT INTO questions VALUES (?1, ?2)")?;
-    for (number, name) in (0_i64..).zip(&answers.questions) {
-        insert.run((number, name))?;
-    }
-    // The last answer counts: a question that was asked again was asked for a reason.
-    let insert = "INSERT INTO answers SELECT ?1, number, normalised(?3) FROM questions WHERE \
-                  name = ?2 AND normalised(?3) <> '' ON CONFLICT DO UPDATE SET answer = \
-                  excluded.answer";
-    let mut insert = engine.prepare(context, insert)?;
+    let mut insert = engine.prepare(context, INSERT_ANSWER)?;
     for (number, line) in (1..).zip(text.split(|it| *it == b'\n')) {
         if line.trim_ascii().is_empty() {
             continue;
@@ -118,12 +123,24 @@ async fn load_answers(engine: &Engine, answers: &Answers, report: &mut Report) -
     engine.run(context, "COMMIT")
 }
 
-fn sign_by_answers(engine: &Engine) -> Result<()> {
+fn name_questions(engine: &Engine, questions: &[String]) -> Result<()> {
+    let insert = "INSERT INTO questions VALUES (?1, ?2)";
+    let mut insert = engine.prepare("cannot load questions", insert)?;
+    for (number, name) in (0_i64..).zip(questions) {
+        insert.run((number, name))?;
+    }
+    Ok(())
+}
+
+fn sign_by_answers(engine: &Engine, report: &mut Report) -> Result<()> {
     let sign = "CREATE TABLE signed AS
         SELECT f.id, group_concat(q.name || ': ' || a.answer, '; ' ORDER BY q.number) AS outfit
         FROM figures f JOIN answers a ON a.id = f.id JOIN questions q ON q.number = a.question
         GROUP BY f.id HAVING count(*) = (SELECT count(*) FROM questions)";
-    engine.run("cannot sign", sign)
+    engine.run("cannot sign", sign)?;
+    let signed = engine.number("cannot count", "SELECT count(*) FROM signed")?;
+    report.lose(UNANSWERED, report.rows_in - signed);
+    Ok(())
 }
 
 fn group(engine: &Engine, settings: &ClustersSettings, report: &mut Report) -> Result<()> {

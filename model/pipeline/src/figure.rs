@@ -34,5 +34,12 @@ pub const CLUSTERED: [(&str, Column); 6] = [
     ("outfit", Column::Text),
 ];
 
+/// Answers of a model about figures: those that are no refusals.
+pub const ANSWERS: [(&str, Column); 3] = [
+    ("id", Column::Number),
+    ("question", Column::Text),
+    ("answer", Column::Text),
+];
+
 /// Rows of one part.
 pub const PART_ROWS: u64 = 1 << 18;

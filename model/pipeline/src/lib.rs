@@ -7,7 +7,8 @@
 //! storage ([`output`]).
 //!
 //! Read in this order: [`post`] (a row), [`sources`] (where rows come from), [`cloths`],
-//! [`filter`], [`clusters`], [`images`], [`dataset`], [`unit`] (which stage a unit is of).
+//! [`filter`], [`outfits`], [`clusters`], [`images`], [`dataset`], [`unit`] (which stage a unit is
+//! of).
 
 pub mod cloths;
 pub mod clusters;
@@ -17,6 +18,7 @@ pub mod error;
 pub mod figure;
 pub mod filter;
 pub mod images;
+pub mod outfits;
 pub mod output;
 pub mod post;
 pub mod sources;

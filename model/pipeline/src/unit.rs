@@ -3,7 +3,7 @@
 use crate::error::{BuildError, Result};
 use crate::output::Outputs;
 use crate::sources::{LINES, Piece, Span, read_piece, recognise};
-use crate::{clusters, dataset, filter};
+use crate::{clusters, dataset, filter, outfits};
 use proto::build::report::{Report, StageManifest, UnitOutput};
 use proto::build::settings::{PostsSettings, Settings, SourcesSettings};
 use proto::build::{BuildWork, Stage, StagePlan};
@@ -30,6 +30,10 @@ pub async fn run(work: &BuildWork, unit: u64, scratch: &Path) -> Result<()> {
         Settings::Sources(settings) => sources(settings).await?,
         Settings::Posts(settings) => posts(&plan, settings, (unit, units), &outputs).await?,
         Settings::Filter(settings) => filter::run(&plan, settings, &outputs, scratch).await?,
+        Settings::Outfits(settings) => {
+            let units = (unit, units);
+            outfits::run(&plan, settings, (&outputs, &work.out), units, scratch).await?
+        }
         Settings::Clusters(settings) => clusters::run(&plan, settings, &outputs, scratch).await?,
         Settings::Dataset(settings) => {
             dataset::run(&plan, settings, (&outputs, &work.out), scratch).await?

@@ -46,7 +46,8 @@ pub fn steps(manifests: &[StageManifest]) -> Vec<Step> {
             paper,
         };
         let (first, last) = match stage {
-            Stage::Sources => continue,
+            // They lose no figures: who is not answered is dropped with the clusters.
+            Stage::Sources | Stage::Outfits => continue,
             Stage::Posts => (
                 remain("rows of metadata", report.rows_in, None),
                 remain("posts", report.rows_out, None),

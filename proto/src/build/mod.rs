@@ -31,6 +31,8 @@ pub enum Stage {
     Posts,
     /// Resolves duplicate ids and keeps figures with one character, one artist and clothes.
     Filter,
+    /// Asks a model about the figures' outfits.
+    Outfits,
     /// Groups the figures of a character and artist by outfit, and drops those that are alone.
     Clusters,
     /// Finds the images of the clusters' figures, and writes a data set.
@@ -38,10 +40,11 @@ pub enum Stage {
 }
 
 impl Stage {
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Sources,
         Self::Posts,
         Self::Filter,
+        Self::Outfits,
         Self::Clusters,
         Self::Dataset,
     ];
@@ -53,6 +56,7 @@ impl Stage {
             Self::Sources => "sources",
             Self::Posts => "posts",
             Self::Filter => "filter",
+            Self::Outfits => "outfits",
             Self::Clusters => "clusters",
             Self::Dataset => "dataset",
         }
@@ -62,7 +66,12 @@ impl Stage {
     #[must_use]
     pub fn version(self) -> u32 {
         match self {
-            Self::Sources | Self::Posts | Self::Filter | Self::Clusters | Self::Dataset => 1,
+            Self::Sources
+            | Self::Posts
+            | Self::Filter
+            | Self::Outfits
+            | Self::Clusters
+            | Self::Dataset => 1,
         }
     }
 }

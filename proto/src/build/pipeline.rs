@@ -3,7 +3,8 @@
 
 use super::settings::{
     Answers, ClustersSettings, DatasetSettings, Figures, FilterSettings, ListedFolder, NamedFile,
-    OnBadRow, PostsSettings, Settings, Signature, Source, SourceFile, SourcesSettings, TagTypes,
+    OnBadRow, OutfitQuestion, OutfitsSettings, PostsSettings, Settings, Signature, Source,
+    SourceFile, SourcesSettings, TagTypes,
 };
 use super::{StagePlan, UNITS_MAX};
 use crate::job::check::data::absolute;
@@ -31,9 +32,20 @@ struct PipelineToml {
     filter: FilterToml,
     #[serde(default)]
     clusters: ClustersToml,
+    outfits: Option<OutfitsToml>,
     dataset: Option<DatasetToml>,
     #[serde(default)]
     units: UnitsToml,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OutfitsToml {
+    images: String,
+    endpoint: String,
+    model: String,
+    questions: Option<Vec<OutfitQuestion>>,
+    concurrency: Option<u32>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -74,6 +86,7 @@ struct ClustersToml {
 #[serde(rename_all = "kebab-case")]
 enum SignatureToml {
     Tags,
+    Model,
     Answers,
 }
 
@@ -81,6 +94,7 @@ enum SignatureToml {
 #[serde(deny_unknown_fields)]
 struct UnitsToml {
     posts: Option<u32>,
+    outfits: Option<u32>,
     piece_mib: Option<u32>,
     piece_rows: Option<u32>,
 }
@@ -100,9 +114,12 @@ pub struct Pipeline {
     pub figures: Option<String>,
     pub signature: PipelineSignature,
     pub size_min: u32,
+    /// None: no model is asked.
+    pub outfits: Option<PipelineOutfits>,
     /// None: the pipeline ends with clusters.
     pub dataset: Option<PipelineDataset>,
     pub posts_units: u32,
+    pub outfits_units: u32,
     pub piece_bytes: u64,
     pub piece_rows: u64,
 }
@@ -112,6 +129,26 @@ pub struct PostsSource {
     pub from: String,
     pub tag_types: Option<TagTypes>,
 }
+
+/// Whom to ask about outfits, and what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PipelineOutfits {
+    pub images: String,
+    pub endpoint: String,
+    pub model: String,
+    pub questions: Vec<OutfitQuestion>,
+    pub concurrency: u32,
+}
+
+/// Questions about outfits: the name of each, and what is asked. The second is the paper's; its
+/// other questions are unknown, so the first is ours.
+pub const QUESTIONS: [(&str, &str); 2] = [
+    (
+        "clothes",
+        "What clothes does the character wear? Answer with a short list.",
+    ),
+    ("colours", "What are the top two colours of the clothing?"),
+];
 
 /// Where images are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,6 +161,8 @@ pub struct PipelineDataset {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PipelineSignature {
     Tags,
+    /// The answers of the stage `outfits`.
+    Model,
     Answers {
         file: String,
         questions: Vec<String>,
@@ -146,6 +185,8 @@ pub struct Inputs {
     pub cloth_tags: Option<String>,
     pub figures: Option<Listing>,
     pub answers: Option<Listing>,
+    /// Of [`Pipeline::outfits`].
+    pub asked: Option<ListedFolder>,
     pub images: Option<ListedFolder>,
     pub masks: Option<ListedFolder>,
     pub boxes: Option<Listing>,
@@ -228,6 +269,17 @@ impl Pipeline {
             })),
             inputs: vec![posts.key()],
         };
+        let outfits = self.outfits.as_ref().zip(inputs.asked.clone());
+        let outfits = outfits.map(|(outfits, images)| StagePlan {
+            settings: Settings::Outfits(Box::new(OutfitsSettings {
+                images,
+                endpoint: outfits.endpoint.clone(),
+                model: outfits.model.clone(),
+                questions: outfits.questions.clone(),
+                concurrency: outfits.concurrency,
+            })),
+            inputs: vec![filter.key()],
+        });
         let answers = inputs.answers.as_ref().map(one);
         let signature = match (&self.signature, answers) {
             (PipelineSignature::Answers { questions, .. }, Some((folder, Some(file)))) => {
@@ -237,6 +289,12 @@ impl Pipeline {
                     questions: questions.clone(),
                 })
             }
+            (PipelineSignature::Model, _) => {
+                let questions = self.outfits.iter().flat_map(|outfits| &outfits.questions);
+                Signature::Model {
+                    questions: questions.map(|it| it.name.clone()).collect(),
+                }
+            }
             (PipelineSignature::Answers { .. } | PipelineSignature::Tags, _) => Signature::Tags,
         };
         let clusters = StagePlan {
@@ -244,7 +302,9 @@ impl Pipeline {
                 signature,
                 size_min: self.size_min,
             }),
-            inputs: vec![filter.key()],
+            inputs: std::iter::once(filter.key())
+                .chain(outfits.as_ref().map(StagePlan::key))
+                .collect(),
         };
         let boxes = inputs.boxes.as_ref().map(one);
         let dataset = inputs.images.clone().map(|images| StagePlan {
@@ -265,8 +325,9 @@ impl Pipeline {
             units(sources, 1),
             units(posts, self.posts_units),
             units(filter, 1),
-            units(clusters, 1),
         ];
+        stages.extend(outfits.map(|outfits| units(outfits, self.outfits_units)));
+        stages.push(units(clusters, 1));
         stages.extend(dataset.map(|dataset| units(dataset, 1)));
         stages
     }
@@ -279,7 +340,7 @@ impl Inputs {
     /// A field that names a folder where one file is needed.
     pub fn check(&self, pipeline: &Pipeline) -> Result<(), String> {
         let answers = match &pipeline.signature {
-            PipelineSignature::Tags => None,
+            PipelineSignature::Tags | PipelineSignature::Model => None,
             PipelineSignature::Answers { file, .. } => Some(file),
         };
         let dataset = pipeline.dataset.as_ref();
@@ -333,12 +394,23 @@ fn check(raw: PipelineToml, directory: &Path, faults: &mut Faults) -> Pipeline {
         )
     });
     let signature = signature(&raw.clusters, directory, faults);
+    let outfits = raw.outfits.map(|raw| outfits(raw, directory, faults));
+    let asks = signature == PipelineSignature::Model;
+    faults.need(asks == outfits.is_some(), "clusters.signature", || {
+        if asks {
+            "is \"model\", but there is no table [outfits] that says whom to ask".into()
+        } else {
+            "is not \"model\", but there is a table [outfits]: leave one of them out".into()
+        }
+    });
     let size_min = raw.clusters.size_min.unwrap_or(2);
     faults.need((2..=1024).contains(&size_min), "clusters.size_min", || {
         format!("is {size_min}; a cluster has at least 2 figures, a target and a reference")
     });
     let posts_units = raw.units.posts.unwrap_or(16);
     faults.count("units.posts", posts_units, UNITS_MAX);
+    let outfits_units = raw.units.outfits.unwrap_or(16);
+    faults.count("units.outfits", outfits_units, UNITS_MAX);
     let piece_mib = raw.units.piece_mib.unwrap_or(64);
     faults.count("units.piece_mib", piece_mib, 4096);
     let piece_rows = raw.units.piece_rows.unwrap_or(250_000);
@@ -357,6 +429,7 @@ fn check(raw: PipelineToml, directory: &Path, faults: &mut Faults) -> Pipeline {
         boxes: url("dataset.boxes", raw.boxes),
     });
     Pipeline {
+        outfits,
         dataset,
         out: url("out", Some(raw.out)).unwrap_or_default(),
         cloth_tags: url("filter.cloth_tags", filter.cloth_tags),
@@ -369,8 +442,47 @@ fn check(raw: PipelineToml, directory: &Path, faults: &mut Faults) -> Pipeline {
         signature,
         size_min,
         posts_units,
+        outfits_units,
         piece_bytes: u64::from(piece_mib) << 20,
         piece_rows: piece_rows.into(),
+    }
+}
+
+fn outfits(raw: OutfitsToml, directory: Option<&Path>, faults: &mut Faults) -> PipelineOutfits {
+    let questions = raw.questions.unwrap_or_else(|| {
+        let shipped = QUESTIONS.iter().map(|(name, text)| OutfitQuestion {
+            name: (*name).to_owned(),
+            text: (*text).to_owned(),
+        });
+        shipped.collect()
+    });
+    let names: BTreeSet<&String> = questions.iter().map(|it| &it.name).collect();
+    let valid = !questions.is_empty() && names.len() == questions.len() && names.len() <= 100;
+    faults.need(valid, "outfits.questions", || {
+        format!(
+            "has {} questions with {} different names; ask 1 to 100, each with a name of its own",
+            questions.len(),
+            names.len()
+        )
+    });
+    let is_http = raw.endpoint.starts_with("http://") || raw.endpoint.starts_with("https://");
+    faults.need(is_http, "outfits.endpoint", || {
+        format!(
+            "is {:?}; it must be a URL such as http://host:8000/v1",
+            raw.endpoint
+        )
+    });
+    faults.need(!raw.model.is_empty(), "outfits.model", || {
+        "is empty; name the model as its server does".into()
+    });
+    let concurrency = raw.concurrency.unwrap_or(4);
+    faults.count("outfits.concurrency", concurrency, 256);
+    PipelineOutfits {
+        images: absolute("outfits.images", &raw.images, directory, faults),
+        endpoint: raw.endpoint,
+        model: raw.model,
+        questions,
+        concurrency,
     }
 }
 
@@ -385,12 +497,14 @@ fn signature(
             ("clusters.questions", !raw.questions.is_empty()),
         ] {
             faults.need(!given, field, || {
-                "is set, but clusters.signature is \"tags\": set it to \"answers\", or leave this \
-                 out"
-                .into()
+                "is set, but clusters.signature is not \"answers\": set it, or leave this out"
+                    .into()
             });
         }
-        return PipelineSignature::Tags;
+        return match raw.signature {
+            Some(SignatureToml::Model) => PipelineSignature::Model,
+            Some(SignatureToml::Tags | SignatureToml::Answers) | None => PipelineSignature::Tags,
+        };
     };
     let questions = raw.questions.clone();
     let different: BTreeSet<&String> = questions.iter().collect();

@@ -11,6 +11,7 @@ pub enum Settings {
     Sources(SourcesSettings),
     Posts(PostsSettings),
     Filter(Box<FilterSettings>),
+    Outfits(Box<OutfitsSettings>),
     Clusters(ClustersSettings),
     Dataset(DatasetSettings),
 }
@@ -22,6 +23,7 @@ impl Settings {
             Self::Sources(_) => Stage::Sources,
             Self::Posts(_) => Stage::Posts,
             Self::Filter(_) => Stage::Filter,
+            Self::Outfits(_) => Stage::Outfits,
             Self::Clusters(_) => Stage::Clusters,
             Self::Dataset(_) => Stage::Dataset,
         }
@@ -122,7 +124,10 @@ pub struct ClustersSettings {
 pub enum Signature {
     /// The set of a post's cloth tags. Ours: the paper asks a model.
     Tags,
-    /// Answers to questions about the figure, which must all be equal (paper section 3).
+    /// Answers to questions about the figure, which must all be equal (paper section 3), from the
+    /// stage `outfits`.
+    Model { questions: Vec<String> },
+    /// The same, from a file.
     Answers(Answers),
 }
 
@@ -134,6 +139,26 @@ pub struct Answers {
     pub file: SourceFile,
     /// The questions that must be answered equally.
     pub questions: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OutfitsSettings {
+    /// Images whose file names begin with the number of their post.
+    pub images: ListedFolder,
+    /// URL of a server that speaks OpenAI's `/v1/chat/completions`.
+    pub endpoint: String,
+    pub model: String,
+    pub questions: Vec<OutfitQuestion>,
+    /// Requests at a time, of one rank.
+    pub concurrency: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OutfitQuestion {
+    pub name: String,
+    pub text: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

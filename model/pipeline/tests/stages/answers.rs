@@ -42,7 +42,7 @@ fn answer(posts: &[FakePost], wrong: usize, folder: &Path) {
 }
 
 /// Pairs that are together in both, in the clusters alone, and in the truth alone.
-fn pairs(posts: &[FakePost], clusters: &BTreeMap<i64, i64>) -> (u64, u64, u64) {
+pub(crate) fn pairs(posts: &[FakePost], clusters: &BTreeMap<i64, i64>) -> (u64, u64, u64) {
     let (mut both, mut found, mut missed) = (0, 0, 0);
     for (number, a) in posts.iter().enumerate() {
         for b in &posts[number + 1..] {

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod answers;
+mod asked;
 mod bad_input;
 #[path = "../danbooru/mod.rs"]
 mod danbooru;

@@ -18,7 +18,7 @@ const TEXT: &str = "out = \"out\"\n[[posts]]\nfrom = \"posts\"\n[clusters]\nsign
     masks = \"masks\"\nboxes = \"boxes\"\n";
 
 /// 4 characters in 2 outfits, 4 images each, with the pictures that the posts are of.
-fn drawn() -> Vec<(FakePost, Sample)> {
+pub(crate) fn drawn() -> Vec<(FakePost, Sample)> {
     let options = SynthesizeOptions {
         characters: 4,
         outfits: 2,
@@ -61,7 +61,7 @@ fn metadata(drawn: &[(FakePost, Sample)], folder: &Path) {
     }
 }
 
-fn buckets(drawn: &[(FakePost, Sample)], folder: &Path) {
+pub(crate) fn buckets(drawn: &[(FakePost, Sample)], folder: &Path) {
     for (post, sample) in drawn {
         let bucket = folder.join(format!("images/{:04}", post.id % 1000));
         std::fs::create_dir_all(&bucket).unwrap();
