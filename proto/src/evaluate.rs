@@ -91,6 +91,10 @@ pub struct EvaluatedModel {
     /// URL of weights that replace the job's base weights: an exported folder. Only with
     /// [`Weights::Base`].
     pub init: Option<String>,
+    /// How its references are selected and cropped, as in the paper's "Multitask (recon)"; None: as
+    /// in the plan.
+    #[serde(default)]
+    pub task: Option<Task>,
     pub method: SampleMethod,
     pub steps: u32,
     pub guidance: f64,
@@ -104,9 +108,28 @@ pub struct EvaluatedModel {
 pub struct MetricSettings {
     /// URL of a folder with CLIP as `transformers` stores it. None: CLIP-I and CLIP-T are absent.
     pub clip: Option<String>,
+    /// URL of a folder with LPIPS: `alexnet.safetensors` and `lpips.safetensors`. None: it is
+    /// absent.
+    #[serde(default)]
+    pub lpips: Option<String>,
+    /// URL of a folder with the weights of `facenet-pytorch`. None: scores of faces are absent.
+    #[serde(default)]
+    pub faces: Option<String>,
     /// None: the VQA score is absent.
     pub vqa: Option<VqaSettings>,
 }
+
+/// Weights of LPIPS with AlexNet in their folder: torchvision's backbone (`alexnet-owt-*.pth`), and
+/// the linear heads of the package `lpips` (`alex.pth`), converted by `coordinator convert`.
+pub const LPIPS_FILES: [&str; 2] = ["alexnet.safetensors", "lpips.safetensors"];
+/// Weights that find and embed faces in their folder: `facenet-pytorch`'s `pnet.pt`, `rnet.pt` and
+/// `onet.pt`, and its release `20180402-114759-vggface2.pt`, converted likewise.
+pub const FACES_FILES: [&str; 4] = [
+    "pnet.safetensors",
+    "rnet.safetensors",
+    "onet.safetensors",
+    "inception_resnet_v1.safetensors",
+];
 
 /// A server that answers questions about images.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -196,10 +219,10 @@ impl EvaluationPlan {
     }
 
     /// Makes a model's job that of the evaluation: resolution, task and pairing.
-    pub fn adapt(&self, spec: &mut TrainWork) {
+    pub fn adapt(&self, model: &EvaluatedModel, spec: &mut TrainWork) {
         spec.data.resolution = self.resolution.unwrap_or(spec.data.resolution);
         if let Some(references) = spec.model.architecture.references_mut() {
-            references.task = self.task.unwrap_or(references.task);
+            references.task = model.task.or(self.task).unwrap_or(references.task);
             references.pairing = self.pairing;
         }
     }
@@ -311,6 +334,7 @@ impl EvaluatedModel {
     pub fn as_sample(&self, plan: &EvaluationPlan) -> SampleWork {
         SampleWork {
             weights: self.weights,
+            task: self.task,
             method: self.method,
             steps: self.steps,
             guidance: self.guidance,
@@ -338,7 +362,11 @@ impl EvaluatedModel {
             &self.negative_prompt,
             &self.knobs,
         );
-        let settings = serde_json::to_string(&settings).expect("plain values are JSON");
+        let mut settings = serde_json::to_string(&settings).expect("plain values are JSON");
+        // Not of a model without one: images of earlier releases keep their keys.
+        if let Some(task) = self.task {
+            settings = format!("{settings}\n{task:?}");
+        }
         hex_sha256(format!("{weights}\n{settings}").as_bytes())
     }
 }
@@ -401,6 +429,7 @@ mod tests {
             job: JobId(format!("{name}-1")),
             weights: Weights::Newest,
             init: None,
+            task: None,
             method: SampleMethod::Ddim,
             steps: 50,
             guidance: 7.5,

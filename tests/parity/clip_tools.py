@@ -10,7 +10,7 @@ import numpy as np
 
 
 def noise(width, height):
-    """Pixels, as `noise` in model/data/src/bicubic.rs: no two neighbours are alike."""
+    """Pixels, as `noise` in model/data/src/resample.rs: no two neighbours are alike."""
     state = (width * 0x9E3779B9 & 0xFFFFFFFF) ^ height
     values = np.empty(width * height * 3, np.uint8)
     for index in range(len(values)):

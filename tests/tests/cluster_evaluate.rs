@@ -6,6 +6,7 @@
 use anyhow::{Context, Result};
 use proto::pb::JobView;
 use proto::reason::Waiting;
+use serde_json::json;
 use std::path::{Path, PathBuf};
 use tests::cluster::Cluster;
 use tests::cluster::job::{TinyJob, with_figures};
@@ -63,6 +64,49 @@ fn clip(cluster: &Cluster, dataset: &str) -> Result<String> {
     Ok(folder)
 }
 
+/// The folder of an LPIPS whose weights mean nothing.
+fn lpips(cluster: &Cluster) -> Result<String> {
+    let folder = cluster.directory().join("lpips");
+    std::fs::create_dir_all(&folder)?;
+    let layers = [
+        (0, 3, 64, 11),
+        (3, 64, 192, 5),
+        (6, 192, 384, 3),
+        (8, 384, 256, 3),
+        (10, 256, 256, 3),
+    ];
+    let (mut backbone, mut heads) = (Vec::new(), Vec::new());
+    for (index, (number, inputs, outputs, kernel)) in layers.into_iter().enumerate() {
+        let name = |part: &str| format!("features.{number}.{part}");
+        backbone.push((name("weight"), vec![outputs, inputs, kernel, kernel]));
+        backbone.push((name("bias"), vec![outputs]));
+        heads.push((format!("lin{index}.model.1.weight"), vec![1, outputs, 1, 1]));
+    }
+    std::fs::write(folder.join("alexnet.safetensors"), safetensors(&backbone))?;
+    std::fs::write(folder.join("lpips.safetensors"), safetensors(&heads))?;
+    Ok(folder.display().to_string())
+}
+
+/// A file of tensors in fp32, with values between 0 and 0.05.
+fn safetensors(tensors: &[(String, Vec<usize>)]) -> Vec<u8> {
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for (name, shape) in tensors {
+        let begin = data.len();
+        for index in 0..shape.iter().product() {
+            let value = (index % 11) as f32 * 0.005;
+            data.extend(value.to_le_bytes());
+        }
+        let offsets = [begin, data.len()];
+        let entry = json!({"dtype": "F32", "shape": shape, "data_offsets": offsets});
+        header.insert(name.clone(), entry);
+    }
+    let header = serde_json::Value::Object(header).to_string();
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend(header.as_bytes());
+    file.extend(data);
+    file
+}
+
 fn evaluate(cluster: &Cluster, text: &str) -> Result<String> {
     let file = cluster.write_job(text)?;
     Ok(cluster.ok(&["evaluate", &file])?.trim().to_owned())
@@ -73,7 +117,11 @@ fn a_table_is_the_same_whoever_dies_while_it_is_made() -> Result<()> {
     let (mut cluster, dataset) = with_figures(2)?;
     trained(&cluster, &dataset)?;
     let clip = clip(&cluster, &dataset)?;
-    let scored = |name: &str, lines: &str| format!("{}clip = \"{clip}\"\n", plan(name, lines));
+    let lpips = lpips(&cluster)?;
+    let scored = |name: &str, lines: &str| {
+        let plan = plan(name, lines);
+        format!("{plan}clip = \"{clip}\"\nlpips = \"{lpips}\"\n")
+    };
     let undisturbed = evaluate(&cluster, &scored("alone", ALONE))?;
     let view = cluster.wait_done(&undisturbed)?;
     let units = view.units.context("units")?;
@@ -118,7 +166,9 @@ fn report(cluster: &Cluster, id: &str) -> Result<()> {
         assert!(text.contains(line), "{line} is missing: {text}");
     }
     let csv = std::fs::read_to_string(out.join("scores.csv"))?;
-    assert!(csv.contains("all,r-a,swd_clip_t_clip_i,"), "{csv}");
+    for column in ["swd_clip_t_clip_i", "lpips", "swd_lpips_clip_i"] {
+        assert!(csv.contains(&format!("all,r-a,{column},")), "{csv}");
+    }
     for name in [
         "report.html",
         "scores.csv",
@@ -157,6 +207,16 @@ fn a_plan_that_cannot_work_is_refused_by_name() -> Result<()> {
             "steps = 8",
             "resolution = 33\nsteps = 8",
             "evaluate.resolution = 33",
+        ),
+        (
+            "steps = 8",
+            "lpips = \".\"\nsteps = 8",
+            "has no alexnet.safetensors; it must have alexnet.safetensors, lpips.safetensors",
+        ),
+        (
+            "weights = \"base\" }",
+            "weights = \"base\", task = \"hats\" }",
+            "unknown variant `hats`",
         ),
         (
             "weights = \"base\" }",

@@ -61,6 +61,47 @@ fn the_plans_of_both_tables_evaluate_their_jobs() {
     }
 }
 
+/// Figures 3, 5 and 7 as plans of jobs that are here, and figure 6 as a job of images.
+#[test]
+fn the_plans_of_the_figures_show_what_the_paper_shows() {
+    let figures = [
+        ("evaluate-figure3.toml", vec!["table2"], 6),
+        ("evaluate-figure5.toml", vec!["table3"], 4),
+        ("evaluate-figure7.toml", vec!["figure7", "."], 4),
+    ];
+    let mut works = Vec::new();
+    for (file, folders, count) in figures {
+        let Work::Evaluate(work) = read(&jobs().join(file)).work else {
+            panic!("{file} evaluates nothing");
+        };
+        assert_eq!(work.models.len(), count, "{file}");
+        for model in &work.models {
+            let name = format!("{}.toml", model.job);
+            let found = folders.iter().map(|it| jobs().join(it).join(&name));
+            let found = found.filter(|it| it.is_file()).collect::<Vec<_>>();
+            let spec = read(found.first().expect(&name));
+            assert_eq!(spec.name, model.job.0, "{file}: {}", model.name);
+        }
+        works.push(*work);
+    }
+    let scales: Vec<_> = works[0].models.iter().map(|it| it.knobs.clone()).collect();
+    let scale = |it: f64| Knobs {
+        image_scale: Some(it),
+        ..Knobs::default()
+    };
+    assert_eq!(scales, [0.25, 0.25, 0.5, 0.5, 0.75, 0.75].map(scale));
+    let tasks: Vec<_> = works[1].models.iter().filter_map(|it| it.task).collect();
+    use Task::{Composition, Reconstruction};
+    assert_eq!(
+        tasks,
+        [Reconstruction, Composition, Reconstruction, Composition]
+    );
+    let Work::Sample(maps) = read(&jobs().join("sample-figure6.toml")).work else {
+        panic!("figure 6 samples nothing");
+    };
+    assert_eq!(maps.attention.len(), 2);
+}
+
 fn files(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder)
         .unwrap()

@@ -25,6 +25,7 @@ fn evaluation(models: &[(&JobId, Weights)]) -> JobSpec {
         job: (*job).clone(),
         weights: *weights,
         init: None,
+        task: None,
         method: SampleMethod::Ddim,
         steps: 50,
         guidance: 7.5,

@@ -2,6 +2,7 @@
 //! come over it.
 
 use super::{Activity, FIRST_WITHIN, Shared};
+use crate::budget::BYTE;
 use futures::task::AtomicWaker;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -116,10 +117,18 @@ impl Peer {
         }
     }
 
-    pub(super) fn received_bytes(&self) {
+    /// Bytes came. They are paid for here, because those of a message that is too long reach no
+    /// service; reports of an attached worker never are.
+    pub(super) fn received(&self, bytes: usize) {
+        let mut used = self.lock();
         if self.gate.activity == Activity::Bytes {
-            let mut used = self.lock();
             (used.began, used.since) = (true, Instant::now());
+        }
+        let is_free = used.attached;
+        drop(used);
+        if !is_free {
+            let price = BYTE.saturating_mul(u32::try_from(bytes).unwrap_or(u32::MAX));
+            self.gate.budgets.charge(self.address, price);
         }
     }
 }

@@ -80,8 +80,9 @@ impl AsyncRead for Connection {
         }
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
-        if before < buffer.filled().len() {
-            self.peer.received_bytes();
+        let count = buffer.filled().len() - before;
+        if 0 < count {
+            self.peer.received(count);
         }
         read
     }

@@ -95,3 +95,15 @@ async fn a_silent_connection_is_closed_after_ten_seconds() {
     assert_eq!(counts(&gate), (0, 0));
     assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn bytes_are_paid_for_unless_an_attached_worker_sends_them() {
+    let gate = gate((2, 2, 2));
+    let peer = gate.admit(address(1)).unwrap();
+    peer.received(1_000_000);
+    let paid = CONNECTION + Duration::from_millis(2);
+    assert_eq!(gate.0.budgets.used(address(1)), paid);
+    let _attached = peer.attach().unwrap();
+    peer.received(1_000_000);
+    assert_eq!(gate.0.budgets.used(address(1)), paid);
+}

@@ -3,7 +3,6 @@
 //! from the [`loader::Loader`]; the `model` crate turns them into tensors. Rendering of images is
 //! in `figures`.
 
-pub mod bicubic;
 mod cache;
 mod clean;
 pub mod columns;
@@ -32,6 +31,7 @@ pub mod prompt_length;
 pub mod prompt_order;
 pub mod random;
 pub mod reference;
+pub mod resample;
 pub mod roles;
 pub mod sample;
 pub mod tags;

@@ -2,8 +2,8 @@
 //! figure alone on noise under FastComposer's augmentations (`fastcomposer/transforms.py`). Pure;
 //! random numbers come from the caller. Called by [`crate::prepare`].
 
-use crate::bicubic::resize_cropped;
 use crate::image_file::Region;
+use crate::resample::resize_cropped;
 use image::imageops::{self, FilterType};
 use image::{GrayImage, Luma, Rgb, RgbImage};
 use proto::architecture::{ImageView, ViewConfig, ViewKind};

@@ -165,6 +165,19 @@ impl Pair {
         Self::new(Measure::ClipT, Measure::ClipI),
     ];
 
+    /// Every pair that a report has where both were computed: the paper's, those of "Trusted Div."
+    /// (section 4.1), and those with the identity of faces.
+    pub const ALL: [Self; 8] = [
+        Self::PAPER[0],
+        Self::PAPER[1],
+        Self::PAPER[2],
+        Self::new(Measure::Lpips, Measure::ClipI),
+        Self::new(Measure::Lpips, Measure::ClipT),
+        Self::new(Measure::Vqa, Measure::Face),
+        Self::new(Measure::ClipT, Measure::Face),
+        Self::new(Measure::Lpips, Measure::Face),
+    ];
+
     #[must_use]
     pub const fn new(div: Measure, sim: Measure) -> Self {
         Self { div, sim }

@@ -6,14 +6,11 @@ use crate::error::{ModelError, catch_panic};
 use crate::parameter::{Init, Parameters};
 use crate::public::Source;
 use image::RgbImage;
-use model_data::bicubic::resize_bicubic;
+use model_data::resample::resize_bicubic;
+use proto::evaluate::LPIPS_FILES;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
-/// AlexNet as torchvision stores it (`alexnet-owt-*.pth`), converted by `coordinator convert`.
-const BACKBONE: &str = "alexnet.safetensors";
-/// The linear heads, `alex.pth` of the packages `lpips` and `torchmetrics`, converted likewise.
-const HEADS: &str = "lpips.safetensors";
 /// Each convolution: its number in torchvision, inputs, outputs, kernel, stride, padding.
 const CONVOLUTIONS: [(i64, i64, i64, i64, i64, i64); 5] = [
     (0, 3, 64, 11, 4, 2),
@@ -48,7 +45,7 @@ struct Layer {
 }
 
 impl Lpips {
-    /// Opens a folder with `alexnet.safetensors` and `lpips.safetensors`.
+    /// Opens a folder with [`LPIPS_FILES`].
     ///
     /// # Errors
     /// A missing file, or a tensor that is missing, unexpected, of the wrong shape or not finite.
@@ -80,8 +77,9 @@ impl Lpips {
             let loaded = source.load(&into.tensors(), named, |name| name.starts_with(prefix));
             loaded.map(drop)
         };
-        load(BACKBONE, &backbone, "features.")?;
-        load(HEADS, &heads, "lin")?;
+        let [features, linear] = LPIPS_FILES;
+        load(features, &backbone, "features.")?;
+        load(linear, &heads, "lin")?;
         Ok(Self { layers, device })
     }
 

@@ -1,16 +1,19 @@
 //! The networks behind the scores of images: CLIP for CLIP-I and CLIP-T, and a sentence encoder for
-//! the answers of the VQA score, which turn images and texts into vectors of length 1; and LPIPS,
-//! which compares two images. What is computed of vectors is in the crate `metric`.
+//! the answers of the VQA score, which turn images and texts into vectors of length 1; FaceNet,
+//! which does so with faces; and LPIPS, which compares two images. What is computed of vectors is in
+//! the crate `metric`.
 //!
 //! Images and texts are embedded one by one, so that a vector does not depend on its neighbours and
 //! scores have the same bits whoever computes them, in whatever order.
 
 pub(crate) mod bert;
 mod clip;
+mod face;
 mod lpips;
 mod sentence;
 
 pub use clip::{Clip, LongText};
+pub use face::{FaceBox, Faces};
 pub use lpips::Lpips;
 pub use sentence::SentenceEncoder;
 

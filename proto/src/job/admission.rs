@@ -140,8 +140,12 @@ fn sizes(spec: &JobSpec, faults: &mut Faults) {
                 format!("have {bytes} bytes in all; at most {PROMPTS_BYTES} are accepted")
             });
             let inits = work.models.iter().map(|it| ("evaluate.models", &it.init));
-            let clip = ("evaluate.clip", &work.metrics.clip);
-            for (field, url) in inits.chain([clip]) {
+            let metrics = [
+                ("evaluate.clip", &work.metrics.clip),
+                ("evaluate.lpips", &work.metrics.lpips),
+                ("evaluate.faces", &work.metrics.faces),
+            ];
+            for (field, url) in inits.chain(metrics) {
                 let bytes = url.as_ref().map_or(0, String::len);
                 faults.need(bytes <= URL_BYTES, field, || {
                     format!("has a URL of {bytes} bytes; at most {URL_BYTES} are accepted")

@@ -161,6 +161,8 @@ pub(super) fn evaluate_toml(work: &EvaluateWork) -> EvaluateToml {
         pairing: Some(plan.pairing),
         failed_share_max: Some(work.failed_share_max),
         clip: work.metrics.clip.clone(),
+        lpips: work.metrics.lpips.clone(),
+        faces: work.metrics.faces.clone(),
         vqa: work.metrics.vqa.as_ref().map(vqa_toml),
         models: work.models.iter().map(model_toml).collect(),
         // Every model has its own.
@@ -201,6 +203,7 @@ fn model_toml(model: &EvaluatedModel) -> EvaluatedToml {
         job: model.job.0.clone(),
         weights: Some(weights_toml(model.weights)),
         init: model.init.clone(),
+        task: model.task,
         method: Some(model.method),
         steps: Some(model.steps),
         guidance: Some(model.guidance),

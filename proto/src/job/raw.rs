@@ -102,6 +102,9 @@ pub(super) struct EvaluateToml {
     pub(super) failed_share_max: Option<f64>,
     /// URL of a folder.
     pub(super) clip: Option<String>,
+    /// Likewise.
+    pub(super) lpips: Option<String>,
+    pub(super) faces: Option<String>,
     pub(super) vqa: Option<VqaToml>,
     #[serde(default)]
     pub(super) models: Vec<EvaluatedToml>,
@@ -143,6 +146,7 @@ pub(super) struct EvaluatedToml {
     pub(super) job: String,
     pub(super) weights: Option<WeightsToml>,
     pub(super) init: Option<String>,
+    pub(super) task: Option<Task>,
     pub(super) method: Option<SampleMethod>,
     pub(super) steps: Option<u32>,
     pub(super) guidance: Option<f64>,

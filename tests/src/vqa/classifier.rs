@@ -5,7 +5,7 @@
 
 use super::attributes::Attribute;
 use image::RgbImage;
-use model_data::bicubic::resize_bicubic;
+use model_data::resample::resize_bicubic;
 
 /// Side of the copy.
 const SIDE: u32 = 20;

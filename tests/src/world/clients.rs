@@ -577,6 +577,7 @@ fn evaluation(planned: &PlannedUnits, source: &JobId, weights: Weights) -> Evalu
         job: source.clone(),
         weights,
         init: None,
+        task: None,
         method: SampleMethod::Ddim,
         steps: 50,
         guidance: 7.5,

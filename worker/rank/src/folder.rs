@@ -73,21 +73,24 @@ pub(crate) async fn fetch(url: &str, cache: &Path) -> anyhow::Result<PathBuf> {
     Ok(folder)
 }
 
-/// SHA-256 of the weights of a folder, or of the `clip` in it.
-pub(crate) fn weights_digest(folder: &Path) -> anyhow::Result<String> {
-    const WEIGHTS: &str = "model.safetensors";
-    let files = [folder.join(WEIGHTS), folder.join("clip").join(WEIGHTS)];
-    let Some(file) = files.iter().find(|file| file.is_file()) else {
-        bail!("{} has no {WEIGHTS}", folder.display());
-    };
-    let mut opened = std::fs::File::open(file)?;
+/// SHA-256 of weights: of these files of a folder, one after the other. Each may lie in `clip`
+/// instead, where an export has it.
+pub(crate) fn weights_digest(folder: &Path, names: &[&str]) -> anyhow::Result<String> {
     let (mut hasher, mut chunk) = (Sha256::new(), vec![0; CHUNK]);
-    loop {
-        match opened.read(&mut chunk)? {
-            0 => return Ok(hex(&hasher.finalize())),
-            read => hasher.update(&chunk[..read]),
+    for name in names {
+        let files = [folder.join(name), folder.join("clip").join(name)];
+        let Some(file) = files.iter().find(|file| file.is_file()) else {
+            bail!("{} has no {name}", folder.display());
+        };
+        let mut opened = std::fs::File::open(file)?;
+        loop {
+            match opened.read(&mut chunk)? {
+                0 => break,
+                read => hasher.update(&chunk[..read]),
+            }
         }
     }
+    Ok(hex(&hasher.finalize()))
 }
 
 #[cfg(test)]
@@ -104,14 +107,15 @@ mod tests {
             .unwrap();
         let found = runtime.block_on(fetch(&url, dir.path())).unwrap();
         assert_eq!(found, dir.path());
-        let error = weights_digest(&found).unwrap_err();
+        let names = ["model.safetensors"];
+        let error = weights_digest(&found, &names).unwrap_err();
         assert!(
             error.to_string().contains("has no model.safetensors"),
             "{error}"
         );
         std::fs::create_dir(found.join("clip")).unwrap();
         std::fs::write(found.join("clip/model.safetensors"), b"x").unwrap();
-        assert_eq!(weights_digest(&found).unwrap(), hex_sha256(b"x"));
+        assert_eq!(weights_digest(&found, &names).unwrap(), hex_sha256(b"x"));
         let missing = runtime.block_on(fetch(&format!("{url}/none"), dir.path()));
         assert!(
             missing

@@ -20,12 +20,12 @@ mod folder;
 mod forward;
 mod gpu_check;
 mod group;
+mod identity;
 mod images;
 mod init;
 mod link;
 mod load;
 mod maps;
-mod measure;
 mod normalize;
 mod outage;
 mod position;
@@ -34,6 +34,7 @@ mod process;
 mod run;
 mod sample;
 mod score;
+mod scorers;
 mod sharding;
 mod sidecar;
 mod state;
@@ -68,7 +69,7 @@ enum Command {
     GpuCheck(gpu_check::Options),
     Forward(forward::Options),
     NormalizeLatents(normalize::Options),
-    Score(measure::Options),
+    Score(score::Options),
     Tokenize(tokenize::Options),
 }
 
@@ -82,7 +83,7 @@ fn main() -> ExitCode {
         Command::GpuCheck(options) => gpu_check::run(&options).map(|()| true),
         Command::Forward(options) => forward::run(&options).map(|()| true),
         Command::NormalizeLatents(options) => normalize::run(&options).map(|()| true),
-        Command::Score(options) => measure::run(&options).map(|()| true),
+        Command::Score(options) => score::run(&options).map(|()| true),
         Command::Tokenize(options) => tokenize::run(&options).map(|()| true),
     };
     match outcome {

@@ -1,7 +1,7 @@
 //! The JSON record beside each generated image: every input that is needed to generate it again.
 //! Plain data. Called by [`crate::unit_runner`].
 
-use crate::score::Classification;
+use crate::identity::Classification;
 use crate::subject::{Origin, Subject};
 use model_data::loader::Loader;
 use proto::knobs::Knobs;

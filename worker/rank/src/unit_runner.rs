@@ -3,11 +3,11 @@
 //! whose outputs exist in the store is skipped. Called by [`crate::sample`].
 
 use crate::checkpoint::Checkpoints;
+use crate::identity::Identities;
 use crate::images::Images;
 use crate::load::{build, open_data};
 use crate::maps;
 use crate::process::Rank;
-use crate::score::Identities;
 use crate::sidecar::{Checkpoint, Provenance, Target};
 use crate::subject::{Chosen, Subject, from_request, from_sample};
 use crate::{device, environment};

@@ -1,7 +1,7 @@
 //! `coordinator evaluate`: submits a plan, and makes a report of its results.
 
-mod clip;
 mod document;
+mod folders;
 mod numbers;
 pub(crate) mod open;
 mod paper;
@@ -16,7 +16,7 @@ use anyhow::{Result, anyhow};
 use clap::{Args, Subcommand};
 use model_data::evaluation;
 use model_data::loader::{Loader, LoaderOptions};
-use proto::evaluate::{EvaluateWork, VqaSettings};
+use proto::evaluate::{EvaluateWork, FACES_FILES, LPIPS_FILES, VqaSettings};
 use proto::pb;
 use std::path::PathBuf;
 use vqa::{Client, Options};
@@ -47,14 +47,21 @@ pub(crate) enum EvaluateCommand {
 /// machine can read it. Workers check again.
 pub(crate) async fn check(work: &EvaluateWork, trained: &pb::JobView) -> Result<()> {
     if let Some(url) = &work.metrics.clip {
-        clip::check(url).await?;
+        folders::check_clip(url).await?;
+    }
+    let lpips = ("evaluate.lpips", &work.metrics.lpips, &LPIPS_FILES[..]);
+    let faces = ("evaluate.faces", &work.metrics.faces, &FACES_FILES[..]);
+    for (field, url, files) in [lpips, faces] {
+        if let Some(url) = url {
+            folders::check_files(field, url, files).await?;
+        }
     }
     if let Some(settings) = &work.metrics.vqa {
         check_server(settings).await?;
     }
     let file = format!("job.toml of {}", trained.job);
     let mut spec = proto::job::parse_training(&file, &trained.job_toml)?;
-    work.plan.adapt(&mut spec);
+    work.plan.adapt(&work.models[0], &mut spec);
     let version = Some(trained.dataset_version.clone());
     let options = LoaderOptions::new(&spec.model.architecture, 0, version);
     let unseen = |why: &str| {

@@ -36,7 +36,7 @@ impl Column {
     /// What every report has, where it was computed.
     pub(super) fn all() -> Vec<Self> {
         let measures = Measure::ALL.into_iter().map(Self::Of);
-        measures.chain(Pair::PAPER.map(Self::Swd)).collect()
+        measures.chain(Pair::ALL.map(Self::Swd)).collect()
     }
 }
 

@@ -52,6 +52,12 @@ pub struct Row {
     pub image_sha256: String,
     /// Digest of CLIP's weights; None: CLIP-I and CLIP-T were not computed.
     pub clip: Option<String>,
+    /// Digest of the weights of LPIPS; None: it was not computed. Likewise those that find and
+    /// embed faces.
+    #[serde(default)]
+    pub lpips: Option<String>,
+    #[serde(default)]
+    pub faces: Option<String>,
     /// Cosine with each reference as the model was shown it.
     pub clip_i_each: Vec<f64>,
     /// Cosine with each reference's whole image.

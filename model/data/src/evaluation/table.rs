@@ -78,6 +78,8 @@ pub fn write(rows: &[Row]) -> Result<Vec<u8>, TableError> {
     columns.texts("image", rows, |row| Some(&row.image));
     columns.texts("image_sha256", rows, |row| Some(&row.image_sha256));
     columns.texts("clip", rows, |row| row.clip.as_deref());
+    columns.texts("lpips_weights", rows, |row| row.lpips.as_deref());
+    columns.texts("faces_weights", rows, |row| row.faces.as_deref());
     columns.lists("clip_i_each", rows, Float64Builder::new(), |row, list| {
         row.clip_i_each.iter().for_each(|it| list.append_value(*it));
     });
@@ -234,6 +236,8 @@ mod tests {
             image: "0.png".into(),
             image_sha256: "s".into(),
             clip: None,
+            lpips: Some("cd".to_owned()),
+            faces: None,
             clip_i_each: vec![0.5, 0.125],
             clip_i_whole_each: Vec::new(),
             clip_t_sliced: Some(0.75),

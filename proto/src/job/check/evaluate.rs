@@ -326,6 +326,7 @@ fn model(
         job,
         weights,
         init,
+        task: one.task,
         method: one.method.or(raw.method).unwrap_or(SampleMethod::Ddim),
         steps: one.steps.or(raw.steps).unwrap_or(50),
         guidance: one.guidance.or(raw.guidance).unwrap_or(7.5),
@@ -356,11 +357,14 @@ fn without_number(id: &str) -> &str {
 }
 
 fn metrics(raw: &EvaluateToml, directory: Option<&Path>, faults: &mut Faults) -> MetricSettings {
+    let mut folder = |field: &str, url: &Option<String>| {
+        let url = url.as_ref();
+        url.map(|url| absolute(field, url, directory, faults))
+    };
     MetricSettings {
-        clip: raw
-            .clip
-            .as_ref()
-            .map(|url| absolute("evaluate.clip", url, directory, faults)),
+        clip: folder("evaluate.clip", &raw.clip),
+        lpips: folder("evaluate.lpips", &raw.lpips),
+        faces: folder("evaluate.faces", &raw.faces),
         vqa: raw.vqa.as_ref().map(|raw| vqa(raw, directory, faults)),
     }
 }

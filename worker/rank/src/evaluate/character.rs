@@ -1,7 +1,7 @@
 //! The references of a character as a model is shown them, and their whole images.
 
 use super::loaded::Loaded;
-use super::score::References;
+use super::score::Embedded;
 use super::{At, Evaluation};
 use crate::subject::{Chosen, from_request, from_sample, read_image};
 use anyhow::Context;
@@ -21,7 +21,7 @@ pub(super) struct Subject {
     /// character.
     pub(super) wholes: Vec<RgbImage>,
     /// None: no image of it was scored yet.
-    pub(super) embedded: Option<References>,
+    pub(super) embedded: Option<Embedded>,
     /// The answers about each of [`Self::wholes`]. None: nothing was asked yet.
     pub(super) answers: Option<Vec<Vec<Option<String>>>>,
 }

@@ -43,7 +43,7 @@ impl Evaluation<'_> {
         let own = spec.data.resolution;
         spec.data = self.data.clone();
         spec.data.resolution = own;
-        plan.adapt(&mut spec);
+        plan.adapt(model, &mut spec);
         if model.init.is_some() {
             spec.model.init.clone_from(&model.init);
         }

@@ -12,6 +12,7 @@ use crate::images::Images;
 use crate::load::open_data;
 use crate::process::{Permanent, Rank};
 use crate::sample::run_units;
+use crate::scorers::{Network, Scorers};
 use anyhow::{Context, ensure};
 use character::Subject;
 use image::RgbImage;
@@ -23,7 +24,6 @@ use proto::evaluate::{EvaluateUnit, EvaluateWork, ImageKey};
 use proto::message::SourceJob;
 use proto::spec::{Data, TrainWork};
 use proto::text::hex_sha256;
-use score::{References, Scored, Scorer};
 use std::convert::Infallible;
 use vqa::Asker;
 
@@ -54,8 +54,7 @@ struct Evaluation<'a> {
     loaded: Option<Loaded>,
     /// The subject of the previous unit, which the next one often shares.
     subject: Option<((usize, usize), Subject)>,
-    /// None: the plan names no CLIP.
-    scorer: Option<Scorer>,
+    scorers: Scorers,
     /// None: the plan asks nothing.
     asker: Option<Asker>,
 }
@@ -87,17 +86,17 @@ impl<'a> Evaluation<'a> {
         );
         let (model, source) = (&work.models[0], &sources[0]);
         let mut spec = trained(&model.job.0, source)?;
-        work.plan.adapt(&mut spec);
+        work.plan.adapt(model, &mut spec);
         let loader = open_data(&spec, &assignment.dataset_version);
         let loader: Loader = rank.runtime.block_on(loader)?;
         let characters = characters(&loader, &work.plan);
         let characters = characters.map_err(|error| Permanent(error.to_string()))?;
         let prompts = prompts(&loader, &work.plan, &characters);
         let prompts = prompts.map_err(|error| Permanent(error.to_string()))?;
-        let scorer = Scorer::open(rank, &work.metrics)?;
+        let scorers = score::open(rank, &work.metrics)?;
         let asker = Asker::open(rank, &work.metrics)?;
         Ok(Self {
-            scorer,
+            scorers,
             asker,
             plan: work.plan.digest(&assignment.dataset_version),
             data: spec.data,
@@ -219,10 +218,11 @@ impl<'a> Evaluation<'a> {
             None => self.generate(at, loaded, subject, key, file),
         }?;
         let answers = self.answers(at, subject, file, &image)?;
-        let mut scored = score(&mut self.scorer, &image, subject, prompt)?;
+        let mut scored = score::score(&mut self.scorers, &image, subject, prompt)?;
         if let (Some(asker), Some(answers)) = (&mut self.asker, &answers) {
             asker.score(answers, &mut scored.scores)?;
         }
+        let digest = |network| self.scorers.digest(network).map(str::to_owned);
         Ok(Row {
             unit: at.unit,
             key: key.digest(),
@@ -253,7 +253,9 @@ impl<'a> Evaluation<'a> {
             environment: loaded.environment.clone(),
             image: file.to_owned(),
             image_sha256: hex_sha256(image.as_raw()),
-            clip: scored.clip,
+            clip: digest(Network::Clip),
+            lpips: digest(Network::Lpips),
+            faces: digest(Network::Faces),
             clip_i_each: scored.clip_i_each,
             clip_i_whole_each: scored.clip_i_whole_each,
             clip_t_sliced: scored.clip_t_sliced,
@@ -319,25 +321,6 @@ impl<'a> Evaluation<'a> {
         // Score the stored image: one from another kind of device may differ in the last bits.
         self.wait(at.unit, self.images.put_image(file, image))
     }
-}
-
-/// The scores of an image. The subject's references are embedded at its first image.
-fn score(
-    scorer: &mut Option<Scorer>,
-    image: &RgbImage,
-    subject: &mut Subject,
-    prompt: &str,
-) -> anyhow::Result<Scored> {
-    let Some(scorer) = scorer else {
-        return Ok(Scored::default());
-    };
-    let references: References = match subject.embedded.take() {
-        Some(references) => references,
-        None => scorer.references(subject)?,
-    };
-    let scored = scorer.score(image, &references, prompt);
-    subject.embedded = Some(references);
-    scored
 }
 
 /// The spec of the job that trained a model.

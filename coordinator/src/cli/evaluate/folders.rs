@@ -1,19 +1,46 @@
-//! Checks at submission that `evaluate.clip` is a CLIP, by its config. Workers check its weights.
+//! Checks at submission that the folders of metrics are what they should be: `evaluate.clip` by its
+//! config, the others by the names of their files. Workers check the weights.
 
 use crate::text::errln;
 use anyhow::{Context, Result, bail};
-use object_store::Error as ObjectError;
+use object_store::{Error as ObjectError, ObjectStoreExt};
 use proto::public::config;
 use storage::read::{ReadError, read_bounded};
 
 const CONFIG: &str = "config.json";
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 
-pub(super) async fn check(url: &str) -> Result<()> {
-    if let Ok(Some(folder)) = storage::local_folder(url)
-        && !folder.is_dir()
-    {
-        errln!("evaluate.clip: there is no folder {url} here, so workers alone check it");
+/// Whether only workers can see a local folder; says so.
+fn is_elsewhere(field: &str, url: &str) -> bool {
+    let folder = storage::local_folder(url).ok().flatten();
+    let elsewhere = folder.is_some_and(|it| !it.is_dir());
+    if elsewhere {
+        errln!("{field}: there is no folder {url} here, so workers alone check it");
+    }
+    elsewhere
+}
+
+/// Whether a folder has all of these files.
+pub(super) async fn check_files(field: &str, url: &str, files: &[&str]) -> Result<()> {
+    if is_elsewhere(field, url) {
+        return Ok(());
+    }
+    let (store, prefix) = storage::open(url).with_context(|| format!("{field} {url}"))?;
+    for file in files {
+        match store.head(&prefix.clone().join(*file)).await {
+            Ok(_) => {}
+            Err(ObjectError::NotFound { .. }) => bail!(
+                "{field} {url} has no {file}; it must have {}",
+                files.join(", ")
+            ),
+            Err(error) => return Err(error).with_context(|| format!("{field} {url}")),
+        }
+    }
+    Ok(())
+}
+
+pub(super) async fn check_clip(url: &str) -> Result<()> {
+    if is_elsewhere("evaluate.clip", url) {
         return Ok(());
     }
     let (store, prefix) = storage::open(url).with_context(|| format!("evaluate.clip {url}"))?;
@@ -55,7 +82,7 @@ mod tests {
     async fn another_folder_is_refused_by_name() {
         let dir = tempfile::tempdir().unwrap();
         let url = format!("file://{}", dir.path().display());
-        let message = async || format!("{:#}", check(&url).await.unwrap_err());
+        let message = async || format!("{:#}", check_clip(&url).await.unwrap_err());
         let empty = message().await;
         assert!(empty.contains("has no config.json"), "{empty}");
         std::fs::write(dir.path().join(CONFIG), "{\"model_type\": \"bert\"}").unwrap();
@@ -65,5 +92,10 @@ mod tests {
             "{other}"
         );
         assert!(other.contains("config.json"), "{other}");
+        let error = check_files("evaluate.lpips", &url, &["config.json", "b"]).await;
+        assert_eq!(
+            error.unwrap_err().to_string(),
+            format!("evaluate.lpips {url} has no b; it must have config.json, b")
+        );
     }
 }

@@ -1,12 +1,13 @@
-"""Compares our bicubic resizing with Pillow's: writes tests/golden/bicubic.json, which
-model/data/src/bicubic.rs is tested against.
+"""Compares our resizing with Pillow's: writes tests/golden/resample.json, which
+model/data/src/resample.rs is tested against.
 
-    bicubic.py FILE [--check]
+    resample.py FILE [--check]
 
 --check compares with the file instead of writing it.
 """
 
 import hashlib
+import itertools
 import json
 import sys
 
@@ -35,16 +36,18 @@ CASES = [
     ((120, 60), (30, 30)),
     ((200, 384), (224, 430)),
 ]
+FILTERS = {"bicubic": Image.BICUBIC, "bilinear": Image.BILINEAR}
 
 
 def main():
     cases = []
-    for (from_width, from_height), (width, height) in CASES:
+    for name, ((from_width, from_height), (width, height)) in itertools.product(FILTERS, CASES):
         image = noise(from_width, from_height)
-        resized = np.asarray(Image.fromarray(image).resize((width, height), Image.BICUBIC))
+        resized = np.asarray(Image.fromarray(image).resize((width, height), FILTERS[name]))
         bytes_ = resized.tobytes()
         cases.append(
             {
+                "filter": name,
                 "from_width": from_width,
                 "from_height": from_height,
                 "width": width,
@@ -56,7 +59,7 @@ def main():
     if "--check" in sys.argv:
         with open(sys.argv[1]) as file:
             same = json.load(file)["cases"] == cases
-        print(f"{'ok  ' if same else 'OVER'} bicubic: the bytes of Pillow {PIL.__version__}")
+        print(f"{'ok  ' if same else 'OVER'} resample: the bytes of Pillow {PIL.__version__}")
         sys.exit(0 if same else 1)
     with open(sys.argv[1], "w") as file:
         lines = ",\n".join(json.dumps(case) for case in cases)

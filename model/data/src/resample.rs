@@ -1,6 +1,6 @@
-//! Bicubic resizing with the bytes of Pillow's `Image.resize(size, BICUBIC)`, which
-//! `CLIPImageProcessor` of `transformers` uses. Scores that compare images through CLIP differ by
-//! 1e-3 between resamplers, so a near one will not do. Pure.
+//! Resizing with the bytes of Pillow's `Image.resize`: BICUBIC, which `CLIPImageProcessor` of
+//! `transformers` uses, and BILINEAR, which `facenet-pytorch` uses. Scores that compare images
+//! through CLIP differ by 1e-3 between resamplers, so a near one will not do. Pure.
 //!
 //! As `src/libImaging/Resample.c` of Pillow: coefficients in fp64, rounded to whole numbers of 22
 //! binary digits after the point; first along rows, then along columns, rounded to bytes between.
@@ -14,6 +14,12 @@ use std::ops::Range;
 
 /// Binary digits of a coefficient after the point: 32 bits less 8 of a byte and 2 for the sum.
 const PRECISION: u32 = 32 - 8 - 2;
+
+#[derive(Debug, Clone, Copy)]
+enum Filter {
+    Bilinear,
+    Bicubic,
+}
 
 /// The source pixels of one target pixel with their coefficients.
 struct Window {
@@ -31,16 +37,31 @@ pub fn resize_bicubic(image: &RgbImage, width: u32, height: u32) -> RgbImage {
     resize_cropped(image, (width, height), Region::whole(width, height))
 }
 
-/// A region of the image resized to `size`; the rest is not computed, so that a long image costs no
+/// The same with Pillow's bilinear filter.
+///
+/// # Panics
+/// A side of length zero.
+#[must_use]
+pub fn resize_bilinear(image: &RgbImage, width: u32, height: u32) -> RgbImage {
+    let region = Region::whole(width, height);
+    resize(image, (width, height), region, Filter::Bilinear)
+}
+
+/// A region of the image resized to `size`, bicubic; the rest is not computed, so that a long image costs no
 /// more than a square one.
 ///
 /// # Panics
 /// A side of length zero, or a region outside of `size`.
 #[must_use]
 pub fn resize_cropped(image: &RgbImage, size: (u32, u32), region: Region) -> RgbImage {
+    resize(image, size, region, Filter::Bicubic)
+}
+
+fn resize(image: &RgbImage, size: (u32, u32), region: Region, filter: Filter) -> RgbImage {
     let (from_width, from_height) = image.dimensions();
-    let columns = windows(from_width, size.0, region.x..region.x + region.width);
-    let rows = windows(from_height, size.1, region.y..region.bottom());
+    let columns = region.x..region.x + region.width;
+    let columns = windows(from_width, size.0, columns, filter);
+    let rows = windows(from_height, size.1, region.y..region.bottom(), filter);
     let top = rows.first().map_or(0, |it| it.first);
     let bottom = rows.last().map_or(0, |it| it.first + it.coefficients.len());
     let stride = 3 * from_width as usize;
@@ -93,7 +114,7 @@ fn byte(sum: i32) -> u8 {
 }
 
 /// One window for each target pixel of a range. With `from == to` each is the pixel itself.
-fn windows(from: u32, to: u32, range: Range<u32>) -> Vec<Window> {
+fn windows(from: u32, to: u32, range: Range<u32>, filter: Filter) -> Vec<Window> {
     assert!(
         from > 0 && !range.is_empty() && range.end <= to,
         "pixels {range:?} of {from} pixels resized to {to}"
@@ -101,7 +122,7 @@ fn windows(from: u32, to: u32, range: Range<u32>) -> Vec<Window> {
     let scale = f64::from(from) / f64::from(to);
     // Enlarging interpolates between neighbours; shrinking averages.
     let filter_scale = scale.max(1.0);
-    let support = 2.0 * filter_scale;
+    let support = filter.support() * filter_scale;
     range
         .map(|index| {
             let centre = (f64::from(index) + 0.5) * scale;
@@ -109,7 +130,7 @@ fn windows(from: u32, to: u32, range: Range<u32>) -> Vec<Window> {
             let first = (centre - support + 0.5).max(0.0) as usize;
             let last = ((centre + support + 0.5) as usize).min(from as usize);
             let weights: Vec<f64> = (first..last)
-                .map(|at| cubic((at as f64 - centre + 0.5) * (1.0 / filter_scale)))
+                .map(|at| filter.weight((at as f64 - centre + 0.5) * (1.0 / filter_scale)))
                 .collect();
             let sum: f64 = weights.iter().sum();
             let inverse = if sum == 0.0 { 1.0 } else { 1.0 / sum };
@@ -129,16 +150,25 @@ fn windows(from: u32, to: u32, range: Range<u32>) -> Vec<Window> {
         .collect()
 }
 
-/// Keys' cubic convolution with a = -0.5.
-fn cubic(x: f64) -> f64 {
-    const A: f64 = -0.5;
-    let x = x.abs();
-    if x < 1.0 {
-        ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
-    } else if x < 2.0 {
-        (((x - 5.0) * x + 8.0) * x - 4.0) * A
-    } else {
-        0.0
+impl Filter {
+    /// Half its width, in pixels of the source when nothing is shrunk.
+    fn support(self) -> f64 {
+        match self {
+            Self::Bilinear => 1.0,
+            Self::Bicubic => 2.0,
+        }
+    }
+
+    fn weight(self, x: f64) -> f64 {
+        // Keys' cubic convolution.
+        const A: f64 = -0.5;
+        let x = x.abs();
+        match self {
+            Self::Bilinear => (1.0 - x).max(0.0),
+            Self::Bicubic if x < 1.0 => ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0,
+            Self::Bicubic if x < 2.0 => (((x - 5.0) * x + 8.0) * x - 4.0) * A,
+            Self::Bicubic => 0.0,
+        }
     }
 }
 
@@ -162,17 +192,22 @@ mod tests {
     }
 
     /// SHA-256 of the pixels that Pillow makes of the same images, and the first of them; recorded
-    /// by `tests/parity/bicubic.py`.
+    /// by `tests/parity/resample.py`.
     #[test]
     fn the_bytes_are_pillow_s() {
-        let text = include_str!("../../../tests/golden/bicubic.json");
+        let text = include_str!("../../../tests/golden/resample.json");
         let cases: Value = serde_json::from_str(text).unwrap();
         let cases = cases["cases"].as_array().unwrap();
-        assert!(cases.len() >= 12);
+        assert!(cases.len() >= 24);
         for case in cases {
             let side = |name: &str| case[name].as_u64().unwrap() as u32;
             let image = noise(side("from_width"), side("from_height"));
-            let resized = resize_bicubic(&image, side("width"), side("height"));
+            let resize = match case["filter"].as_str().unwrap() {
+                "bicubic" => resize_bicubic,
+                "bilinear" => resize_bilinear,
+                other => panic!("{other}"),
+            };
+            let resized = resize(&image, side("width"), side("height"));
             let first: Vec<u8> = serde_json::from_value(case["first"].clone()).unwrap();
             assert_eq!(resized.as_raw()[..first.len()], first, "{case}");
             let digest = proto::text::hex(&Sha256::digest(resized.as_raw()));
