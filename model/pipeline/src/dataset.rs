@@ -6,12 +6,15 @@ use crate::engine::Engine;
 use crate::error::{BuildError, Result};
 use crate::figure::{CLUSTERED, FIGURES};
 use crate::images::Images;
+use crate::near;
 use crate::output::Outputs;
 use crate::sources::{join, unchanged};
 use bytes::Bytes;
+use futures::StreamExt;
+use model_data::decode::{Expect, MaskSource, Origin, decode};
 use model_data::import::{ImageFiles, ImportError, ImportOptions, ImportReport, import_rows};
 use proto::build::report::{BadRow, EXAMPLES_MAX, Report, UnitOutput};
-use proto::build::settings::{DatasetSettings, NamedFile};
+use proto::build::settings::{DatasetSettings, NamedFile, NearDuplicates};
 use proto::build::{Stage, StagePlan};
 use proto::text::hex_sha256;
 use serde::Deserialize;
@@ -26,8 +29,12 @@ use tokio::runtime::Handle;
 pub const NO_IMAGE: &str = "no image";
 pub const NO_MASK: &str = "no mask";
 pub const NO_FACE: &str = "no face box";
-pub const ALONE: &str = "no other figure of the cluster has an image";
+pub const NEAR: &str = "a near-duplicate of another figure";
+pub const ALONE: &str = "no other figure of the cluster is left";
 pub const REFUSED: &str = "an image, mask or face box that cannot be used";
+
+/// Images that are read at a time.
+const READS: usize = 8;
 
 const TABLES: &str = "
     CREATE TABLE figures(id INTEGER PRIMARY KEY, rating, md5, ext, width, height, parent,
@@ -121,6 +128,8 @@ pub async fn run(
     report.count("further images of a post", files.images.repeated);
     report.count("files that are no image of a post", files.images.others);
     find(&engine, &files, settings.boxes.is_some(), &mut report)?;
+    compare(&engine, &files.images, settings, &mut report).await?;
+    drop_alone(&engine, &mut report)?;
     let (rows, ids) = scratch_file(&engine, &files, scratch)?;
     let files = Arc::new(files);
     let url = format!("{}/{}/data", out.trim_end_matches('/'), plan.key().folder());
@@ -187,7 +196,7 @@ async fn load_boxes(engine: &Engine, boxes: &NamedFile) -> Result<()> {
     engine.run(context, "COMMIT")
 }
 
-/// Notes the figures that have everything, and drops those that are then alone.
+/// Notes the figures that have everything.
 fn find(engine: &Engine, files: &Files, boxes: bool, report: &mut Report) -> Result<()> {
     let context = "cannot find images";
     let mut found: Vec<(i64, i64, bool)> = Vec::new();
@@ -220,6 +229,75 @@ fn find(engine: &Engine, files: &Files, boxes: bool, report: &mut Report) -> Res
     for (reason, rows) in [(NO_IMAGE, image), (NO_MASK, mask), (NO_FACE, face)] {
         report.lose(reason, rows);
     }
+    Ok(())
+}
+
+/// Finds near-duplicates in clusters, and drops them if the settings say so. An image that cannot
+/// be read is like no other, and is refused when it is imported.
+async fn compare(
+    engine: &Engine,
+    images: &Images,
+    settings: &DatasetSettings,
+    report: &mut Report,
+) -> Result<()> {
+    let context = "cannot compare images";
+    let mut clusters: BTreeMap<i64, Vec<i64>> = BTreeMap::new();
+    let query = "SELECT cluster, id FROM usable ORDER BY cluster, id";
+    engine.query(context, query, |row| {
+        clusters.entry(row.get(0)?).or_default().push(row.get(1)?);
+        Ok(())
+    })?;
+    engine.run(context, "BEGIN")?;
+    {
+        let mut delete = engine.prepare(context, "DELETE FROM usable WHERE id = ?1")?;
+        let (mut near, mut dropped) = (0, 0);
+        for ids in clusters.values() {
+            // Some hundred at a time in the largest clusters, and never more than one image each.
+            let hashes = futures::stream::iter(ids)
+                .map(|id| hash_of(images, *id))
+                .buffered(READS)
+                .collect::<Vec<_>>()
+                .await;
+            let (known, hashes): (Vec<i64>, Vec<u128>) = ids
+                .iter()
+                .zip(hashes)
+                .filter_map(|(id, hash)| Some((*id, hash?)))
+                .unzip();
+            let originals = near::originals(&hashes, settings.near_bits);
+            for (id, original) in known.into_iter().zip(originals) {
+                if original.is_some() {
+                    near += 1;
+                    if settings.near_duplicates == NearDuplicates::Drop {
+                        dropped += delete.run([id])? as u64;
+                    }
+                }
+            }
+        }
+        report.count("near-duplicates of a figure in their cluster", near);
+        report.lose(NEAR, dropped);
+    }
+    engine.run(context, "COMMIT")
+}
+
+async fn hash_of(images: &Images, id: i64) -> Option<u128> {
+    let bytes = images.read(id).await.ok()?;
+    let hashed = tokio::task::spawn_blocking(move || {
+        let expect = Expect {
+            what: "image",
+            origin: Origin::File,
+            size: None,
+            face: None,
+            check: false,
+        };
+        let pixels = decode(&bytes, MaskSource::Whole, &expect, &mut Vec::new());
+        Some(near::hash(&pixels.ok()?.image))
+    });
+    hashed.await.ok().flatten()
+}
+
+/// Drops figures whose cluster has no other one left.
+fn drop_alone(engine: &Engine, report: &mut Report) -> Result<()> {
+    let context = "cannot drop figures";
     let before = engine.number(context, "SELECT count(*) FROM usable")?;
     engine.run(
         context,

@@ -18,6 +18,7 @@ pub mod error;
 pub mod figure;
 pub mod filter;
 pub mod images;
+pub mod near;
 pub mod outfits;
 pub mod output;
 pub mod post;

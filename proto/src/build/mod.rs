@@ -11,6 +11,7 @@ pub mod funnel;
 pub mod pipeline;
 pub mod report;
 pub mod settings;
+mod stages;
 
 use crate::spec::{OnFailedUnit, UnitPlan};
 use crate::text::hex_sha256;

@@ -2,9 +2,7 @@
 //! listed by the caller. `deploy/pipelines/danbooru.toml` documents the fields for users.
 
 use super::settings::{
-    Answers, ClustersSettings, DatasetSettings, Figures, FilterSettings, ListedFolder, NamedFile,
-    OnBadRow, OutfitQuestion, OutfitsSettings, PostsSettings, Settings, Signature, Source,
-    SourceFile, SourcesSettings, TagTypes,
+    ListedFolder, NearDuplicates, OnBadRow, OutfitQuestion, SourceFile, TagTypes,
 };
 use super::{StagePlan, UNITS_MAX};
 use crate::job::check::data::absolute;
@@ -54,6 +52,8 @@ struct DatasetToml {
     images: String,
     masks: Option<String>,
     boxes: Option<String>,
+    near_duplicates: Option<NearDuplicates>,
+    near_bits: Option<u32>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -150,12 +150,17 @@ pub const QUESTIONS: [(&str, &str); 2] = [
     ("colours", "What are the top two colours of the clothing?"),
 ];
 
+/// Bits of 128 in which the hashes of near-duplicates differ at most. Ours.
+const NEAR_BITS: u32 = 8;
+
 /// Where images are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PipelineDataset {
     pub images: String,
     pub masks: Option<String>,
     pub boxes: Option<String>,
+    pub near_duplicates: NearDuplicates,
+    pub near_bits: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -228,108 +233,6 @@ impl Pipeline {
         let mut errors: Vec<JobError> = errors.collect();
         errors.sort_by_key(|error| error.line);
         Err(JobErrors(errors))
-    }
-
-    /// The stages in order. Each reads only those before it.
-    #[must_use]
-    pub fn stages(&self, inputs: &Inputs) -> Vec<Planned> {
-        let listings = self.posts.iter().zip(&inputs.posts);
-        let sources = listings.map(|(source, listing)| Source {
-            folder: listing.folder.clone(),
-            files: listing.files.clone(),
-            tag_types: source.tag_types,
-        });
-        let sources = StagePlan {
-            settings: Settings::Sources(SourcesSettings {
-                sources: sources.collect(),
-                piece_bytes: self.piece_bytes,
-                piece_rows: self.piece_rows,
-            }),
-            inputs: Vec::new(),
-        };
-        let posts = StagePlan {
-            settings: Settings::Posts(PostsSettings {
-                on_bad_row: self.on_bad_row,
-            }),
-            inputs: vec![sources.key()],
-        };
-        let one = |listing: &Listing| (listing.folder.clone(), listing.files.first().cloned());
-        let figures = inputs.figures.as_ref().map(one);
-        let filter = StagePlan {
-            settings: Settings::Filter(Box::new(FilterSettings {
-                cloth_tags: inputs.cloth_tags.clone().unwrap_or(CLOTH_TAGS.to_owned()),
-                ratings: self.ratings.clone(),
-                deleted: self.deleted,
-                figures: figures.and_then(|(folder, file)| {
-                    Some(Figures {
-                        folder,
-                        file: file?,
-                    })
-                }),
-            })),
-            inputs: vec![posts.key()],
-        };
-        let outfits = self.outfits.as_ref().zip(inputs.asked.clone());
-        let outfits = outfits.map(|(outfits, images)| StagePlan {
-            settings: Settings::Outfits(Box::new(OutfitsSettings {
-                images,
-                endpoint: outfits.endpoint.clone(),
-                model: outfits.model.clone(),
-                questions: outfits.questions.clone(),
-                concurrency: outfits.concurrency,
-            })),
-            inputs: vec![filter.key()],
-        });
-        let answers = inputs.answers.as_ref().map(one);
-        let signature = match (&self.signature, answers) {
-            (PipelineSignature::Answers { questions, .. }, Some((folder, Some(file)))) => {
-                Signature::Answers(Answers {
-                    folder,
-                    file,
-                    questions: questions.clone(),
-                })
-            }
-            (PipelineSignature::Model, _) => {
-                let questions = self.outfits.iter().flat_map(|outfits| &outfits.questions);
-                Signature::Model {
-                    questions: questions.map(|it| it.name.clone()).collect(),
-                }
-            }
-            (PipelineSignature::Answers { .. } | PipelineSignature::Tags, _) => Signature::Tags,
-        };
-        let clusters = StagePlan {
-            settings: Settings::Clusters(ClustersSettings {
-                signature,
-                size_min: self.size_min,
-            }),
-            inputs: std::iter::once(filter.key())
-                .chain(outfits.as_ref().map(StagePlan::key))
-                .collect(),
-        };
-        let boxes = inputs.boxes.as_ref().map(one);
-        let dataset = inputs.images.clone().map(|images| StagePlan {
-            settings: Settings::Dataset(DatasetSettings {
-                images,
-                masks: inputs.masks.clone(),
-                boxes: boxes.and_then(|(folder, file)| {
-                    Some(NamedFile {
-                        folder,
-                        file: file?,
-                    })
-                }),
-            }),
-            inputs: vec![filter.key(), clusters.key()],
-        });
-        let units = |plan: StagePlan, units| Planned { plan, units };
-        let mut stages = vec![
-            units(sources, 1),
-            units(posts, self.posts_units),
-            units(filter, 1),
-        ];
-        stages.extend(outfits.map(|outfits| units(outfits, self.outfits_units)));
-        stages.push(units(clusters, 1));
-        stages.extend(dataset.map(|dataset| units(dataset, 1)));
-        stages
     }
 }
 
@@ -420,6 +323,11 @@ fn check(raw: PipelineToml, directory: &Path, faults: &mut Faults) -> Pipeline {
     faults.need(!ratings.list().is_empty(), "filter.ratings", || {
         "is empty; name at least one, such as [\"general\", \"sensitive\"]".into()
     });
+    let bits = raw.dataset.as_ref().and_then(|dataset| dataset.near_bits);
+    let bits = bits.unwrap_or(NEAR_BITS);
+    faults.need(bits <= 32, "dataset.near_bits", || {
+        format!("is {bits}; it must be at most 32 of the 128 bits of a hash")
+    });
     let mut url = |field: &str, value: Option<String>| {
         value.map(|value| absolute(field, &value, directory, faults))
     };
@@ -427,6 +335,8 @@ fn check(raw: PipelineToml, directory: &Path, faults: &mut Faults) -> Pipeline {
         images: url("dataset.images", Some(raw.images)).unwrap_or_default(),
         masks: url("dataset.masks", raw.masks),
         boxes: url("dataset.boxes", raw.boxes),
+        near_duplicates: raw.near_duplicates.unwrap_or_default(),
+        near_bits: bits,
     });
     Pipeline {
         outfits,

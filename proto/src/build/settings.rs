@@ -170,6 +170,20 @@ pub struct DatasetSettings {
     pub masks: Option<ListedFolder>,
     /// JSON lines of `{"id": 1, "bbox": [0.5, 0.3, 0.2, 0.2]}`. None: faces are guessed from masks.
     pub boxes: Option<NamedFile>,
+    pub near_duplicates: NearDuplicates,
+    /// Bits in which the hashes of near-duplicates differ at most, of 128.
+    pub near_bits: u32,
+}
+
+/// What happens to images of a cluster that are variants of another one in it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NearDuplicates {
+    /// They are counted.
+    #[default]
+    Keep,
+    /// All but the one with the lowest number are left out.
+    Drop,
 }
 
 /// A folder with too many files to list in a plan.

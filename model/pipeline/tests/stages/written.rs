@@ -152,7 +152,7 @@ async fn figures_without_image_mask_or_face_are_dropped_for_their_reason() {
         (lost("no image"), lost("no mask"), lost("no face box")),
         (1, 1, 1)
     );
-    assert_eq!(lost("no other figure of the cluster has an image"), 1);
+    assert_eq!(lost("no other figure of the cluster is left"), 1);
     assert_eq!(lost("an image, mask or face box that cannot be used"), 1);
     assert_eq!(report.rows_out, 27);
     let reason = &report.bad_rows[0].reason;
@@ -163,6 +163,45 @@ async fn figures_without_image_mask_or_face_are_dropped_for_their_reason() {
     let dataset = dataset(folder.path(), &manifests[&Stage::Dataset]).await;
     let verified = verify(&dataset).await.unwrap();
     assert!(verified.findings.is_empty(), "{:?}", verified.findings);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn near_duplicates_are_found_and_dropped_if_asked() {
+    let mut drawn = drawn();
+    // A variant of three pictures: another post with a few pixels changed.
+    for number in [0, 10, 20] {
+        let (mut post, mut sample) = drawn[number].clone();
+        post.id += 200_000;
+        let mut image = image::load_from_memory(&sample.image).unwrap().into_rgb8();
+        for x in 2..6 {
+            image.put_pixel(x, 3, image::Rgb([250, 20, 20]));
+        }
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        image.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+        sample.image = bytes.into_inner().into();
+        drawn.push((post, sample));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    metadata(&drawn, folder.path());
+    buckets(&drawn, folder.path());
+    let manifests = build(folder.path(), TEXT).await.unwrap();
+    let kept = &manifests[&Stage::Dataset].report;
+    assert_eq!(kept.rows_out, 35);
+    // Different poses of one character in one outfit are not near.
+    assert_eq!(
+        kept.counts["near-duplicates of a figure in their cluster"],
+        3
+    );
+    let text = format!("{TEXT}near_duplicates = \"drop\"\n");
+    let manifests = build(folder.path(), &text).await.unwrap();
+    let dropped = &manifests[&Stage::Dataset].report;
+    assert_eq!(
+        (
+            dropped.rows_out,
+            dropped.lost("a near-duplicate of another figure")
+        ),
+        (32, 3)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
