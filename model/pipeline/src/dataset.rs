@@ -315,7 +315,7 @@ fn scratch_file(
     files: &Files,
     scratch: &Path,
 ) -> Result<(tempfile::NamedTempFile, Vec<i64>)> {
-    let file = tempfile::NamedTempFile::new_in(scratch)?;
+    let file = crate::scratch::file(scratch)?;
     let mut out = BufWriter::new(file.reopen()?);
     let (mut fault, mut ids) = (Ok(()), Vec::new());
     engine.query(

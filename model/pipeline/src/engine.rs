@@ -38,8 +38,7 @@ impl Engine {
     /// # Errors
     /// The folder cannot be written.
     pub fn open(scratch: &Path) -> Result<Self> {
-        std::fs::create_dir_all(scratch)?;
-        let folder = tempfile::tempdir_in(scratch)?;
+        let folder = crate::scratch::folder(scratch)?;
         let context = "cannot open its database";
         let connection = Connection::open(folder.path().join("tables.db"));
         let connection = connection.map_err(failed(context))?;

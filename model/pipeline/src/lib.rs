@@ -22,6 +22,7 @@ pub mod near;
 pub mod outfits;
 pub mod output;
 pub mod post;
+mod scratch;
 pub mod sources;
 pub mod table;
 pub mod unit;

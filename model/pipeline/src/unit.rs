@@ -26,6 +26,7 @@ pub async fn run(work: &BuildWork, unit: u64, scratch: &Path) -> Result<()> {
     if folder.unit(units, unit).await?.is_some() {
         return Ok(());
     }
+    crate::scratch::sweep(scratch)?;
     let output = match &plan.settings {
         Settings::Sources(settings) => sources(settings).await?,
         Settings::Posts(settings) => posts(&plan, settings, (unit, units), &outputs).await?,
