@@ -13,6 +13,8 @@ SEED ?=
 SEEDS ?= 1000
 CARGO := cargo
 PROGRAMS := --bin coordinator --bin worker --bin worker-rank
+# Runs the stages of [build]. It links an engine, so only an installation compiles it.
+BUILD_PROGRAM := --bin worker-build
 
 # CUDA=1 compiles the same workspace against the full libtorch, beside the CPU build.
 ifeq ($(CUDA),1)
@@ -28,8 +30,8 @@ SIM_FLAGS := --seeds $(SEEDS) $(if $(SEED),--seed $(SEED)) $(if $(BUG),--bug $(B
 	$(if $(BUGS),--bugs) $(if $(KINDS),--$(KINDS)) $(if $(TRACE),--trace)
 
 .PHONY: help setup build programs release test sim lint monitoring demo chaos bench \
-	bench-evaluate bench-recovery bench-loader bench-model bench-schedule bench-writer \
-	benchmark measure-images leakage parity peers gpu-check clean
+	bench-evaluate bench-recovery bench-loader bench-model bench-schedule bench-stages \
+	bench-writer benchmark measure-images leakage parity peers gpu-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s  %s\n", $$1, $$2} \
@@ -50,7 +52,7 @@ programs: setup
 
 release: setup ## compile the programs for installation: optimized, with symbol names
 ## CUDA=1: against CUDA and NCCL; then deploy/systemd/install.sh
-	$(CARGO) build --locked --workspace --release $(CARGO_FLAGS) $(PROGRAMS)
+	$(CARGO) build --locked --workspace --release $(CARGO_FLAGS) $(PROGRAMS) $(BUILD_PROGRAM)
 
 test: build ## run every test
 	@deploy/setup/test.sh
@@ -113,6 +115,12 @@ bench-writer: setup ## time and memory of the data-set writer alone
 ## for ROWS rows (1,000,000) of 1 kB
 	@$(CARGO) build --locked --quiet --workspace --example bench_writer
 	@target/debug/examples/bench_writer $(ROWS)
+
+bench-stages: setup ## time and memory of a data set's tabular stages
+## on the metadata of POSTS posts (116,729), generated in .demo
+	@$(CARGO) build --locked --quiet --workspace --example bench_stages
+	@target/debug/examples/bench_stages .demo/bench-stages-$(or $(POSTS),116729) \
+		$(or $(POSTS),116729)
 
 bench-evaluate: programs ## images/s of an evaluation beside a plain loop over the same sampler
 	@$(CARGO) build --locked --quiet --workspace --example sample_loop

@@ -93,7 +93,7 @@ pub(crate) fn parse(
 ) -> Result<(JobSpec, String), Status> {
     let mut spec = proto::job::parse(file, text, directory).map_err(invalid)?;
     let (field, set) = match &mut spec.work {
-        Work::Train(_) => ("", Ok(())),
+        Work::Train(_) | Work::Build(_) => ("", Ok(())),
         Work::Sample(work) => {
             let references = work.references.iter_mut();
             let named = references.flat_map(|reference| reference.from.files_mut());

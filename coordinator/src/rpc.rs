@@ -363,6 +363,15 @@ impl ControlService {
                 }
                 Ok((DatasetPin::default(), summary))
             }
+            Work::Build(work) => {
+                let summary = format!(
+                    "{} units of the stage {} in {}, {placement}",
+                    work.units,
+                    work.key.stage,
+                    Printable(&work.out)
+                );
+                Ok((DatasetPin::default(), summary))
+            }
             Work::Evaluate(work) => {
                 let summary = self.check_models(file, work, &placement, address).await?;
                 Ok((DatasetPin::default(), summary))

@@ -15,7 +15,7 @@ bin=target$flavour/${PROFILE:-release}
 case $role in
   coordinator) programs=(coordinator) ;;
   # With the command line, for diagnosing faults on the node.
-  worker) programs=(worker worker-rank coordinator) ;;
+  worker) programs=(worker worker-rank worker-build coordinator) ;;
   *) echo "install: which role? deploy/systemd/install.sh coordinator|worker" >&2; exit 2 ;;
 esac
 

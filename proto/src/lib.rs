@@ -7,6 +7,7 @@
 
 pub mod account;
 pub mod architecture;
+pub mod build;
 pub mod checkpoint;
 pub mod dataset;
 pub mod duration;

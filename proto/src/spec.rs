@@ -8,6 +8,7 @@ pub use crate::architecture::config::{
 };
 pub use crate::architecture::references::{Clothes, Pairing, References, Task, Transform};
 pub use crate::architecture::{Architecture, ArchitectureSpec};
+use crate::build::BuildWork;
 pub use crate::during::{EvaluateOn, TrainingEvaluation};
 use crate::evaluate::EvaluateWork;
 use crate::id::JobId;
@@ -49,6 +50,8 @@ pub enum Work {
     Sample(Box<SampleWork>),
     /// `[evaluate]`: images of several trained jobs by one plan, and their scores. Runs as units.
     Evaluate(Box<EvaluateWork>),
+    /// `[build]`: a stage of a data set. Runs as units.
+    Build(Box<BuildWork>),
 }
 
 impl Work {
@@ -59,6 +62,7 @@ impl Work {
             Self::Train(_) => "train",
             Self::Sample(_) => "sample",
             Self::Evaluate(_) => "evaluate",
+            Self::Build(_) => "build",
         }
     }
 
@@ -66,14 +70,14 @@ impl Work {
     pub fn training(&self) -> Option<&TrainWork> {
         match self {
             Self::Train(work) => Some(work),
-            Self::Sample(_) | Self::Evaluate(_) => None,
+            Self::Sample(_) | Self::Evaluate(_) | Self::Build(_) => None,
         }
     }
 
     #[must_use]
     pub fn sampling(&self) -> Option<&SampleWork> {
         match self {
-            Self::Train(_) | Self::Evaluate(_) => None,
+            Self::Train(_) | Self::Evaluate(_) | Self::Build(_) => None,
             Self::Sample(work) => Some(work),
         }
     }
@@ -81,7 +85,7 @@ impl Work {
     #[must_use]
     pub fn evaluation(&self) -> Option<&EvaluateWork> {
         match self {
-            Self::Train(_) | Self::Sample(_) => None,
+            Self::Train(_) | Self::Sample(_) | Self::Build(_) => None,
             Self::Evaluate(work) => Some(work),
         }
     }
@@ -91,7 +95,7 @@ impl Work {
     #[must_use]
     pub fn reads(&self) -> Vec<(&JobId, Weights)> {
         match self {
-            Self::Train(_) => Vec::new(),
+            Self::Train(_) | Self::Build(_) => Vec::new(),
             Self::Sample(work) => vec![(&work.job, work.weights)],
             Self::Evaluate(work) => {
                 let models = work.models.iter();
@@ -112,6 +116,7 @@ impl Work {
             Self::Train(_) => None,
             Self::Sample(work) => Some(work.units()),
             Self::Evaluate(work) => Some(work.units()),
+            Self::Build(work) => Some(work.units()),
         }
     }
 }

@@ -2,6 +2,7 @@
 //! default.
 #![allow(clippy::unwrap_used)]
 
+use proto::build::pipeline::{Pipeline, QUESTIONS};
 use proto::job::evaluation::{Found, fill, open};
 use proto::job::parse;
 use proto::knobs::Knobs;
@@ -331,6 +332,7 @@ fn the_examples_document_every_field() {
         undocumented("evaluate.toml", &["evaluate", "evaluate.vqa"]),
         Vec::<String>::new()
     );
+    assert_eq!(undocumented("build.toml", &["build"]), Vec::<String>::new());
     let demo = std::fs::read_to_string(jobs().join("demo.toml")).unwrap();
     for field in known_fields("") {
         // The tables of other kinds of work have examples of their own.
@@ -339,6 +341,66 @@ fn the_examples_document_every_field() {
             shown || jobs().join(format!("{field}.toml")).is_file(),
             "no example shows {field}"
         );
+    }
+}
+
+/// The example pipeline is accepted, and shows every field: those that are commented out, too.
+#[test]
+fn the_pipeline_documents_every_field() {
+    let folder = jobs().join("../pipelines");
+    let text = std::fs::read_to_string(folder.join("danbooru.toml")).unwrap();
+    let parse = |text: &str| Pipeline::parse("danbooru.toml", text, &folder);
+    let plain = parse(&text).unwrap_or_else(|errors| panic!("{errors}"));
+    assert_eq!(plain.posts.len(), 2);
+    // Fields, tables and rows of arrays that are commented out.
+    let is_toml = |line: &&str| {
+        let field = line
+            .split_once(" = ")
+            .is_some_and(|(it, _)| !it.contains(' '));
+        field || line.starts_with('[') || line.starts_with("  {") || *line == "]"
+    };
+    let lines = text.lines();
+    let lines = lines.map(|line| line.strip_prefix("# ").filter(is_toml).unwrap_or(line));
+    let shown: String = lines.flat_map(|line| [line, "\n"]).collect();
+    let model = shown.replace("signature = \"tags\"", "signature = \"model\"");
+    let model = model.replace("answers = \"answers.jsonl\"\n", "");
+    let model = model.replace("questions = [\"clothes\", \"colours\"]\n", "");
+    let asked = parse(&model)
+        .unwrap_or_else(|errors| panic!("{errors}"))
+        .outfits
+        .unwrap();
+    let asked: Vec<_> = asked
+        .questions
+        .iter()
+        .map(|it| (&*it.name, &*it.text))
+        .collect();
+    assert_eq!(asked, QUESTIONS);
+    for table in ["", "filter", "clusters", "units", "outfits", "dataset"] {
+        let header = if table.is_empty() {
+            String::new()
+        } else {
+            format!("[{table}]\n")
+        };
+        let errors = parse(&format!("{header}no_such_field = 1\n"))
+            .unwrap_err()
+            .to_string();
+        let (_, listed) = errors
+            .split_once(", expected ")
+            .unwrap_or_else(|| panic!("{errors}"));
+        for field in listed
+            .split(';')
+            .next()
+            .unwrap()
+            .split('`')
+            .skip(1)
+            .step_by(2)
+        {
+            let is_table = text.contains(&format!("[{field}]\n"));
+            assert!(
+                shown.contains(&format!("\n{field} = ")) || is_table,
+                "{table}.{field}"
+            );
+        }
     }
 }
 

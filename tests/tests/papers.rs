@@ -102,6 +102,7 @@ fn dependencies_point_one_way() {
         "model/figures",
         "model/metric",
         "model/vqa",
+        "model/pipeline",
     ] {
         let found = dependencies(folder);
         assert!(
@@ -122,6 +123,37 @@ fn dependencies_point_one_way() {
         dependencies("model").contains(&"tch".to_owned()),
         "the test found no dependencies"
     );
+}
+
+/// ARCHITECTURE.md: the engine of tabular stages is in a program that `make demo` does not build.
+#[test]
+fn the_engine_is_in_a_program_of_its_own() {
+    let own = dependencies("model/pipeline");
+    assert!(own.contains(&"rusqlite".to_owned()), "{own:?}");
+    for folder in [
+        "proto",
+        "proto/shell",
+        "coordinator",
+        "worker",
+        "worker/rank",
+        "model",
+        "model/storage",
+        "model/data",
+        "model/figures",
+        "model/vqa",
+    ] {
+        let found = dependencies(folder);
+        let engines = ["pipeline", "rusqlite"];
+        assert!(
+            !found.iter().any(|it| engines.contains(&it.as_str())),
+            "{folder}: {found:?}"
+        );
+    }
+    let makefile = std::fs::read_to_string(root().join("Makefile")).unwrap();
+    let programs = makefile
+        .lines()
+        .find(|line| line.starts_with("PROGRAMS :="));
+    assert!(!programs.unwrap().contains("worker-build"));
 }
 
 /// ARCHITECTURE.md: `coordinator serve` does not use code that draws figures. Among its crates only

@@ -40,7 +40,7 @@ impl Job {
     pub(crate) fn new(record: JobRecord, spec: JobSpec, deadlines: Deadlines, now: Millis) -> Self {
         let gang = match &spec.work {
             Work::Train(work) => Some(Plan::of(work)),
-            Work::Sample(_) | Work::Evaluate(_) => None,
+            Work::Sample(_) | Work::Evaluate(_) | Work::Build(_) => None,
         };
         match (gang, spec.work.units()) {
             (None, Some(plan)) => Self::Units(Box::new(Units::new(record, spec, plan, now))),

@@ -59,7 +59,9 @@ fn evaluation(models: &[(&JobId, Weights)]) -> JobSpec {
 fn evaluated(spec: &mut JobSpec) -> &mut EvaluateWork {
     match &mut spec.work {
         Work::Evaluate(work) => work,
-        other @ (Work::Train(_) | Work::Sample(_)) => panic!("it has [{}]", other.table()),
+        other @ (Work::Train(_) | Work::Sample(_) | Work::Build(_)) => {
+            panic!("it has [{}]", other.table())
+        }
     }
 }
 

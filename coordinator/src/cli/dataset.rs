@@ -1,6 +1,7 @@
 //! `coordinator dataset …`: creates, reads and verifies data sets in object storage. Needs no
 //! coordinator.
 
+use super::build::{BuildArgs, build};
 use super::patience::aloud;
 use super::preview::{PreviewArgs, preview};
 use super::{Global, Outcome, Output, print_json, table};
@@ -26,6 +27,9 @@ pub(crate) enum DatasetCommand {
     Synthesize(SynthesizeArgs),
     /// Create a data set from a folder of images, masks and samples.jsonl with the paper's fields
     Import(ImportArgs),
+    /// Build a data set like the paper's from published metadata, as jobs on workers; a second run
+    /// does only what is new
+    Build(BuildArgs),
     /// Render a job's training samples: targets, masks, references with their concepts, prompts
     Preview(PreviewArgs),
     /// Count samples, similar images, characters and clothing tags
@@ -129,6 +133,7 @@ pub(crate) async fn dataset(global: &Global, command: &DatasetCommand) -> Result
     match command {
         DatasetCommand::Synthesize(args) => synthesize(global, args).await,
         DatasetCommand::Import(args) => import(global, args).await,
+        DatasetCommand::Build(args) => build(global, args).await,
         DatasetCommand::Preview(args) => {
             let url = args.dataset.as_deref().map(url_of).transpose()?;
             preview(global, args, url).await

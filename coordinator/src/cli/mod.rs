@@ -3,6 +3,7 @@
 //! uses nothing of it.
 
 mod audit;
+mod build;
 mod checkpoint;
 mod client;
 mod compare;

@@ -83,7 +83,7 @@ pub(crate) async fn submit(global: &Global, args: &SubmitArgs) -> Result<Outcome
         None => connect(global).await?,
     };
     let (read, references) = match &spec.work {
-        Work::Train(_) => (None, Vec::new()),
+        Work::Train(_) | Work::Build(_) => (None, Vec::new()),
         Work::Sample(work) => (Some(&work.job), work.references.clone()),
         Work::Evaluate(work) => {
             let first = work.models.first().map(|model| &model.job);
@@ -241,7 +241,7 @@ async fn check(job: &Submission) -> Result<(JobSpec, Vec<String>)> {
             }
             Err(error) => return Err(input_error(job, &error)),
         },
-        Work::Sample(_) | Work::Evaluate(_) => Vec::new(),
+        Work::Sample(_) | Work::Evaluate(_) | Work::Build(_) => Vec::new(),
     };
     Ok((spec, notes))
 }
@@ -295,6 +295,10 @@ async fn check_offline(global: &Global, job: &Submission) -> Result<Outcome> {
         Work::Sample(work) => unchecked.push(format!(
             "sample.job: only a coordinator knows {}, and with it the data set and references",
             work.job
+        )),
+        Work::Build(work) => unchecked.push(format!(
+            "build.key: only a worker reads the plan of {} in {}",
+            work.key.stage, work.out
         )),
         Work::Evaluate(work) => unchecked.push(format!(
             "evaluate.models: only a coordinator knows {}, and with them the data set, characters \

@@ -32,17 +32,21 @@ mod load;
 mod rows;
 
 use std::collections::BTreeMap;
+use std::io::BufRead;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use bytes::Bytes;
 use serde::Serialize;
 
 use crate::decode::ChangeCounts;
+use crate::image_file::IMAGE_FILE_BYTES_MAX;
 use crate::image_sizes::ImageSizes;
 use crate::prompt_length::CutPrompts;
 use crate::writer::{DatasetWriter, WriteError, WriteOptions, Written};
 use group::group_rows;
 use load::load_groups;
-use rows::read_rows;
+use rows::{Row, read_rows};
 
 pub const SAMPLES_FILE: &str = "samples.jsonl";
 
@@ -147,6 +151,61 @@ pub async fn import(
     url: &str,
     options: &ImportOptions,
 ) -> Result<(Written, ImportReport), ImportError> {
+    let rows = |report: &mut ImportReport| {
+        let path = folder.join(SAMPLES_FILE);
+        let file = storage::confined::open_inside(folder, SAMPLES_FILE);
+        let file = file.map_err(|error| ImportError::Read {
+            path: path.clone(),
+            source: std::io::Error::other(error),
+        })?;
+        read_rows(std::io::BufReader::new(file), &path, report)
+    };
+    let files: Arc<dyn ImageFiles> = Arc::new(Folder(folder.to_owned()));
+    run(rows, (&folder.join(SAMPLES_FILE), files), url, options).await
+}
+
+/// The files that rows name.
+pub trait ImageFiles: Send + Sync {
+    /// The bytes of a file. Called on threads for blocking work.
+    ///
+    /// # Errors
+    /// Why it cannot be read, to follow its name.
+    fn read(&self, path: &str) -> Result<Bytes, String>;
+}
+
+/// The files of an import folder, and none of elsewhere: import folders are untrusted.
+struct Folder(PathBuf);
+
+impl ImageFiles for Folder {
+    fn read(&self, path: &str) -> Result<Bytes, String> {
+        storage::confined::read_inside(&self.0, path, IMAGE_FILE_BYTES_MAX)
+            .map(Bytes::from)
+            .map_err(|error| error.to_string())
+    }
+}
+
+/// Imports rows in the form of `samples.jsonl` whose files are elsewhere. `path` is what their
+/// origin is called in messages.
+///
+/// # Errors
+/// As [`import`].
+pub async fn import_rows(
+    lines: impl BufRead,
+    path: &Path,
+    files: Arc<dyn ImageFiles>,
+    url: &str,
+    options: &ImportOptions,
+) -> Result<(Written, ImportReport), ImportError> {
+    let rows = |report: &mut ImportReport| read_rows(lines, path, report);
+    run(rows, (path, files), url, options).await
+}
+
+async fn run(
+    rows: impl FnOnce(&mut ImportReport) -> Result<Vec<Row>, ImportError>,
+    (path, files): (&Path, Arc<dyn ImageFiles>),
+    url: &str,
+    options: &ImportOptions,
+) -> Result<(Written, ImportReport), ImportError> {
     let write_options = WriteOptions {
         replace: options.replace,
         ..WriteOptions::new(&options.source)
@@ -154,15 +213,15 @@ pub async fn import(
     // First, because it takes no time to find out that the URL cannot be written to.
     let mut writer = DatasetWriter::open(url, write_options).await?;
     let mut report = ImportReport::default();
-    let rows = read_rows(folder, &mut report)?;
+    let rows = rows(&mut report)?;
     let groups = group_rows(rows, &mut report);
-    load_groups(folder, groups, &mut writer, &mut report).await?;
+    load_groups(files, groups, &mut writer, &mut report).await?;
     report.rejected.sort();
     report.dropped.sort();
     report.split.sort();
     if report.accepted == 0 {
         return Err(ImportError::Nothing {
-            path: folder.join(SAMPLES_FILE),
+            path: path.to_owned(),
             report: Box::new(report),
         });
     }

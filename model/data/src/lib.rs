@@ -24,6 +24,7 @@ pub mod loader;
 mod names;
 pub mod order;
 mod parquet_object;
+pub mod pipeline_inputs;
 pub mod prepare;
 pub mod prompt;
 pub mod prompt_length;

@@ -10,6 +10,7 @@
 
 pub mod confined;
 pub mod hash;
+pub mod listing;
 pub mod probe;
 pub mod read;
 pub mod regular;

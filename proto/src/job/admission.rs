@@ -123,6 +123,12 @@ fn sizes(spec: &JobSpec, faults: &mut Faults) {
                 });
             }
         }
+        Work::Build(work) => {
+            let bytes = work.out.len();
+            faults.need(bytes <= URL_BYTES, "build.out", || {
+                format!("has {bytes} bytes; at most {URL_BYTES} are accepted")
+            });
+        }
         Work::Evaluate(work) => {
             let prompts: usize = match &work.plan.prompts {
                 Prompts::Texts(texts) => texts.iter().map(String::len).sum(),

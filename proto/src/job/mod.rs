@@ -3,7 +3,7 @@
 //! `coordinator submit`, by the coordinator again, and by ranks.
 
 mod admission;
-mod check;
+pub(crate) mod check;
 pub mod evaluation;
 pub(crate) mod faults;
 pub mod overrides;
@@ -21,7 +21,7 @@ pub use admission::admit;
 pub use check::is_name;
 use faults::Fault;
 use raw::{
-    CheckpointToml, JobToml, OptimizerName, OptimizerToml, ReferenceToml, ResourcesToml,
+    BuildToml, CheckpointToml, JobToml, OptimizerName, OptimizerToml, ReferenceToml, ResourcesToml,
     SampleToml, TrainToml, TrainingToml, WeightsToml, WorkersToml,
 };
 use std::fmt;
@@ -150,12 +150,15 @@ pub fn parse_stored(job: &JobId, text: &str) -> Result<JobSpec, JobErrors> {
 pub fn parse_training(file: &str, text: &str) -> Result<TrainWork, JobErrors> {
     match parse_from(file, text, None, Origin::Stored)?.work {
         Work::Train(work) => Ok(*work),
-        other @ (Work::Sample(_) | Work::Evaluate(_)) => Err(JobErrors(vec![error_at(
-            file,
-            text,
-            other.table(),
-            "this job does not train; only a job with [train] has weights of its own".to_owned(),
-        )])),
+        other @ (Work::Sample(_) | Work::Evaluate(_) | Work::Build(_)) => {
+            Err(JobErrors(vec![error_at(
+                file,
+                text,
+                other.table(),
+                "this job does not train; only a job with [train] has weights of its own"
+                    .to_owned(),
+            )]))
+        }
     }
 }
 
@@ -192,6 +195,7 @@ pub fn to_toml(spec: &JobSpec) -> String {
         checkpoint: None,
         sample: None,
         evaluate: None,
+        build: None,
     };
     match &spec.work {
         Work::Train(work) => {
@@ -208,6 +212,14 @@ pub fn to_toml(spec: &JobSpec) -> String {
         }
         Work::Sample(work) => raw.sample = Some(sample_toml(work)),
         Work::Evaluate(work) => raw.evaluate = Some(evaluation::evaluate_toml(work)),
+        Work::Build(work) => {
+            raw.build = Some(BuildToml {
+                stage: work.key.stage,
+                key: work.key.key.clone(),
+                out: work.out.clone(),
+                units: Some(work.units),
+            });
+        }
     }
     toml::to_string(&raw).expect("plain tables, numbers and strings are TOML")
 }

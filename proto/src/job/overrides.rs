@@ -186,7 +186,7 @@ pub fn check_progress(spec: &JobSpec, committed: u64) -> Result<(), String> {
             "train.steps: {} is less than the {committed} steps of its last checkpoint",
             work.train.steps
         )),
-        Work::Train(_) | Work::Sample(_) | Work::Evaluate(_) => Ok(()),
+        Work::Train(_) | Work::Sample(_) | Work::Evaluate(_) | Work::Build(_) => Ok(()),
     }
 }
 

@@ -3,6 +3,7 @@
 
 use crate::architecture::config::ClipActivation;
 use crate::architecture::{DecoderVariant, ImageView, Latents, NoiseKind, Prediction};
+use crate::build::Stage;
 use crate::knobs::Knobs;
 use crate::rating::Rating;
 use crate::sample::{Concept, SampleMethod, SamplePrompt};
@@ -27,6 +28,17 @@ pub(super) struct JobToml {
     pub(super) checkpoint: Option<CheckpointToml>,
     pub(super) sample: Option<SampleToml>,
     pub(super) evaluate: Option<EvaluateToml>,
+    pub(super) build: Option<BuildToml>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct BuildToml {
+    pub(super) stage: Stage,
+    pub(super) key: String,
+    /// URL of the pipeline's outputs.
+    pub(super) out: String,
+    pub(super) units: Option<u32>,
 }
 
 /// The tables of a training job.

@@ -8,6 +8,7 @@ use crate::spec::{
 use std::path::Path;
 use std::time::Duration;
 
+mod build;
 mod combination;
 mod during;
 mod evaluate;

@@ -50,6 +50,7 @@ pub(crate) fn input(event: &coordinator::Input) -> Option<String> {
                 Work::Train(work) => (work.train.steps, "steps"),
                 Work::Sample(work) => (work.units().count, "units"),
                 Work::Evaluate(work) => (work.units().count, "units"),
+                Work::Build(work) => (work.units().count, "units"),
             };
             format!(
                 "a client submits a job of {count} {what} for {min} to {max} workers with \

@@ -4,6 +4,7 @@
 // They panic when nobody reads; `outln!` and `errln!` of `shell` do not.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
+mod build;
 mod checkpoint;
 mod clock;
 mod closing;

@@ -6,7 +6,7 @@ use crate::collective::precision::full_fp32;
 use crate::collective::{exit_now, first_line};
 use crate::link::Link;
 use crate::process::{Permanent, Rank, Settings};
-use crate::{evaluate, sample, train};
+use crate::{build, evaluate, sample, train};
 use anyhow::Context;
 use proto::message::{RankPhase, Run};
 use proto::reason::RankFailure;
@@ -76,8 +76,9 @@ fn work(rank: &Rank<'_>) -> anyhow::Result<Infallible> {
         (Work::Evaluate(work), Run::Units(order)) => {
             evaluate::evaluate(rank, work, &order.models).context("evaluating")
         }
+        (Work::Build(work), Run::Units(_)) => build::build(rank, work).context("building"),
         (work @ Work::Train(_), Run::Units(_))
-        | (work @ (Work::Sample(_) | Work::Evaluate(_)), Run::Gang(_)) => {
+        | (work @ (Work::Sample(_) | Work::Evaluate(_) | Work::Build(_)), Run::Gang(_)) => {
             anyhow::bail!(
                 "the daemon's order does not match [{}] of {}: gang or units",
                 work.table(),

@@ -474,14 +474,18 @@ pub(crate) fn sample_of(source: &JobId) -> JobSpec {
 pub(crate) fn sampling(spec: &mut JobSpec) -> &mut SampleWork {
     match &mut spec.work {
         Work::Sample(work) => work,
-        other @ (Work::Train(_) | Work::Evaluate(_)) => panic!("it has [{}]", other.table()),
+        other @ (Work::Train(_) | Work::Evaluate(_) | Work::Build(_)) => {
+            panic!("it has [{}]", other.table())
+        }
     }
 }
 
 pub(crate) fn training(spec: &mut JobSpec) -> &mut TrainWork {
     match &mut spec.work {
         Work::Train(work) => work,
-        other @ (Work::Sample(_) | Work::Evaluate(_)) => panic!("it has [{}]", other.table()),
+        other @ (Work::Sample(_) | Work::Evaluate(_) | Work::Build(_)) => {
+            panic!("it has [{}]", other.table())
+        }
     }
 }
 

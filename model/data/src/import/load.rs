@@ -1,7 +1,6 @@
 //! Loads the images of an import on all cores, and writes them in the order of the rows.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,9 +10,9 @@ use tokio::sync::Semaphore;
 
 use super::face::guess_face;
 use super::rows::Row;
-use super::{DECODE_MIB, ImportError, ImportReport, PART_BYTES, PART_ROWS};
+use super::{DECODE_MIB, ImageFiles, ImportError, ImportReport, PART_BYTES, PART_ROWS};
 use crate::decode::{Change, ChangeKind, Expect, MaskSource, Origin, decode};
-use crate::image_file::{IMAGE_FILE_BYTES_MAX, ImageError, encode_gray, encode_rgb};
+use crate::image_file::{ImageError, encode_gray, encode_rgb};
 use crate::image_sizes::{COMMON, ImageSizes};
 use crate::prompt_length::{CLIP_TOKENS, PromptCounter};
 use crate::sample::{Metadata, Sample};
@@ -25,21 +24,20 @@ const BYTES_PER_PIXEL: u64 = 24;
 
 /// Loads the images of all groups in parallel, and writes the groups in order.
 pub(super) async fn load_groups(
-    folder: &Path,
+    files: Arc<dyn ImageFiles>,
     groups: Vec<Vec<Row>>,
     writer: &mut DatasetWriter,
     report: &mut ImportReport,
 ) -> Result<(), ImportError> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let memory = Arc::new(Semaphore::new(DECODE_MIB as usize));
-    let folder: Arc<Path> = folder.into();
     let rows = groups.into_iter().enumerate();
     let rows = rows.flat_map(|(group, rows)| rows.into_iter().map(move |row| (group, row)));
     // More than there are cores, so that no core waits while a group is written.
     let mut loads = futures::stream::iter(rows)
         .map(|(group, row)| {
-            let (folder, memory) = (Arc::clone(&folder), Arc::clone(&memory));
-            async move { (group, load_row(folder, row, &memory).await) }
+            let (files, memory) = (Arc::clone(&files), Arc::clone(&memory));
+            async move { (group, load_row(files, row, &memory).await) }
         })
         .buffered(cores * 2);
     let mut part = Part::default();
@@ -93,10 +91,10 @@ struct Files {
 
 /// Loads the images of a row on threads for blocking work. They are decoded when there is memory
 /// for them.
-async fn load_row(folder: Arc<Path>, row: Row, memory: &Semaphore) -> LoadedRow {
+async fn load_row(source: Arc<dyn ImageFiles>, row: Row, memory: &Semaphore) -> LoadedRow {
     let line = row.line;
     let read = tokio::task::spawn_blocking(move || {
-        let files = read_files(&folder, &row);
+        let files = read_files(&*source, &row);
         (row, files)
     });
     let (mut row, files) = match read.await {
@@ -275,13 +273,15 @@ struct Images {
     height: u32,
 }
 
-fn read_files(folder: &Path, row: &Row) -> Result<Files, String> {
+fn read_files(source: &dyn ImageFiles, row: &Row) -> Result<Files, String> {
+    let read = |field: &str, path: &str| {
+        let bytes = source.read(path);
+        bytes.map_err(|reason| format!("{field} {path:?} {reason}"))
+    };
     let mask = row.mask.as_ref();
     Ok(Files {
-        image: read_inside(folder, "image", &row.image)?,
-        mask: mask
-            .map(|path| read_inside(folder, "mask", path))
-            .transpose()?,
+        image: read("image", &row.image)?,
+        mask: mask.map(|path| read("mask", path)).transpose()?,
     })
 }
 
@@ -323,11 +323,4 @@ fn load_images(files: &Files, row: &Row, changes: &mut Vec<Change>) -> Result<Im
         width,
         height,
     })
-}
-
-/// Reads a file of the folder and of nowhere else, because import folders are untrusted.
-fn read_inside(folder: &Path, field: &str, path: &str) -> Result<Bytes, String> {
-    storage::confined::read_inside(folder, path, IMAGE_FILE_BYTES_MAX)
-        .map(Bytes::from)
-        .map_err(|error| format!("{field} {path:?} {error}"))
 }

@@ -6,9 +6,8 @@ use std::path::Path;
 
 use proto::rating::Rating;
 use serde::Deserialize;
-use storage::confined::open_inside;
 
-use super::{ImportError, ImportReport, SAMPLES_FILE};
+use super::{ImportError, ImportReport};
 use crate::decode::{Change, ChangeKind};
 use crate::names;
 use crate::sample::{join_tags, split_tags};
@@ -40,26 +39,28 @@ pub(super) struct Row {
     pub(super) changes: Vec<Change>,
 }
 
-/// All valid rows of the folder, in the order of their lines.
+/// All valid rows, in the order of their lines. `path` is what they are called in messages.
 ///
 /// # Errors
-/// The file cannot be read. Invalid rows are reported, not errors.
-pub(super) fn read_rows(folder: &Path, report: &mut ImportReport) -> Result<Vec<Row>, ImportError> {
-    let path = folder.join(SAMPLES_FILE);
+/// The lines cannot be read. Invalid rows are reported, not errors.
+pub(super) fn read_rows(
+    mut reader: impl BufRead,
+    path: &Path,
+    report: &mut ImportReport,
+) -> Result<Vec<Row>, ImportError> {
     let failed = |source| ImportError::Read {
-        path: path.clone(),
+        path: path.to_owned(),
         source,
     };
-    let file = open_inside(folder, SAMPLES_FILE);
-    let file = file.map_err(|error| failed(std::io::Error::other(error)))?;
     let (mut rows, mut seen) = (Vec::new(), Seen::default());
-    let mut reader = std::io::BufReader::new(file);
     for line in 1.. {
         let Some(text) = read_line(&mut reader, line).map_err(failed)? else {
             break;
         };
         if line == 1 && (text.starts_with(&[0xff, 0xfe]) || text.starts_with(&[0xfe, 0xff])) {
-            return Err(ImportError::Utf16 { path });
+            return Err(ImportError::Utf16 {
+                path: path.to_owned(),
+            });
         }
         // Windows editors write one at the start of a file, and `cat` may put it at any line.
         let text = match text.strip_prefix(b"\xef\xbb\xbf") {

@@ -50,7 +50,7 @@ fn ratings(raw: Option<&[Rating]>, faults: &mut Faults) -> Ratings {
 }
 
 /// Returns a URL unchanged, and a path as an absolute `file://` URL.
-pub(super) fn absolute(
+pub(crate) fn absolute(
     field: &str,
     value: &str,
     directory: Option<&Path>,

@@ -2,7 +2,8 @@
 //! rules that involve two fields. Pure; all faults are reported together. There is a file for each
 //! section with rules of its own, and one for divisibility of widths and image sides.
 
-mod data;
+mod build;
+pub(crate) mod data;
 mod during;
 mod evaluate;
 mod model;
@@ -24,7 +25,7 @@ const WORKERS_MAX: u32 = 4096;
 const NAME: &str = "1 to 40 lower-case letters, digits and dashes, starting with a letter";
 
 /// The tables that select a kind of work.
-const KINDS: [&str; 3] = ["train", "sample", "evaluate"];
+const KINDS: [&str; 4] = ["train", "sample", "evaluate", "build"];
 
 /// Maximum number of jobs that one job waits for.
 const AFTER_MAX: usize = 256;
@@ -82,8 +83,8 @@ fn work(
         faults.add(
             second.copied().unwrap_or_default(),
             format!(
-                "is a second kind of work; a job has exactly one of [train], [sample] and \
-                 [evaluate], but this one has {}{hint}",
+                "is a second kind of work; a job has exactly one of [train], [sample], \
+                 [evaluate] and [build], but this one has {}{hint}",
                 listed(&tables)
             ),
         );
@@ -97,25 +98,31 @@ fn work(
             );
         }
     };
-    match (&raw.train, &raw.sample, &raw.evaluate) {
+    match (&raw.train, &raw.sample, &raw.evaluate, &raw.build) {
         (Some(train), ..) => {
             let resources = resources(&raw.resources, (1, 1), faults);
             let work = training(train, raw, &resources, (directory, origin), faults)?;
             Some((resources, Work::Train(Box::new(work))))
         }
-        (None, Some(sample), _) => {
+        (None, Some(sample), ..) => {
             alone("sample");
             let resources = resources(&raw.resources, (1, WORKERS_MAX), faults);
             let work = sample::sample(sample, directory.is_some(), faults);
             Some((resources, Work::Sample(Box::new(work))))
         }
-        (None, None, Some(evaluate)) => {
+        (None, None, Some(evaluate), _) => {
             alone("evaluate");
             let resources = resources(&raw.resources, (1, WORKERS_MAX), faults);
             let work = evaluate::evaluate(evaluate, directory, faults);
             Some((resources, Work::Evaluate(Box::new(work))))
         }
-        (None, None, None) => {
+        (None, None, None, Some(build)) => {
+            alone("build");
+            let resources = resources(&raw.resources, (1, WORKERS_MAX), faults);
+            let work = build::build(build, directory, faults);
+            Some((resources, Work::Build(Box::new(work))))
+        }
+        (None, None, None, None) => {
             let found = if tables.is_empty() {
                 "none of them".to_owned()
             } else {
@@ -124,8 +131,8 @@ fn work(
             faults.add(
                 "",
                 format!(
-                    "the kind of work is missing; a job has exactly one of [train], [sample] and \
-                    [evaluate], but this one has {found}"
+                    "the kind of work is missing; a job has exactly one of [train], [sample], \
+                     [evaluate] and [build], but this one has {found}"
                 ),
             );
             None
@@ -142,6 +149,7 @@ fn tables(raw: &JobToml) -> Vec<&'static str> {
         ("checkpoint", raw.checkpoint.is_some()),
         ("sample", raw.sample.is_some()),
         ("evaluate", raw.evaluate.is_some()),
+        ("build", raw.build.is_some()),
     ];
     let present = present.into_iter().filter(|(_, present)| *present);
     present.map(|(table, _)| table).collect()

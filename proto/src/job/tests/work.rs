@@ -74,18 +74,19 @@ fn every_field_of_sample_survives_its_canonical_text() {
 fn a_job_has_exactly_one_kind_of_work() {
     check_error(
         "name = \"x\"\n[data]\ndataset = \"file:///d\"\nresolution = 64\n",
-        "job.toml:1: the kind of work is missing; a job has exactly one of [train], [sample] \
-        and [evaluate], but this one has [data]",
+        "job.toml:1: the kind of work is missing; a job has exactly one of [train], [sample], \
+        [evaluate] and [build], but this one has [data]",
     );
     check_error(
         "name = \"x\"\n",
-        "job.toml:1: the kind of work is missing; a job has exactly one of [train], [sample] \
-        and [evaluate], but this one has none of them",
+        "job.toml:1: the kind of work is missing; a job has exactly one of [train], [sample], \
+        [evaluate] and [build], but this one has none of them",
     );
     check_error(
         &format!("{GOOD}[sample]\njob = \"demo-1\"\n"),
         "job.toml:23: sample: is a second kind of work; a job has exactly one of [train], \
-        [sample] and [evaluate], but this one has [data], [model], [train], [checkpoint], [sample]",
+        [sample], [evaluate] and [build], but this one has [data], [model], [train], [checkpoint], \
+        [sample]",
     );
     check_error(
         &format!("{SAMPLE}[checkpoint]\nevery = 5\n"),
@@ -100,8 +101,8 @@ fn a_job_has_exactly_one_kind_of_work() {
     check_error(
         "name = \"x\"\n[smaple]\njob = \"demo-1\"\n",
         "job.toml:2: smaple: unknown field `smaple`, expected one of `name`, `after`, \
-        `resources`, `data`, `model`, `train`, `checkpoint`, `sample`, `evaluate`; did you \
-        mean `sample`?",
+        `resources`, `data`, `model`, `train`, `checkpoint`, `sample`, `evaluate`, `build`; did \
+        you mean `sample`?",
     );
 }
 

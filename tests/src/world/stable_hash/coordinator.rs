@@ -22,6 +22,7 @@ impl StableHash for coordinator::Input {
                         work.models.iter().for_each(|model| hasher.job(&model.job));
                         hasher.put(work.units().count);
                     }
+                    Work::Build(work) => hasher.put(work.units().count),
                 }
                 // Nothing for a job without dependencies, as before dependencies existed.
                 spec.after.iter().for_each(|job| hasher.job(job));

@@ -155,7 +155,7 @@ impl World {
     /// The planned job of a job id.
     fn planned_units(&self, job: &JobId) -> Option<&PlannedUnits> {
         let seeds = match &self.specs.get(job)?.work {
-            Work::Train(_) => return None,
+            Work::Train(_) | Work::Build(_) => return None,
             Work::Sample(work) => &work.seeds,
             Work::Evaluate(work) => &work.plan.seeds,
         };

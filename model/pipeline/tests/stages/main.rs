@@ -1,0 +1,13 @@
+//! The tabular stages on synthetic figures that are published as a fake Danbooru.
+#![allow(clippy::unwrap_used)]
+
+mod answers;
+mod asked;
+mod bad_input;
+#[path = "../danbooru/mod.rs"]
+mod danbooru;
+mod editions;
+mod mirrors;
+mod resume;
+mod run;
+mod written;

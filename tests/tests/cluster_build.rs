@@ -1,0 +1,163 @@
+//! `coordinator dataset build` on real processes: whoever dies meanwhile, the outputs are those of
+//! an undisturbed worker, byte for byte; a second run submits nothing, and bad input fails by name.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../../model/pipeline/tests/danbooru/mod.rs"]
+mod danbooru;
+
+use anyhow::{Context, Result};
+use proto::pb::JobView;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use tests::cluster::{Cluster, Options};
+
+/// Files of metadata, each of which is one piece.
+const FILES: usize = 24;
+
+fn done(view: &JobView) -> u64 {
+    view.units.as_ref().map_or(0, |units| units.done)
+}
+
+/// Metadata of 96 posts in two editions.
+fn metadata(cluster: &Cluster) -> Result<()> {
+    let posts = danbooru::posts(8, 6);
+    let folder = cluster.directory().join("posts");
+    std::fs::create_dir(&folder)?;
+    for (number, posts) in posts.chunks(posts.len() / FILES).enumerate() {
+        let text = match number % 2 {
+            0 => danbooru::lines(posts.iter().map(danbooru::old)),
+            _ => danbooru::lines(posts.iter().map(danbooru::new)),
+        };
+        std::fs::write(folder.join(format!("{number:02}")), text)?;
+    }
+    Ok(())
+}
+
+/// Writes a pipeline whose outputs are in the folder `out`.
+fn pipeline(cluster: &Cluster, out: &str) -> Result<String> {
+    let file = cluster.directory().join(format!("{out}.toml"));
+    let text = format!(
+        "name = \"{out}\"\nout = \"{out}\"\n[[posts]]\nfrom = \"posts\"\n[units]\nposts = {FILES}\n"
+    );
+    std::fs::write(&file, text)?;
+    Ok(file.display().to_string())
+}
+
+fn build(cluster: &Cluster, file: &str) -> Result<Vec<String>> {
+    let printed = cluster.ok(&["dataset", "build", file])?;
+    Ok(printed.lines().map(str::to_owned).collect())
+}
+
+fn outputs(cluster: &Cluster, out: &str) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
+    let root = cluster.directory().join(out);
+    let (mut found, mut folders) = (BTreeMap::new(), vec![root.clone()]);
+    while let Some(next) = folders.pop() {
+        for entry in std::fs::read_dir(&next).with_context(|| next.display().to_string())? {
+            let path = entry?.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                found.insert(path.strip_prefix(&root)?.to_owned(), std::fs::read(&path)?);
+            }
+        }
+    }
+    Ok(found)
+}
+
+#[test]
+fn outputs_are_the_same_whoever_dies_while_they_are_built() -> Result<()> {
+    let mut cluster = Cluster::start(Options::with_workers(2))?;
+    metadata(&cluster)?;
+    let file = pipeline(&cluster, "calm")?;
+    let jobs = build(&cluster, &file)?;
+    assert_eq!(
+        jobs,
+        [
+            "calm-sources-1",
+            "calm-posts-2",
+            "calm-filter-3",
+            "calm-clusters-4"
+        ]
+    );
+    let view = cluster.wait_done("calm-clusters-4")?;
+    assert_eq!(done(&view), 2);
+    let calm = outputs(&cluster, "calm")?;
+
+    let file = pipeline(&cluster, "stormy")?;
+    let jobs = build(&cluster, &file)?;
+    cluster.wait(&jobs[1], "some pieces", |view| 2 < done(view))?;
+    cluster.kill_worker(0)?;
+    cluster.kill_worker(1)?;
+    cluster.kill_coordinator()?;
+    cluster.start_coordinator()?;
+    cluster.start_worker(0)?;
+    cluster.wait_done(&jobs[3])?;
+    let stormy = outputs(&cluster, "stormy")?;
+    assert_eq!(
+        stormy.keys().collect::<Vec<_>>(),
+        calm.keys().collect::<Vec<_>>()
+    );
+    for (name, bytes) in &calm {
+        assert!(stormy[name] == *bytes, "{} differs", name.display());
+    }
+    again(&cluster, &file)?;
+    cluster.stop()
+}
+
+/// A second run, and one with a changed setting.
+fn again(cluster: &Cluster, file: &str) -> Result<()> {
+    let jobs = || Ok::<_, anyhow::Error>(cluster.json(&["jobs"])?.as_array().map_or(0, Vec::len));
+    let before = jobs()?;
+    let printed = cluster.ok(&["dataset", "build", file])?;
+    for line in [
+        "JSON of 2017 to 2020",
+        "JSON of 2021 or later",
+        "599192",
+        "no other figure in the same outfit",
+        "56.2 %",
+    ] {
+        assert!(printed.contains(line), "{line} is missing: {printed}");
+    }
+    let report = cluster.json(&["dataset", "build", file])?;
+    let last = report["funnel"]
+        .as_array()
+        .and_then(|it| it.last())
+        .context("a funnel")?;
+    assert_eq!(last["paper"], 116_729, "{report}");
+    assert!(0 < last["rows"].as_u64().unwrap_or(0), "{report}");
+    assert_eq!(jobs()?, before, "nothing was submitted");
+    let text = std::fs::read_to_string(file)?;
+    std::fs::write(file, format!("{text}[clusters]\nsize_min = 3\n"))?;
+    let error = cluster.run(&["dataset", "build", file, "--dry-run"])?;
+    assert!(
+        error.stderr.contains("would build: clusters"),
+        "{}",
+        error.stderr
+    );
+    let submitted = build(cluster, file)?;
+    assert_eq!(submitted[0], "stormy-clusters-9", "{submitted:?}");
+    cluster.wait_done("stormy-clusters-9")?;
+    Ok(())
+}
+
+#[test]
+fn a_stage_that_cannot_read_its_input_fails_by_name() -> Result<()> {
+    let cluster = Cluster::start(Options::with_workers(1))?;
+    metadata(&cluster)?;
+    std::fs::write(
+        Path::new(cluster.directory()).join("posts/23"),
+        "no metadata",
+    )?;
+    let file = pipeline(&cluster, "bad")?;
+    let watched = cluster.run(&["dataset", "build", &file, "--watch"])?;
+    let error = watched.failure()?;
+    assert!(error.contains("bad-sources-1 is failed"), "{error}");
+    let why = cluster.json(&["why", "bad-sources-1"])?.to_string();
+    assert!(
+        why.contains("posts/23: is neither JSON, Parquet nor SQLite"),
+        "{why}"
+    );
+    let missing = cluster.run(&["dataset", "build", "none.toml"])?.failure()?;
+    assert!(missing.contains("cannot read none.toml"), "{missing}");
+    cluster.stop()
+}
