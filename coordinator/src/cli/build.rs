@@ -3,7 +3,7 @@
 
 use super::client::connect;
 use super::patience::aloud;
-use super::submit::{Submission, send};
+use super::submit::{About, Submission, send};
 use super::{Global, Outcome, Output, print_json, table, watch};
 use crate::text::{errln, outln};
 use anyhow::{Context, Result, anyhow};
@@ -166,6 +166,7 @@ async fn submit(
             text,
             directory: PathBuf::from("/"),
             files: HashMap::new(),
+            about: About::of_user(),
         };
         let reply = send(global, &mut client, job, false).await?;
         jobs.push((stage, reply.job));

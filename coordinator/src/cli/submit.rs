@@ -149,8 +149,18 @@ pub(crate) struct Submission {
 }
 
 /// The user of this command, as the environment says.
-pub(crate) fn user() -> String {
+fn user() -> String {
     std::env::var("USER").unwrap_or_default()
+}
+
+impl About {
+    /// A job of the user of this command.
+    pub(crate) fn of_user() -> Self {
+        Self {
+            owner: user(),
+            ..Self::default()
+        }
+    }
 }
 
 /// What the user says about a job beside its file.
