@@ -139,7 +139,7 @@ impl Inspector {
         Ok(found.pinned)
     }
 
-    /// Checks the base weights of a job, if it names any. Returns what the user should know of them.
+    /// Checks the base weights of a job, if it names any. Returns what a user should know of them.
     ///
     /// # Errors
     /// As [`Self::pin`].

@@ -167,9 +167,10 @@ mod tests {
     fn models_that_were_trained_on_other_characters_are_not_compared() {
         let text = |data: &str| {
             format!(
-                "name = \"a\"\n[data]\ndataset = \"file:///none\"\nresolution = 64\n{data}\n[model]\n\
-                 architecture = \"retrinet\"\nsize = \"tiny\"\n[train]\nsteps = 4\nglobal_batch = 1\n\
-                 micro_batch = 1\n"
+                "name = \"a\"\n[data]\ndataset = \"file:///none\"\nresolution = 64\n{data}\n\
+                 [model]\n\
+                 architecture = \"retrinet\"\nsize = \"tiny\"\n[train]\nsteps = 4\n\
+                 global_batch = 1\nmicro_batch = 1\n"
             )
         };
         let check = |first: &str, other: &str, is_trained| {

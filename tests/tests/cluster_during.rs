@@ -121,9 +121,9 @@ fn a_training_that_gives_workers_up_for_its_evaluations_ends_with_the_same_bits(
     assert_eq!(table.matches("best").count(), 1, "{table}");
     // A job of a user with the same plan has the same table: the same units, keys and code.
     let again = format!(
-        "name = \"again\"\n[evaluate]\nin_domain = {{ trained = 1 }}\nout_of_domain = {{ held_out = \
-         2 }}\nprompts = [\"1girl, smile\"]\nsteps = 2\nguidance = 3.0\nclip = \"{clip}\"\nmodels = \
-         [{{ name = \"{id}@12\", job = \"{id}\", weights = 12 }}]\n"
+        "name = \"again\"\n[evaluate]\nin_domain = {{ trained = 1 }}\nout_of_domain = \
+         {{ held_out = 2 }}\nprompts = [\"1girl, smile\"]\nsteps = 2\nguidance = 3.0\nclip = \
+         \"{clip}\"\nmodels = [{{ name = \"{id}@12\", job = \"{id}\", weights = 12 }}]\n"
     );
     let again = cluster.submit(&again)?;
     cluster.wait_done(&again)?;

@@ -86,7 +86,7 @@ fn two_thousand_mixed_worlds_end_well() {
 }
 
 /// Worlds in which training jobs are evaluated while they train: by jobs that die or are cancelled,
-/// on free devices or on those that they give up, while they are paused, scaled, cancelled and done.
+/// on free devices or on those that they give up, while they are paused, scaled, cancelled, done.
 #[test]
 fn a_thousand_worlds_with_evaluations_end_well() {
     let sweep = sweep(Kinds::Evaluated, EVALUATED_WORLDS, None, |_| {});

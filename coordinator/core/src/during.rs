@@ -1,6 +1,6 @@
 //! Evaluations while a job trains: submits an ordinary `[evaluate]` job for a checkpoint that is
-//! due, one at a time, follows it to its end, and has its scores read. The training itself does not wait
-//! for any of this.
+//! due, one at a time, follows it to its end, and has its scores read. The training itself does not
+//! wait for any of this.
 
 use crate::deadline::MANIFEST_ATTEMPTS_MAX;
 use crate::evaluation::{Evaluation, EvaluationState, Unscored};

@@ -194,7 +194,7 @@ impl World {
         let is_done = matches!(record.phase, JobPhase::Done { .. });
         if most < found || is_done && last != Some(work.train.steps) {
             return Err(format!(
-                "{id} has {found} of at most {most} evaluations and skips, the last of step {last:?}"
+                "{id} has {found} of {most} evaluations and skips, the last of step {last:?}"
             ));
         }
         for it in &evaluations.list {
