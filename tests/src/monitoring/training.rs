@@ -129,7 +129,7 @@ fn now() -> Vec<panel::Panel> {
             "World size of the running generation; 0 while the job waits",
             "short",
             of_job(&table::JOB_WORLD_SIZE),
-            &[(NEVER, AMBER), (1.0, GREEN)],
+            &[(NEVER, "blue"), (1.0, GREEN)],
         ),
     ]
 }
