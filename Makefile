@@ -29,7 +29,7 @@ endif
 SIM_FLAGS := --seeds $(SEEDS) $(if $(SEED),--seed $(SEED)) $(if $(BUG),--bug $(BUG)) \
 	$(if $(BUGS),--bugs) $(if $(KINDS),--$(KINDS)) $(if $(TRACE),--trace)
 
-.PHONY: help setup build programs release test sim lint demo chaos bench \
+.PHONY: help setup build programs release test sim lint monitoring demo chaos bench \
 	bench-evaluate bench-recovery bench-loader bench-model bench-schedule bench-stages \
 	bench-writer benchmark measure-images leakage parity peers gpu-check clean
 
@@ -68,6 +68,10 @@ lint: setup ## check formatting, clippy and the crates' licences and sources
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	@deploy/setup/deny.sh
+
+monitoring: setup ## make dashboards, alerts and their test cases from the tables of metrics
+	@$(CARGO) build --locked --quiet --workspace --bin monitoring
+	@target/debug/monitoring
 
 demo: programs ## train the demo job on this machine, from sample data to images
 ## DATA=wesnoth: on drawn art

@@ -6,6 +6,7 @@
 use crate::budget::{Budgets, REQUEST, paid};
 use crate::connections::Peer;
 use crate::log_limit::LogLimit;
+use crate::measures;
 use crate::pressure::Pressures;
 use proto::limits::{ERROR_BYTES, cut};
 use proto::reason::Excess;
@@ -223,6 +224,8 @@ where
         let in_progress = peer.as_ref().map(Peer::begin);
         let shares = self.shares.clone();
         let budgets = self.budgets.clone();
+        let path = request.uri().path().to_owned();
+        let arrived = Instant::now();
         let outcome = Outcome {
             address: peer.as_ref().map(|peer| peer.address),
             refusals: Arc::clone(&self.refusals),
@@ -234,6 +237,7 @@ where
                 (Some(shares), Some(peer)) => match shares.wait(peer.address, &budgets).await {
                     Ok(share) => Some(share),
                     Err(status) => {
+                        measures::answered(&path, status.code(), arrived.elapsed());
                         outcome.refused(&status);
                         return Ok(status.into_http());
                     }
@@ -253,6 +257,8 @@ where
                 Ok(response) => {
                     let response = response?;
                     let refused = Status::from_header_map(response.headers());
+                    let code = refused.as_ref().map_or(Code::Ok, Status::code);
+                    measures::answered(&path, code, arrived.elapsed());
                     match refused.filter(|it| it.code() != Code::Ok) {
                         Some(status) => outcome.refused(&status),
                         None => outcome.answered(begun),
@@ -260,6 +266,7 @@ where
                     Ok(response.map(Body::new))
                 }
                 Err(_) => {
+                    measures::answered(&path, Code::DeadlineExceeded, arrived.elapsed());
                     let seconds = REQUEST_WITHIN.as_secs();
                     let text = format!("the request was not received or answered in {seconds} s");
                     Ok(Status::deadline_exceeded(text).into_http())

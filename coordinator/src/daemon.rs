@@ -5,19 +5,22 @@
 
 use crate::budget::{Payer, paid};
 use crate::checkpoint::commit::CheckpointStore;
+use crate::event_log::EventLog;
 use crate::events;
 use crate::journal::Journal;
+use crate::measures;
 use crate::status::{self, Detail};
 use crate::store::{StateError, StateStore};
 use crate::text::now_ms;
-use coordinator_core::event::{Effect, Event, Input, Record, Reply, RequestId};
+use coordinator_core::event::{Effect, Event, Input, JobPhase, Record, Reply, RequestId};
 use coordinator_core::{Coordinator, Why, WorkerView};
 use proto::checkpoint::CheckpointRef;
 use proto::id::{JobId, WorkerId};
-use proto::message::{DesiredState, LossTerm, PhaseSeconds, WorkerReport};
+use proto::message::{DesiredState, LossTerm, PhaseSeconds, StepTotals, WorkerReport};
 use proto::pb;
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
@@ -67,6 +70,10 @@ pub(crate) struct Totals {
     pub(crate) seconds: PhaseSeconds,
     /// The terms of the newest validation; empty before the first.
     pub(crate) validation: Vec<LossTerm>,
+    /// The size of the shards of the newest checkpoint; None before the first.
+    pub(crate) checkpoint_bytes: Option<u64>,
+    /// When a generation ended early, until the next step.
+    pub(crate) broken_at: Option<Instant>,
 }
 
 /// Everything that `/metrics` and the list commands show.
@@ -75,6 +82,10 @@ pub(crate) struct Snapshot {
     pub(crate) jobs: Vec<pb::JobView>,
     pub(crate) workers: Vec<pb::WorkerView>,
     pub(crate) totals: BTreeMap<String, Totals>,
+    /// Queued jobs by why they wait, in a word.
+    pub(crate) waiting: BTreeMap<&'static str, u64>,
+    /// Of each job, the own work per step of the slowest rank by that of the median one.
+    pub(crate) stragglers: BTreeMap<String, f64>,
 }
 
 type MakeInput = Box<dyn FnOnce(RequestId) -> Input + Send>;
@@ -83,6 +94,7 @@ type MakeInput = Box<dyn FnOnce(RequestId) -> Input + Send>;
 struct Call {
     command: Command,
     payer: Option<Payer>,
+    sent: Instant,
 }
 
 enum Command {
@@ -200,7 +212,12 @@ impl Handle {
     /// Whoever pays for the current task also pays for what the loop does for it.
     async fn call(&self, command: Command) -> Result<(), Stopping> {
         let payer = Payer::current();
-        let sent = self.commands.send(Call { command, payer });
+        let call = Call {
+            command,
+            payer,
+            sent: Instant::now(),
+        };
+        let sent = self.commands.send(call);
         sent.await.map_err(|_| Stopping)
     }
 }
@@ -211,6 +228,7 @@ pub(crate) struct Daemon {
     store: StateStore,
     store_url: String,
     journal: Journal,
+    event_log: EventLog,
     archive: CheckpointStore,
     commands: mpsc::Receiver<Call>,
     changes: watch::Sender<u64>,
@@ -218,7 +236,7 @@ pub(crate) struct Daemon {
     pending: BTreeMap<RequestId, oneshot::Sender<Reply>>,
     /// Requests and sessions are numbered by one counter.
     next_number: u64,
-    /// Tasks on the object store. A written manifest comes back as an input.
+    /// Tasks on the object store. Written manifests and scores come back as inputs.
     tasks: JoinSet<Option<Input>>,
     last_steps: BTreeMap<JobId, pb::StepReport>,
     totals: BTreeMap<JobId, Totals>,
@@ -233,6 +251,7 @@ impl Daemon {
         store: StateStore,
         store_url: String,
         journal: Journal,
+        event_log: EventLog,
         archive: CheckpointStore,
         last_steps: BTreeMap<JobId, pb::StepReport>,
         max_workers: u32,
@@ -244,6 +263,7 @@ impl Daemon {
             store,
             store_url,
             journal,
+            event_log,
             archive,
             commands,
             changes,
@@ -279,8 +299,11 @@ impl Daemon {
                     Err(error) => tracing::error!(%error, "a task on the object store panicked"),
                 },
                 command = self.commands.recv() => match command {
-                    Some(Call { command, payer }) => {
+                    Some(Call { command, payer, sent }) => {
+                        measures::LOOP_LAG.observe(sent.elapsed());
+                        let begun = Instant::now();
                         paid(payer, self.execute(command)).await?;
+                        measures::LOOP_INPUT.observe(begun.elapsed());
                     }
                     None => return Ok(()),
                 },
@@ -383,7 +406,11 @@ impl Daemon {
             }
             Effect::WriteManifest { manifest } => {
                 let (archive, store) = (self.archive.clone(), self.store.clone());
+                let bytes = manifest.shards.iter().map(|shard| shard.size_bytes).sum();
+                let totals = self.totals.entry(manifest.job.clone()).or_default();
+                totals.checkpoint_bytes = Some(bytes);
                 self.tasks.spawn(async move {
+                    let begun = Instant::now();
                     let result = match store.claim().await {
                         Ok(()) => archive
                             .write_manifest(&manifest)
@@ -394,6 +421,9 @@ impl Daemon {
                     if let Err(error) = &result {
                         let (job, step) = (&manifest.job, manifest.step);
                         tracing::warn!(%job, %step, %error, "manifest not written");
+                        measures::COMMIT_FAILURES.fetch_add(1, Ordering::Relaxed);
+                    } else {
+                        measures::COMMIT.observe(begun.elapsed());
                     }
                     let checkpoint = CheckpointRef {
                         step: manifest.step,
@@ -416,6 +446,16 @@ impl Daemon {
                         tracing::warn!(%job, %step, %error, "old checkpoint not deleted");
                     }
                     None
+                });
+            }
+            Effect::ReadScores { evaluation } => {
+                let archive = self.archive.clone();
+                self.tasks.spawn(async move {
+                    let result = archive.scores(&evaluation).await;
+                    if let Err(error) = &result {
+                        tracing::warn!(job = %evaluation, %error, "scores not read");
+                    }
+                    Some(Input::ScoresRead { evaluation, result })
                 });
             }
             Effect::Emit(event) => self.record_event(&event),
@@ -442,13 +482,22 @@ impl Daemon {
 
     fn record_event(&mut self, event: &Event) {
         events::log(event);
+        measures::happened(event);
+        self.event_log.add(event, now_ms());
+        if let Event::GenerationEnded { job, .. } = event {
+            let totals = self.totals.entry(job.clone()).or_default();
+            totals.broken_at.get_or_insert_with(Instant::now);
+        }
         if let Event::Stepped { job, report, .. } = event {
             let step: pb::StepReport = report.into();
             self.journal.step(job, step.clone());
             self.last_steps.insert(job.clone(), step);
             let totals = self.totals.entry(job.clone()).or_default();
             totals.samples += u64::from(report.samples);
-            totals.seconds = sum(totals.seconds, report.seconds);
+            totals.seconds = totals.seconds.plus(&report.seconds);
+            if let Some(broken) = totals.broken_at.take() {
+                measures::RECOVERY.observe(broken.elapsed());
+            }
             let validation = report.terms.iter().filter(|term| term.is_validation());
             let validation: Vec<LossTerm> = validation.cloned().collect();
             if !validation.is_empty() {
@@ -498,7 +547,19 @@ impl Daemon {
                 Detail::Brief,
             )
         };
+        let mut waiting = BTreeMap::new();
+        for job in &view.jobs {
+            if let JobPhase::Queued { reason } = &job.record.phase {
+                *waiting.entry(reason.word()).or_insert(0) += 1;
+            }
+        }
+        let stragglers = view.jobs.iter().filter_map(|job| {
+            let totals: Vec<StepTotals> = job.ranks.iter().filter_map(|it| it.totals).collect();
+            Some((job.record.id.0.clone(), straggler(&totals)?))
+        });
         Snapshot {
+            waiting,
+            stragglers: stragglers.collect(),
             jobs: view.jobs.iter().map(job).collect(),
             workers: workers(&view.workers),
             totals: self
@@ -532,14 +593,53 @@ fn sleep_ms(deadline: Option<u64>, now: u64) -> u64 {
     })
 }
 
-fn sum(a: PhaseSeconds, b: PhaseSeconds) -> PhaseSeconds {
-    PhaseSeconds {
-        data: a.data + b.data,
-        forward: a.forward + b.forward,
-        backward: a.backward + b.backward,
-        communication: a.communication + b.communication,
-        optimizer: a.optimizer + b.optimizer,
-        checkpoint: a.checkpoint + b.checkpoint,
-        validation: a.validation + b.validation,
+/// None: fewer than two ranks have finished a step.
+#[allow(clippy::cast_precision_loss)] // Steps of a process.
+fn straggler(totals: &[StepTotals]) -> Option<f64> {
+    let own_work = |it: &StepTotals| {
+        let PhaseSeconds {
+            data,
+            forward,
+            backward,
+            optimizer,
+            ..
+        } = it.seconds;
+        (data + forward + backward + optimizer) / it.steps.max(1) as f64
+    };
+    let mut work: Vec<f64> = totals.iter().map(own_work).collect();
+    work.sort_by(f64::total_cmp);
+    let median = *work.get(work.len().checked_sub(1)? / 2)?;
+    (2 <= work.len()).then(|| {
+        if 0.0 < median {
+            work[work.len() - 1] / median
+        } else {
+            1.0
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::id::Step;
+
+    fn totals(step: u64, steps: u64, backward: f64) -> StepTotals {
+        StepTotals {
+            step: Step(step),
+            steps,
+            seconds: PhaseSeconds {
+                backward,
+                communication: 1e6,
+                ..PhaseSeconds::default()
+            },
+        }
+    }
+
+    #[test]
+    fn the_slowest_rank_is_held_against_the_median() {
+        assert_eq!(straggler(&[]), None);
+        assert_eq!(straggler(&[totals(3, 3, 3.0)]), None);
+        let found = straggler(&[totals(10, 10, 10.0), totals(9, 4, 4.0), totals(9, 9, 27.0)]);
+        assert_eq!(found, Some(3.0));
     }
 }

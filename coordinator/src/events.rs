@@ -4,6 +4,9 @@
 
 use crate::log_limit::LogLimit;
 use coordinator_core::event::Event;
+use proto::id::{Generation, JobId, Step, WorkerId};
+use proto::limits::{TEXT_BYTES, cut};
+use proto::pb;
 use std::sync::LazyLock;
 
 /// Workers that come and go, and their violations: anybody can invent workers.
@@ -78,6 +81,10 @@ pub(crate) fn log(event: &Event) {
         Event::JobFailed { job, cause } => tracing::error!(%job, %cause, "job failed"),
         Event::JobCancelled { job } => tracing::info!(%job, "job is cancelled"),
         Event::UnitFailed { .. } | Event::UnitSetAside { .. } => log_unit(event),
+        Event::EvaluationSubmitted { .. }
+        | Event::EvaluationScored { .. }
+        | Event::EvaluationUnscored { .. }
+        | Event::EvaluationSkipped { .. } => log_evaluation(event),
         Event::Unreachable { pair } => tracing::warn!("{pair}"),
     }
 }
@@ -127,6 +134,37 @@ fn log_worker(event: &Event) {
     }
 }
 
+fn log_evaluation(event: &Event) {
+    match event {
+        Event::EvaluationSubmitted {
+            job,
+            step,
+            evaluation,
+        } => tracing::info!(%job, %step, %evaluation, "checkpoint is being evaluated"),
+        Event::EvaluationScored {
+            job,
+            step,
+            evaluation,
+            scored,
+        } => {
+            let (images, missing, score) = (scored.images, scored.missing, scored.score);
+            tracing::info!(
+                %job, %step, %evaluation, images, missing, score, "checkpoint is evaluated"
+            );
+        }
+        Event::EvaluationUnscored {
+            job,
+            step,
+            evaluation,
+            why,
+        } => tracing::warn!(%job, %step, %evaluation, %why, "checkpoint has no scores"),
+        Event::EvaluationSkipped { job, step } => {
+            tracing::warn!(%job, %step, "checkpoint is not evaluated: a newer one is due");
+        }
+        _ => {}
+    }
+}
+
 fn log_unit(event: &Event) {
     if let Event::UnitFailed {
         job,
@@ -141,4 +179,194 @@ fn log_unit(event: &Event) {
     if let Event::UnitSetAside { job, unit, error } = event {
         tracing::error!(%job, unit, %error, "unit is set aside");
     }
+}
+
+/// The kind of an event in a word.
+pub(crate) fn kind(event: &Event) -> &'static str {
+    match event {
+        Event::WorkerUp { .. } => "worker-up",
+        Event::WorkerDown { .. } => "worker-down",
+        Event::WorkersForgotten { .. } => "workers-forgotten",
+        Event::WorkerDisplaced { .. } => "worker-displaced",
+        Event::Ignored { .. } => "report-ignored",
+        Event::JobQueued { .. } => "job-queued",
+        Event::GenerationFormed { .. } => "generation-formed",
+        Event::GenerationEnded { .. } => "generation-ended",
+        Event::Stopping { .. } => "stopping",
+        Event::Stopped { .. } => "stopped",
+        Event::StandbyAdded { .. } => "standby-added",
+        Event::StandbyLost { .. } => "standby-lost",
+        Event::Stepped { .. } => "stepped",
+        Event::Committed { .. } => "committed",
+        Event::JobDone { .. } => "job-done",
+        Event::JobFailed { .. } => "job-failed",
+        Event::JobCancelled { .. } => "job-cancelled",
+        Event::UnitFailed { .. } => "unit-failed",
+        Event::UnitSetAside { .. } => "unit-set-aside",
+        Event::EvaluationSubmitted { .. } => "evaluation-submitted",
+        Event::EvaluationScored { .. } => "evaluation-scored",
+        Event::EvaluationUnscored { .. } => "evaluation-unscored",
+        Event::EvaluationSkipped { .. } => "evaluation-skipped",
+        Event::Unreachable { .. } => "unreachable",
+    }
+}
+
+fn evaluation_line(event: &Event) -> Option<pb::EventLine> {
+    let (job, step, text) = match event {
+        Event::EvaluationSubmitted {
+            job,
+            step,
+            evaluation,
+        } => (job, step, format!("is being evaluated by {evaluation}")),
+        Event::EvaluationScored {
+            job,
+            step,
+            evaluation,
+            scored,
+        } => {
+            let mut text = format!("is evaluated by {evaluation}: {} images", scored.images);
+            if 0 < scored.missing {
+                text += &format!(", {} are missing", scored.missing);
+            }
+            if let Some(score) = scored.score {
+                text += &format!("; checkpoint.keep_best is {score:.4}");
+            }
+            (job, step, text)
+        }
+        Event::EvaluationUnscored {
+            job,
+            step,
+            evaluation,
+            why,
+        } => (job, step, format!("has no scores of {evaluation}: {why}")),
+        Event::EvaluationSkipped { job, step } => {
+            (job, step, "is not evaluated: a newer one is due".to_owned())
+        }
+        _ => return None,
+    };
+    Some(pb::EventLine {
+        kind: kind(event).to_owned(),
+        job: job.0.clone(),
+        step: step.0,
+        text: cut(&format!("checkpoint of step {step} {text}"), TEXT_BYTES),
+        ..Default::default()
+    })
+}
+
+/// The event as a line, without number and time. None for steps, which are in the curve.
+pub(crate) fn line(event: &Event) -> Option<pb::EventLine> {
+    let line = |job: Option<&JobId>, worker: Option<&WorkerId>, text: String| pb::EventLine {
+        kind: kind(event).to_owned(),
+        job: job.map_or_else(String::new, |job| job.0.clone()),
+        worker: worker.map_or_else(String::new, |worker| worker.name.clone()),
+        text: cut(&text, TEXT_BYTES),
+        ..Default::default()
+    };
+    let of_job = |job, text: String| line(Some(job), None, text);
+    let in_generation = |job, generation: &Generation, text| pb::EventLine {
+        generation: generation.0,
+        ..of_job(job, text)
+    };
+    Some(match event {
+        Event::Stepped { .. } => return None,
+        Event::WorkerUp { worker } => line(None, Some(worker), "worker is up".to_owned()),
+        Event::WorkerDown { worker, reason } => {
+            line(None, Some(worker), format!("worker is down: {reason}"))
+        }
+        Event::WorkersForgotten { workers } => {
+            let text = format!(
+                "{} workers that never held anything are forgotten",
+                workers.len()
+            );
+            line(None, None, text)
+        }
+        Event::WorkerDisplaced { worker, by } => {
+            let text = format!("{} has taken its name; it is told to leave", by.worker);
+            line(None, Some(worker), text)
+        }
+        Event::Ignored { worker, violation } => line(
+            None,
+            Some(worker),
+            format!("its report is ignored: {violation}"),
+        ),
+        Event::JobQueued { job, reason } => of_job(job, format!("job is queued: {reason}")),
+        Event::GenerationFormed {
+            job,
+            generation,
+            world,
+        } => {
+            let text = format!("generation {generation} formed with {world} ranks");
+            in_generation(job, generation, text)
+        }
+        Event::GenerationEnded {
+            job,
+            generation,
+            reason,
+        } => in_generation(
+            job,
+            generation,
+            format!("generation {generation} ended: {reason}"),
+        ),
+        Event::Stopping {
+            job,
+            generation,
+            reason,
+        } => in_generation(
+            job,
+            generation,
+            format!("generation {generation} is to stop: {reason}"),
+        ),
+        Event::Stopped {
+            job,
+            generation,
+            reason,
+        } => in_generation(
+            job,
+            generation,
+            format!("generation {generation} stopped: {reason}"),
+        ),
+        Event::StandbyAdded { job, worker, .. } => {
+            line(Some(job), Some(worker), "a standby is added".to_owned())
+        }
+        Event::StandbyLost {
+            job,
+            worker,
+            reason,
+            ..
+        } => line(
+            Some(job),
+            Some(worker),
+            format!("a standby is lost: {reason}"),
+        ),
+        Event::Committed { job, checkpoint } => pb::EventLine {
+            step: checkpoint.step.0,
+            generation: checkpoint.generation.0,
+            ..of_job(
+                job,
+                format!("checkpoint of step {} is committed", checkpoint.step),
+            )
+        },
+        Event::EvaluationSubmitted { .. }
+        | Event::EvaluationScored { .. }
+        | Event::EvaluationUnscored { .. }
+        | Event::EvaluationSkipped { .. } => return evaluation_line(event),
+        Event::JobDone { job, step: Step(0) } => of_job(job, "job is done".to_owned()),
+        Event::JobDone { job, step } => of_job(job, format!("job is done after step {step}")),
+        Event::JobFailed { job, cause } => of_job(job, format!("job failed: {cause}")),
+        Event::JobCancelled { job } => of_job(job, "job is cancelled".to_owned()),
+        Event::UnitFailed {
+            job,
+            unit,
+            worker,
+            failures,
+            error,
+        } => {
+            let text = format!("unit {unit} failed, {failures} times so far: {error}");
+            line(Some(job), Some(worker), text)
+        }
+        Event::UnitSetAside { job, unit, error } => {
+            of_job(job, format!("unit {unit} is set aside: {error}"))
+        }
+        Event::Unreachable { pair } => line(None, None, pair.to_string()),
+    })
 }

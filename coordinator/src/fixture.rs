@@ -1,10 +1,11 @@
 //! Small valid values for this crate's tests.
 
-use coordinator_core::event::{JobPhase, JobRecord, RECORD_VERSION};
+use coordinator_core::event::{About, JobPhase, JobRecord, RECORD_VERSION};
 use image::{GrayImage, Luma, Rgb, RgbImage};
 use model_data::image_file::{encode_gray, encode_rgb};
 use model_data::sample::{Metadata, Sample};
 use model_data::writer::{DatasetWriter, WriteOptions};
+use proto::account::Account;
 use proto::checkpoint::{CheckpointManifest, CheckpointRef, MANIFEST_FILE, ShardEntry};
 use proto::id::{Generation, JobId, Step};
 use proto::ledger::Tip;
@@ -12,6 +13,7 @@ use proto::reason::Waiting;
 use proto::text::hex_sha256;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
+use std::collections::BTreeMap;
 
 /// A job.toml that `job::parse` accepts, on the data set at `dataset`.
 pub(crate) fn job_toml(dataset: &str) -> String {
@@ -46,6 +48,8 @@ pub(crate) fn job_record(id: &str) -> JobRecord {
         adapted: None,
         source: None,
         models: Vec::new(),
+        parent: None,
+        evaluations: None,
         submitted_ms: 5,
         standbys: Vec::new(),
         ledger: Tip::begin(&JobId(id.into()), "", ""),
@@ -63,6 +67,10 @@ pub(crate) fn job_record(id: &str) -> JobRecord {
         restarts: 0,
         incidents: Vec::new(),
         units: None,
+        about: About::default(),
+        account: Account::default(),
+        faults: BTreeMap::new(),
+        committed_ms: None,
     }
 }
 

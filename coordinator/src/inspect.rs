@@ -119,8 +119,8 @@ impl Inspector {
         work: &TrainWork,
         address: IpAddr,
     ) -> Result<Pinned, InspectError> {
-        let request = |look| Request {
-            look,
+        let request = Request {
+            look: Look::Dataset,
             job_toml: proto::job::to_toml(spec),
         };
         // What the answer depends on, as text.
@@ -134,15 +134,31 @@ impl Inspector {
                 work.train.validate_every != 0
             )
         );
-        let mut found = self
-            .look(request(Look::Dataset), &work.data.dataset, key, address)
-            .await?;
-        if let Some(url) = &work.model.init {
-            let key = format!("{:?}", work.model);
-            let base = self.look(request(Look::Base), url, key, address).await?;
-            found.pinned.of_init = base.pinned.of_init;
-        }
+        let mut found = self.look(request, &work.data.dataset, key, address).await?;
+        found.pinned.of_init = self.base(spec, work, address).await?;
         Ok(found.pinned)
+    }
+
+    /// Checks the base weights of a job, if it names any. Returns what the user should know of them.
+    ///
+    /// # Errors
+    /// As [`Self::pin`].
+    pub(crate) async fn base(
+        &self,
+        spec: &JobSpec,
+        work: &TrainWork,
+        address: IpAddr,
+    ) -> Result<Vec<String>, InspectError> {
+        let Some(url) = &work.model.init else {
+            return Ok(Vec::new());
+        };
+        let request = Request {
+            look: Look::Base,
+            job_toml: proto::job::to_toml(spec),
+        };
+        let key = format!("{:?}", work.model);
+        let base = self.look(request, url, key, address).await?;
+        Ok(base.pinned.of_init)
     }
 
     async fn look(

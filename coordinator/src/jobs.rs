@@ -7,9 +7,11 @@ use crate::daemon::{Handle, Stopping};
 use crate::journal::Journal;
 use crate::status::{self, Detail};
 use crate::store::{Archived, StateError, StateStore};
+use crate::usage::{Usage, Used};
 use coordinator_core::event::Input;
 use coordinator_core::event::{JobRecord, Reply};
 use coordinator_core::{EndedJob, Why};
+use proto::account::Account;
 use proto::id::JobId;
 use proto::pb;
 use proto::phase::Phase;
@@ -172,14 +174,57 @@ impl Jobs {
         Ok((jobs, next))
     }
 
+    /// Adds up what all jobs used, archived ones, too.
+    pub(crate) async fn usage(&self, mut usage: Usage) -> Result<Usage, JobsError> {
+        let in_memory = self.handle.snapshot().await?.jobs;
+        let known: BTreeSet<&str> = in_memory.iter().map(|job| job.job.as_str()).collect();
+        for job in &in_memory {
+            usage.add(&Used {
+                job: job.job.clone(),
+                name: job.name.clone(),
+                team: job.team.clone(),
+                owner: job.owner.clone(),
+                labels: job.labels.clone().into_iter().collect(),
+                account: job.account.as_ref().map(Account::from).unwrap_or_default(),
+            });
+        }
+        let mut after = None;
+        loop {
+            let page = self.store.archive(after.as_ref(), PAGE).await?;
+            let Some(last) = page.last() else {
+                return Ok(usage);
+            };
+            after = Some(last.record.id.clone());
+            // One that a job names is in memory, too.
+            for job in page
+                .into_iter()
+                .filter(|it| !known.contains(it.record.id.0.as_str()))
+            {
+                usage.add(&Used {
+                    job: job.record.id.0,
+                    name: job.name,
+                    team: job.team,
+                    owner: job.record.about.owner,
+                    labels: job.record.about.labels,
+                    account: job.record.account,
+                });
+            }
+        }
+    }
+
     /// Archived jobs after `after`, newest first.
     pub(crate) async fn archive(&self, after: Option<&JobId>) -> Result<Vec<Archived>, JobsError> {
         Ok(self.store.archive(after, PAGE).await?)
     }
 
-    /// Deletes an ended job from the state. The reason if it may not be deleted.
-    pub(crate) async fn delete(&self, job: JobId) -> Result<Result<(), String>, JobsError> {
+    /// Deletes an ended job from the state, and with a training job its evaluations. Returns the
+    /// jobs that were deleted, or the reason why it may not be.
+    pub(crate) async fn delete(&self, job: JobId) -> Result<Result<Vec<JobId>, String>, JobsError> {
         let archived = self.archived(&job).await?;
+        let view = self.get(&job).await?;
+        let evaluations = view.into_iter().flat_map(|view| view.evaluations);
+        let mut all = vec![job.clone()];
+        all.extend(evaluations.map(|it| JobId(it.job)));
         let reply = self.handle.request(move |request| Input::Delete {
             request,
             job,
@@ -187,16 +232,29 @@ impl Jobs {
         });
         Ok(match reply.await? {
             Reply::Refused { reason } => Err(reason),
-            _ => Ok(()),
+            _ => {
+                // An evaluation that another job waits for stays.
+                let mut deleted = Vec::new();
+                for job in all {
+                    if self.get(&job).await?.is_none() {
+                        deleted.push(job);
+                    }
+                }
+                Ok(deleted)
+            }
         })
     }
 
-    /// Deletes the files of a job that is deleted. Returns their number.
+    /// Deletes the files of jobs that are deleted. Returns their number.
     pub(crate) async fn delete_files(
         &self,
-        job: &JobId,
+        jobs: &[JobId],
     ) -> Result<u64, crate::checkpoint::CheckpointError> {
-        self.checkpoints.delete_job(job).await
+        let mut files = 0;
+        for job in jobs {
+            files += self.checkpoints.delete_job(job).await?;
+        }
+        Ok(files)
     }
 
     /// Phase of a job that is only in the archive, where requests change nothing any more.

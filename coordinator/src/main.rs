@@ -11,11 +11,14 @@ mod cli;
 mod config;
 mod connections;
 mod daemon;
+mod event_log;
 mod events;
 mod inspect;
 mod jobs;
 mod journal;
 mod log_limit;
+mod measured;
+mod measures;
 mod metrics;
 mod opening;
 mod pin;
@@ -31,6 +34,7 @@ mod streams;
 mod subject;
 mod text;
 mod time;
+mod usage;
 
 #[cfg(test)]
 mod fixture;

@@ -74,15 +74,20 @@ pub(crate) async fn tidy(jobs: &Jobs, retention: Retention, now: u64) -> Result<
     }
     let mut deleted = 0;
     for job in surplus {
-        match jobs.delete(job.clone()).await? {
-            Ok(()) => deleted += 1,
+        // An evaluation may have been deleted with its training job.
+        if jobs.get(&job).await?.is_none() {
+            continue;
+        }
+        let with = match jobs.delete(job.clone()).await? {
+            Ok(with) => with,
             Err(reason) => {
                 tracing::info!(%job, %reason, "an old job is kept");
                 continue;
             }
-        }
+        };
+        deleted += with.len() as u64;
         if retention.checkpoints
-            && let Err(error) = jobs.delete_files(&job).await
+            && let Err(error) = jobs.delete_files(&with).await
         {
             tracing::warn!(%job, %error, "the files of a deleted job were not deleted");
         }

@@ -14,6 +14,7 @@ use crate::admission::{Admission, EndedQuotas, invalid, overrides, parse};
 use crate::budget::blocking;
 use crate::calls::short;
 use crate::daemon::{Handle, Stopping};
+use crate::event_log::EventLog;
 use crate::inspect::{InspectError, Inspector};
 use crate::jobs::{Filter, Jobs, JobsError};
 use crate::journal::Journal;
@@ -21,18 +22,22 @@ use crate::pressure::Pressures;
 use crate::store::StateError;
 use crate::streams::{Reader, Replies, Streams, caller};
 use crate::subject;
-use coordinator_core::event::{DatasetPin, Input, Reply, RequestId};
-use proto::evaluate::EvaluateWork;
+use crate::text::now_ms;
+use crate::usage::{By, Usage};
+use coordinator_core::event::{About, DatasetPin, Input, Reply, RequestId};
+use proto::evaluate::{EvaluateWork, EvaluatedModel, EvaluationPlan};
 use proto::id::JobId;
-use proto::limits::{NAMED_BYTES, TEXT_BYTES, cut};
+use proto::limits::{LABEL_BYTES, LABELS, NAMED_BYTES, TEXT_BYTES, cut};
 use proto::pb;
 use proto::phase::{Phase, is_over};
 use proto::printable::Printable;
-use proto::spec::{JobSpec, Work};
+use proto::sample::Weights;
+use proto::spec::{JobSpec, TrainingEvaluation, Work};
 use proto::wire::{job_id, worker_name};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::sleep;
 use tonic::{Request, Response, Status};
@@ -50,6 +55,7 @@ pub(crate) struct ControlService {
     jobs: Jobs,
     handle: Handle,
     journal: Journal,
+    event_log: EventLog,
     streams: Streams,
     admission: Admission,
     inspector: Inspector,
@@ -57,10 +63,16 @@ pub(crate) struct ControlService {
 }
 
 impl ControlService {
-    pub(crate) fn new(jobs: Jobs, quotas: EndedQuotas, pressures: Pressures) -> Self {
+    pub(crate) fn new(
+        jobs: Jobs,
+        event_log: EventLog,
+        quotas: EndedQuotas,
+        pressures: Pressures,
+    ) -> Self {
         Self {
             handle: jobs.handle.clone(),
             journal: jobs.journal.clone(),
+            event_log,
             streams: Streams::new(),
             admission: Admission::new(jobs.clone(), quotas),
             inspector: Inspector::new(),
@@ -213,6 +225,40 @@ impl ControlService {
         }
     }
 
+    /// With `follow`, continues until the reader leaves.
+    async fn send_events(
+        &self,
+        request: &pb::EventsRequest,
+        to: &Reader<pb::EventLine>,
+    ) -> Result<(), Status> {
+        let mut changes = self.event_log.changes();
+        let mut after = request.after;
+        loop {
+            changes.mark_unchanged();
+            loop {
+                let (lines, through) = self.event_log.after(&request.job, after, PAGE);
+                let is_page = lines.len() == PAGE;
+                after = through;
+                for line in lines {
+                    if !to.send(line).await? {
+                        return Ok(());
+                    }
+                }
+                if !is_page {
+                    break;
+                }
+            }
+            if !request.follow {
+                return Ok(());
+            }
+            tokio::select! {
+                changed = changes.changed() => changed.map_err(|_| unavailable(Stopping))?,
+                () = to.closed() => return Ok(()),
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
     /// The number of the first of the last `lines` lines that match.
     async fn start_of_tail(
         &self,
@@ -281,7 +327,14 @@ impl ControlService {
                     work.data.dataset,
                     &pinned.version[..12],
                 );
-                for note in pinned.notes() {
+                let of_plan = match &work.evaluation {
+                    Some(evaluation) => {
+                        let text = proto::job::to_toml(spec);
+                        check_plan(file, evaluation, text).await?
+                    }
+                    None => Vec::new(),
+                };
+                for note in pinned.notes().into_iter().chain(of_plan) {
                     // A tag must not add a line.
                     summary.push_str(&format!("\nnote: {}", Printable(note)));
                 }
@@ -320,7 +373,7 @@ impl ControlService {
                 Ok((DatasetPin::default(), summary))
             }
             Work::Evaluate(work) => {
-                let summary = self.check_models(file, work, &placement).await?;
+                let summary = self.check_models(file, work, &placement, address).await?;
                 Ok((DatasetPin::default(), summary))
             }
         }
@@ -332,21 +385,30 @@ impl ControlService {
         file: &str,
         work: &EvaluateWork,
         placement: &str,
+        address: IpAddr,
     ) -> Result<String, Status> {
         let mut notes: Vec<String> = Vec::new();
+        let mut first: Option<Arc<str>> = None;
         for model in &work.models {
-            let (_, trained) = self.job(&model.job.0).await?;
+            let (id, trained) = self.job(&model.job.0).await?;
             let sample = model.as_sample(&work.plan);
             let side = work.plan.resolution;
+            let text: Arc<str> = trained.job_toml.clone().into();
+            let first = Arc::clone(first.get_or_insert_with(|| Arc::clone(&text)));
+            let is_trained = model.weights != Weights::Base;
+            self.check_model_init(file, &id, model, &work.plan, &text, address)
+                .await?;
             // Texts are parsed and tokenized off the runtime's threads.
             let fits = tokio::task::spawn_blocking(move || {
-                subject::check_resolution(side, &trained.job_toml)?;
-                subject::check(&sample, &trained.job_toml)
+                subject::check_resolution(side, &text)?;
+                let mut notes = subject::check_data(&first, &text, is_trained)?;
+                notes.extend(subject::check(&sample, &text)?);
+                Ok(notes)
             });
             let found = fits
                 .await
                 .map_err(|error| Status::internal(error.to_string()))?
-                .map_err(|why| {
+                .map_err(|why: String| {
                     let why = format!("{file}: evaluate.models: {:?}: {why}", model.name);
                     short(Status::invalid_argument, &why)
                 })?;
@@ -371,6 +433,38 @@ impl ControlService {
             summary.push_str(&format!("\nnote: {}", Printable(note)));
         }
         Ok(summary)
+    }
+
+    /// Looks into the folder of weights that a model names, as its job would read it.
+    async fn check_model_init(
+        &self,
+        file: &str,
+        id: &JobId,
+        model: &EvaluatedModel,
+        plan: &EvaluationPlan,
+        text: &str,
+        address: IpAddr,
+    ) -> Result<(), Status> {
+        if model.init.is_none() {
+            return Ok(());
+        }
+        let trained = proto::job::parse_stored(id, text);
+        let mut spec = trained.map_err(|error| short(Status::internal, &error.to_string()))?;
+        let Work::Train(work) = &mut spec.work else {
+            // The state machine refuses it by name.
+            return Ok(());
+        };
+        model.read_by(plan, work);
+        let work = work.clone();
+        let looked = self.inspector.base(&spec, &work, address).await;
+        looked.map(|_| ()).map_err(|error| match error {
+            InspectError::Busy => Status::resource_exhausted(error.to_string()),
+            InspectError::Refused { reason, .. } => {
+                let name = &model.name;
+                let why = format!("{file}: evaluate.models: {name:?}: init: {reason}");
+                short(Status::invalid_argument, &why)
+            }
+        })
     }
 
     fn accepted_job(reply: Result<Reply, Stopping>) -> Result<String, Status> {
@@ -411,6 +505,7 @@ impl pb::control_server::Control for ControlService {
     type ListStepsStream = Replies<pb::StepReport>;
     type ListLedgerStream = Replies<pb::LedgerLine>;
     type LogsStream = Replies<pb::LogLine>;
+    type EventsStream = Replies<pb::EventLine>;
 
     async fn submit(
         &self,
@@ -423,7 +518,11 @@ impl pb::control_server::Control for ControlService {
             dry_run,
             directory,
             files,
+            owner,
+            labels,
+            note,
         } = request.into_inner();
+        let about = about(owner, labels, note)?;
         let file = if file_name.is_empty() {
             "job.toml".to_owned()
         } else {
@@ -460,6 +559,7 @@ impl pb::control_server::Control for ControlService {
                 spec: Box::new(spec),
                 job_toml,
                 dataset,
+                about,
                 archived,
             })
             .await;
@@ -606,10 +706,10 @@ impl pb::control_server::Control for ControlService {
         let pb::DeleteRequest { job, checkpoints } = request.into_inner();
         let (job, _) = self.job(&job).await?;
         let deleted = self.jobs.delete(job.clone()).await.map_err(failed)?;
-        deleted.map_err(Status::failed_precondition)?;
+        let deleted = deleted.map_err(Status::failed_precondition)?;
         let mut files = 0;
         if checkpoints {
-            files = self.jobs.delete_files(&job).await.map_err(|error| {
+            files = self.jobs.delete_files(&deleted).await.map_err(|error| {
                 Status::internal(format!(
                     "job {job} is deleted, but not its files under jobs/{job}/: {error}"
                 ))
@@ -683,6 +783,105 @@ impl pb::control_server::Control for ControlService {
         let workers = self.handle.workers().await.map_err(unavailable)?;
         Ok(Response::new(pb::ListWorkersReply { workers }))
     }
+
+    async fn usage(
+        &self,
+        request: Request<pb::UsageRequest>,
+    ) -> Result<Response<pb::UsageReply>, Status> {
+        let pb::UsageRequest {
+            by,
+            since_ms,
+            until_ms,
+        } = request.into_inner();
+        let by = By::parse(&cut(&by, TEXT_BYTES)).map_err(Status::invalid_argument)?;
+        let until_ms = if until_ms == 0 { now_ms() } else { until_ms };
+        if until_ms < since_ms {
+            return Err(Status::invalid_argument(format!(
+                "field `until_ms` is {until_ms}; it must not be before `since_ms`, {since_ms}"
+            )));
+        }
+        let usage = self.jobs.usage(Usage::new(by, since_ms, until_ms));
+        Ok(Response::new(usage.await.map_err(failed)?.reply()))
+    }
+
+    async fn events(
+        &self,
+        request: Request<pb::EventsRequest>,
+    ) -> Result<Response<Self::EventsStream>, Status> {
+        let caller = caller(&request);
+        let request = request.into_inner();
+        if !request.job.is_empty() {
+            self.job(&request.job).await?;
+        }
+        let service = self.clone();
+        self.streams.open(caller, |reader| async move {
+            service.send_events(&request, &reader).await
+        })
+    }
+}
+
+/// Checks what a caller says about a job.
+fn about(owner: String, labels: HashMap<String, String>, note: String) -> Result<About, Status> {
+    let long = |field: &str, text: &str, limit: usize| {
+        Err(Status::invalid_argument(format!(
+            "field `{field}` has {} bytes; at most {limit} are accepted",
+            text.len()
+        )))
+    };
+    if LABEL_BYTES < owner.len() {
+        return long("owner", &owner, LABEL_BYTES);
+    }
+    if TEXT_BYTES < note.len() {
+        return long("note", &note, TEXT_BYTES);
+    }
+    if LABELS < labels.len() {
+        return Err(Status::invalid_argument(format!(
+            "field `labels` has {} entries; at most {LABELS} are accepted",
+            labels.len()
+        )));
+    }
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
+    for (key, value) in &labels {
+        if key.is_empty() || LABEL_BYTES < key.len() || !key.chars().all(allowed) {
+            return Err(Status::invalid_argument(format!(
+                "field `labels`: the key {:?} must be 1 to {LABEL_BYTES} letters, digits, dashes, \
+                 underscores, dots and slashes",
+                cut(key, TEXT_BYTES)
+            )));
+        }
+        if LABEL_BYTES < value.len() {
+            return long(&format!("labels.{key}"), value, LABEL_BYTES);
+        }
+    }
+    Ok(About {
+        owner,
+        labels: labels.into_iter().collect(),
+        note,
+    })
+}
+
+/// Checks the plan by which a job is evaluated while it trains. `text`: the job's own. Returns what
+/// the user should know.
+async fn check_plan(
+    file: &str,
+    evaluation: &TrainingEvaluation,
+    text: String,
+) -> Result<Vec<String>, Status> {
+    let sample = evaluation.model.as_sample(&evaluation.plan);
+    let side = evaluation.plan.resolution;
+    // Texts are parsed and tokenized off the runtime's threads.
+    let fits = blocking(move || {
+        subject::check_resolution(side, &text)?;
+        subject::check(&sample, &text)
+    });
+    fits.await
+        .map_err(|error| Status::internal(error.to_string()))?
+        .map_err(|why: String| {
+            short(
+                Status::invalid_argument,
+                &format!("{file}: evaluate: {why}"),
+            )
+        })
 }
 
 /// The state machine sent a reply of the wrong kind.

@@ -1,7 +1,9 @@
 //! Converts the state machine's view to protobuf messages, with the phase and the reason as text.
 //! Pure. Called by the daemon's loop on request.
 
-use coordinator_core::event::{Adapted, Incident, JobPhase, LostTag, Member};
+use coordinator_core::event::{
+    Adapted, Evaluation, EvaluationState, Evaluations, Incident, JobPhase, LostTag, Member,
+};
 use coordinator_core::{JobView, RankView, UnitsView, WorkerView};
 use proto::message::RankPhase;
 use proto::pb;
@@ -93,9 +95,23 @@ pub(crate) fn job_view(
                 value: it.value.clone(),
             })
             .collect(),
+        owner: record.about.owner.clone(),
+        labels: record.about.labels.clone().into_iter().collect(),
+        note: record.about.note.clone(),
+        account: Some((&record.account).into()),
+        faults: record.faults.clone().into_iter().collect(),
+        committed_ms: record.committed_ms.unwrap_or(0),
+        checkpoint_every: training.map_or(0, |work| work.checkpoint.every),
         team: job
             .spec
             .map_or_else(String::new, |spec| spec.resources.team.clone()),
+        evaluations: evaluations(record.evaluations.as_ref()),
+        evaluation_due: record
+            .evaluations
+            .as_ref()
+            .and_then(|it| Some(it.due?.step.0)),
+        evaluations_skipped: record.evaluations.as_ref().map_or(0, |it| it.skipped),
+        parent: record.parent.as_ref().map(|parent| parent.job.0.clone()),
         after: job
             .spec
             .map(|spec| spec.after.iter().map(|job| job.0.clone()).collect())
@@ -303,6 +319,52 @@ fn lost_tag(lost: &LostTag) -> pb::LostTag {
         tag: lost.tag.clone(),
         samples: lost.samples,
     }
+}
+
+fn evaluations(evaluations: Option<&Evaluations>) -> Vec<pb::Evaluation> {
+    let Some(evaluations) = evaluations else {
+        return Vec::new();
+    };
+    let best = evaluations.best();
+    let one = |it: &Evaluation| {
+        let shown = pb::Evaluation {
+            step: it.checkpoint.step.0,
+            job: it.job.0.clone(),
+            best: best == Some(it.checkpoint),
+            ..Default::default()
+        };
+        match &it.state {
+            EvaluationState::Running => pb::Evaluation {
+                state: "running".into(),
+                ..shown
+            },
+            EvaluationState::Reading => pb::Evaluation {
+                state: "reading".into(),
+                ..shown
+            },
+            EvaluationState::Scored(scored) => pb::Evaluation {
+                state: "scored".into(),
+                images: scored.images,
+                missing: scored.missing,
+                means: scored
+                    .means
+                    .iter()
+                    .map(|(name, value)| pb::Score {
+                        name: name.clone(),
+                        value: *value,
+                    })
+                    .collect(),
+                score: scored.score,
+                ..shown
+            },
+            EvaluationState::Unscored(why) => pb::Evaluation {
+                state: "unscored".into(),
+                reason: why.to_string(),
+                ..shown
+            },
+        }
+    };
+    evaluations.list.iter().map(one).collect()
 }
 
 fn incident(incident: &Incident) -> pb::Incident {

@@ -108,7 +108,7 @@ impl StateStore {
     /// Opens (or creates) the state under `<store_url>/state/` and fences any process that has it
     /// open.
     pub(crate) async fn open(store_url: &str, save_within: Duration) -> Result<Self, StateError> {
-        let (store, prefix) = storage::open(store_url)?;
+        let (store, prefix) = crate::measured::open(store_url)?;
         let url = format!("{}/state", store_url.trim_end_matches('/'));
         let settings = Settings {
             flush_interval: Some(FLUSH_INTERVAL),

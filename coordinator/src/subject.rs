@@ -7,6 +7,7 @@ use model_data::prompt::Prompts;
 use model_data::prompt_length::PromptCounter;
 use proto::job::parse_training;
 use proto::sample::SampleWork;
+use proto::spec::Data;
 
 /// Maximum number of characters of a prompt that an error quotes.
 const QUOTED: usize = 60;
@@ -61,6 +62,66 @@ pub(crate) fn check_resolution(side: Option<u32>, job_toml: &str) -> Result<(), 
         .map_err(|why| format!("with evaluate.resolution = {side}: {why}"))
 }
 
+/// An evaluation shows all models the characters and references of the first one's job. Refuses a
+/// trained model for which these would mean something else: characters that are held out for the
+/// first one must be held out for it, too. Returns what else of the first one's data replaces its
+/// own, as one sentence.
+pub(crate) fn check_data(
+    first: &str,
+    other: &str,
+    is_trained: bool,
+) -> Result<Vec<String>, String> {
+    let parse = |text: &str| parse_training("job.toml", text).map(|work| work.data);
+    let (Ok(first), Ok(other)) = (parse(first), parse(other)) else {
+        return Ok(Vec::new());
+    };
+    let holds_out = |data: &Data| data.holdout != 0.0;
+    let held_out = [
+        ("data.seed", first.seed.to_string(), other.seed.to_string()),
+        (
+            "data.holdout",
+            first.holdout.to_string(),
+            other.holdout.to_string(),
+        ),
+    ];
+    let held_out = held_out
+        .into_iter()
+        .filter(|_| is_trained && (holds_out(&first) || holds_out(&other)));
+    if let Some((field, first, own)) = held_out.into_iter().find(|(_, a, b)| a != b) {
+        return Err(format!(
+            "was trained with {field} = {own}, and the first model's job has {first}: other \
+             characters were held out from it, so that they would be compared on characters that \
+             only one of them knows; train them with the same value, or evaluate them apart"
+        ));
+    }
+    if is_trained && first.ratings != other.ratings {
+        return Err(format!(
+            "was trained with data.ratings = {:?}, and the first model's job has {:?}: it knows \
+             other characters; train them with the same value, or evaluate them apart",
+            other.ratings, first.ratings
+        ));
+    }
+    let replaced = [
+        ("data.seed", first.seed != other.seed),
+        ("data.dataset", first.dataset != other.dataset),
+        (
+            "data.prompt_order",
+            first.prompt_order != other.prompt_order,
+        ),
+    ];
+    let replaced: Vec<&str> = replaced
+        .into_iter()
+        .filter_map(|(field, differs)| differs.then_some(field))
+        .collect();
+    if replaced.is_empty() {
+        return Ok(Vec::new());
+    }
+    Ok(vec![format!(
+        "models differ in {}; that of the first one's job holds for all",
+        replaced.join(", ")
+    )])
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -92,6 +153,51 @@ mod tests {
             let expected = "which has none of the tags 1girl, 1boy among its first 77 tokens";
             assert!(error.contains(expected), "{error}");
         }
+    }
+
+    #[test]
+    fn the_scores_that_an_expression_may_name_are_measures() {
+        let known: Vec<&str> = metric::Measure::ALL.iter().map(|it| it.name()).collect();
+        for (name, _) in proto::score::SCORES {
+            assert!(known.contains(&name), "{name} is no measure");
+        }
+    }
+
+    #[test]
+    fn models_that_were_trained_on_other_characters_are_not_compared() {
+        let text = |data: &str| {
+            format!(
+                "name = \"a\"\n[data]\ndataset = \"file:///none\"\nresolution = 64\n{data}\n[model]\n\
+                 architecture = \"retrinet\"\nsize = \"tiny\"\n[train]\nsteps = 4\nglobal_batch = 1\n\
+                 micro_batch = 1\n"
+            )
+        };
+        let check = |first: &str, other: &str, is_trained| {
+            check_data(&text(first), &text(other), is_trained)
+        };
+        let held_out = "holdout = 0.5";
+        assert_eq!(check(held_out, held_out, true), Ok(Vec::new()));
+        for (other, part) in [
+            (
+                "holdout = 0.25",
+                "data.holdout = 0.25, and the first model's job has 0.5",
+            ),
+            (
+                "holdout = 0.5\nseed = 7",
+                "data.seed = 7, and the first model's job has 0",
+            ),
+            ("holdout = 0.5\nratings = [\"general\"]", "data.ratings = "),
+        ] {
+            let error = check(held_out, other, true).unwrap_err();
+            assert!(error.contains(part), "{error}");
+            assert!(check(held_out, other, false).is_ok(), "untrained: {other}");
+        }
+        // Nobody is held out: the seed only chooses references.
+        let notes = check("holdout = 0", "holdout = 0\nseed = 7", true).unwrap();
+        let [note] = notes.as_slice() else {
+            panic!("{notes:?}")
+        };
+        assert!(note.contains("models differ in data.seed"), "{note}");
     }
 
     #[test]

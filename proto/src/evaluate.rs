@@ -6,6 +6,7 @@ use crate::architecture::references::{Pairing, Task};
 use crate::id::JobId;
 use crate::knobs::Knobs;
 use crate::sample::{NamedReference, SampleMethod, SamplePrompt, SampleWork, Weights};
+use crate::score::Expression;
 use crate::spec::TrainWork;
 use crate::text::{hex, hex_sha256};
 use crate::units::{OnFailedUnit, UnitPlan};
@@ -117,6 +118,9 @@ pub struct MetricSettings {
     pub faces: Option<String>,
     /// None: the VQA score is absent.
     pub vqa: Option<VqaSettings>,
+    /// An expression of scores, whose mean over the images of each model is in the summary.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score: Option<Expression>,
 }
 
 /// Weights of LPIPS with AlexNet in their folder: torchvision's backbone (`alexnet-owt-*.pth`), and
@@ -348,6 +352,15 @@ impl EvaluatedModel {
             },
             ..SampleWork::of(self.job.clone())
         }
+    }
+
+    /// Makes the spec of the job that trained it what a rank of the evaluation builds.
+    pub fn read_by(&self, plan: &EvaluationPlan, spec: &mut TrainWork) {
+        plan.adapt(self, spec);
+        if self.init.is_some() {
+            spec.model.init.clone_from(&self.init);
+        }
+        spec.model.architecture.prepare_for_sampling(&self.knobs);
     }
 
     /// SHA-256 of what determines its images apart from the plan, in hexadecimal. `weights`: the

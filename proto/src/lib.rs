@@ -5,11 +5,13 @@
 //! ([`ledger`]), network layouts ([`layout`], [`public`]), daemon settings ([`settings`]), limits
 //! ([`limits`]), names of phases ([`phase`]) and shared text formats ([`text`], [`duration`]).
 
+pub mod account;
 pub mod architecture;
 pub mod build;
 pub mod checkpoint;
 pub mod dataset;
 pub mod duration;
+pub mod during;
 pub mod environment;
 pub mod evaluate;
 pub mod id;
@@ -20,16 +22,19 @@ pub mod ledger;
 pub mod limits;
 mod location;
 pub mod message;
+pub mod metric;
 pub mod phase;
 pub mod printable;
 pub mod public;
 pub mod rating;
 pub mod reason;
 pub mod sample;
+pub mod score;
 pub mod settings;
 pub mod sharding;
 pub mod size;
 pub mod spec;
+pub mod summary;
 pub mod text;
 pub mod units;
 pub mod version;

@@ -17,6 +17,7 @@
 //! | devices of a worker, ranks of an assignment | [`DEVICES`] | refused |
 //! | entries of any list | [`LIST`] | refused |
 //! | overrides of a job by `coordinator retry --set` | [`OVERRIDES`] | refused |
+//! | labels of a job; the owner, the key or value of a label; its note | [`LABELS`], [`LABEL_BYTES`], [`TEXT_BYTES`] | refused |
 //! | texts of archived jobs that a job names | [`NAMED_BYTES`] | refused |
 //! | a report of a worker | [`REPORT_BYTES`] | log lines, then the newest steps wait for the next |
 //! | one assignment; a worker's desired state | [`ASSIGNMENT_BYTES`], [`STATE_BYTES`] | never: the sum of the above |
@@ -44,6 +45,8 @@ pub const TEXT_BYTES: usize = 1 << 10;
 pub const DEVICES: u32 = 64;
 pub const LIST: usize = 4096;
 pub const OVERRIDES: usize = 256;
+pub const LABELS: usize = 16;
+pub const LABEL_BYTES: usize = 63;
 /// The archived jobs that a job waits for or reads are parsed when it is submitted.
 pub const NAMED_BYTES: usize = 4 << 20;
 /// gRPC's usual limit.

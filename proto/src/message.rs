@@ -71,6 +71,22 @@ pub struct RankReport {
     /// What its compute thread is doing; None: neither a step nor a unit. After a failure: its last
     /// activity.
     pub activity: Option<Activity>,
+    /// What its process has done since it began; None: not a rank of a gang, or no step yet.
+    #[serde(default)]
+    pub totals: Option<StepTotals>,
+}
+
+/// What a rank process has done since it began, over all generations. Counts only rise, so that a
+/// reader that misses reports misses nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StepTotals {
+    /// The last step that it finished.
+    pub step: Step,
+    /// How many steps it finished. A step that is repeated from an older state counts again.
+    pub steps: u64,
+    /// This rank's own wall-clock seconds of all of them.
+    pub seconds: PhaseSeconds,
 }
 
 /// Outcomes of units that are in the rank's lease. The rank repeats them until its lease no longer
@@ -296,6 +312,34 @@ pub struct PhaseSeconds {
 }
 
 impl PhaseSeconds {
+    /// The phases by name, in execution order.
+    #[must_use]
+    pub fn phases(&self) -> [(&'static str, f64); 7] {
+        [
+            ("data", self.data),
+            ("forward", self.forward),
+            ("backward", self.backward),
+            ("communication", self.communication),
+            ("optimizer", self.optimizer),
+            ("checkpoint", self.checkpoint),
+            ("validation", self.validation),
+        ]
+    }
+
+    /// Both together, phase by phase.
+    #[must_use]
+    pub fn plus(&self, other: &Self) -> Self {
+        Self {
+            data: self.data + other.data,
+            forward: self.forward + other.forward,
+            backward: self.backward + other.backward,
+            communication: self.communication + other.communication,
+            optimizer: self.optimizer + other.optimizer,
+            checkpoint: self.checkpoint + other.checkpoint,
+            validation: self.validation + other.validation,
+        }
+    }
+
     #[must_use]
     pub fn total(&self) -> f64 {
         self.data

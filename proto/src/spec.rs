@@ -9,11 +9,13 @@ pub use crate::architecture::config::{
 pub use crate::architecture::references::{Clothes, Pairing, References, Task, Transform};
 pub use crate::architecture::{Architecture, ArchitectureSpec};
 use crate::build::BuildWork;
+pub use crate::during::{EvaluateOn, TrainingEvaluation};
 use crate::evaluate::EvaluateWork;
 use crate::id::JobId;
 use crate::rating::Ratings;
 pub use crate::sample::SampleWork;
 use crate::sample::Weights;
+use crate::score::Expression;
 pub use crate::units::{OnFailedUnit, UNIT_FAILURES_MAX, UnitPlan};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -127,6 +129,9 @@ pub struct TrainWork {
     pub model: Model,
     pub train: Train,
     pub checkpoint: CheckpointPolicy,
+    /// How its checkpoints are evaluated while it trains; None: they are not. It changes no weight.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluation: Option<Box<TrainingEvaluation>>,
 }
 
 impl TrainWork {
@@ -316,4 +321,7 @@ pub struct CheckpointPolicy {
     pub every: u64,
     /// Number of newest checkpoints to retain.
     pub keep: u32,
+    /// The checkpoint with the largest value of this, by its evaluation, is retained, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_best: Option<Expression>,
 }

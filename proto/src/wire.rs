@@ -19,7 +19,7 @@ use crate::limits::{
 };
 use crate::message::{
     Assignment, DesiredState, GangOrder, GracefulStop, PhaseSeconds, RankPhase, RankReport,
-    Refusal, Run, ShardReport, StepReport, WeightDigest, WorkerReport,
+    Refusal, Run, ShardReport, StepReport, StepTotals, WeightDigest, WorkerReport,
 };
 use crate::pb;
 use crate::reason::RankFailure;
@@ -207,6 +207,7 @@ fn rank_or_failure(report: pb::RankReport) -> Result<RankReport, WireError> {
             digests: Vec::new(),
             units: Default::default(),
             activity: None,
+            totals: None,
         })
     })
 }
@@ -236,6 +237,57 @@ impl From<&RankReport> for pb::RankReport {
             units: Some((&report.units).into()),
             activity: report.activity.as_ref().map(Into::into),
             failure,
+            totals: report.totals.as_ref().map(Into::into),
+        }
+    }
+}
+
+impl From<&StepTotals> for pb::StepTotals {
+    fn from(totals: &StepTotals) -> Self {
+        Self {
+            step: totals.step.0,
+            steps: totals.steps,
+            seconds: Some(totals.seconds.into()),
+        }
+    }
+}
+
+impl TryFrom<pb::StepTotals> for StepTotals {
+    type Error = WireError;
+
+    fn try_from(totals: pb::StepTotals) -> Result<Self, WireError> {
+        Ok(Self {
+            step: Step(totals.step),
+            steps: totals.steps,
+            seconds: present("totals.seconds", totals.seconds)?.into(),
+        })
+    }
+}
+
+impl From<PhaseSeconds> for pb::PhaseSeconds {
+    fn from(seconds: PhaseSeconds) -> Self {
+        Self {
+            data: seconds.data,
+            forward: seconds.forward,
+            backward: seconds.backward,
+            communication: seconds.communication,
+            optimizer: seconds.optimizer,
+            checkpoint: seconds.checkpoint,
+            validation: seconds.validation,
+        }
+    }
+}
+
+impl From<pb::PhaseSeconds> for PhaseSeconds {
+    fn from(seconds: pb::PhaseSeconds) -> Self {
+        Self {
+            data: seconds.data,
+            forward: seconds.forward,
+            backward: seconds.backward,
+            communication: seconds.communication,
+            optimizer: seconds.optimizer,
+            checkpoint: seconds.checkpoint,
+            validation: seconds.validation,
         }
     }
 }
@@ -297,6 +349,7 @@ impl TryFrom<pb::RankReport> for RankReport {
                 .filter(|it| pb::activity::Stage::try_from(it.stage).is_ok())
                 .map(TryInto::try_into)
                 .transpose()?,
+            totals: report.totals.map(TryInto::try_into).transpose()?,
         })
     }
 }
@@ -311,15 +364,7 @@ impl From<&StepReport> for pb::StepReport {
             gradient_norm: report.gradient_norm,
             learning_rate: report.learning_rate,
             samples: report.samples,
-            seconds: Some(pb::PhaseSeconds {
-                data: report.seconds.data,
-                forward: report.seconds.forward,
-                backward: report.seconds.backward,
-                communication: report.seconds.communication,
-                optimizer: report.seconds.optimizer,
-                checkpoint: report.seconds.checkpoint,
-                validation: report.seconds.validation,
-            }),
+            seconds: Some(report.seconds.into()),
             peak_memory_bytes: report.peak_memory_bytes,
             peak_device_memory_bytes: report.peak_device_memory_bytes,
             skipped_steps: report.skipped_steps,
@@ -333,7 +378,6 @@ impl TryFrom<pb::StepReport> for StepReport {
     type Error = WireError;
 
     fn try_from(report: pb::StepReport) -> Result<Self, WireError> {
-        let seconds = present("steps.seconds", report.seconds)?;
         Ok(Self {
             step: Step(report.step),
             loss: report.loss,
@@ -341,15 +385,7 @@ impl TryFrom<pb::StepReport> for StepReport {
             gradient_norm: report.gradient_norm,
             learning_rate: report.learning_rate,
             samples: report.samples,
-            seconds: PhaseSeconds {
-                data: seconds.data,
-                forward: seconds.forward,
-                backward: seconds.backward,
-                communication: seconds.communication,
-                optimizer: seconds.optimizer,
-                checkpoint: seconds.checkpoint,
-                validation: seconds.validation,
-            },
+            seconds: present("steps.seconds", report.seconds)?.into(),
             peak_memory_bytes: report.peak_memory_bytes,
             peak_device_memory_bytes: report.peak_device_memory_bytes,
             skipped_steps: report.skipped_steps,
@@ -659,6 +695,14 @@ mod tests {
                     failure: RankFailure::error("no space", true),
                 },
                 store_address: Some("127.0.0.1:5".into()),
+                totals: Some(StepTotals {
+                    step: Step(9),
+                    steps: 3,
+                    seconds: PhaseSeconds {
+                        forward: 1.5,
+                        ..PhaseSeconds::default()
+                    },
+                }),
                 steps: Vec::new(),
                 shards: vec![ShardReport {
                     step: Step(9),

@@ -1,16 +1,19 @@
 //! The shipped monitoring with a running job: Prometheus reads our configuration and scrapes all
-//! daemons, and the query of every panel of the dashboard returns data.
+//! daemons, the query of every panel of every dashboard returns data, an alert reaches a webhook
+//! through Alertmanager, and every alert has a case in which it fires and one in which it does not.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use tests::cluster::job::{TinyJob, synthesize};
-use tests::cluster::prometheus::{Prometheus, lint_metrics, promtool};
+use tests::cluster::prometheus::{Alertmanager, Prometheus, Webhook, lint_metrics, promtool};
 use tests::cluster::{Cluster, Options, checkout, http};
+use tests::monitoring;
 
 /// Prometheus scrapes once per second and `rate` needs two scrapes; the job sends several views per
 /// second.
 const TRIES_MAX: usize = 2000;
+const DASHBOARDS: [&str; 3] = ["training", "fleet", "incident"];
 
 #[test]
 fn every_panel_shows_data_of_a_running_job() -> Result<()> {
@@ -19,10 +22,13 @@ fn every_panel_shows_data_of_a_running_job() -> Result<()> {
     cluster.ok(&synthesize(&dataset))?;
     let addresses = (0..2).map(|worker| Ok(strip(&cluster.worker_metrics(worker)?)));
     let addresses = addresses.collect::<Result<Vec<_>>>()?;
+    let webhook = Webhook::start()?;
+    let alertmanager = Alertmanager::start(cluster.directory(), &webhook.address)?;
     let prometheus = Prometheus::start(
         cluster.directory(),
         &strip(cluster.coordinator_metrics()),
         &addresses,
+        Some(&alertmanager),
     )?;
 
     let endless = TinyJob {
@@ -42,8 +48,15 @@ fn every_panel_shows_data_of_a_running_job() -> Result<()> {
         );
     let id = cluster.submit(&validated)?;
     let mut watch = cluster.watch(&id)?;
-    let mut left: Vec<(String, String)> = queries(&id)?;
-    ensure!(!left.is_empty(), "the dashboard has no queries");
+    let mut left: Vec<(String, String)> = Vec::new();
+    for name in DASHBOARDS {
+        left.extend(queries(name, &id)?);
+    }
+    ensure!(
+        60 < left.len(),
+        "the dashboards have only {} queries",
+        left.len()
+    );
     for _ in 0..TRIES_MAX {
         // Waits for the job's next view instead of sleeping.
         watch.next_view()?.context("the job ended by itself")?;
@@ -79,7 +92,79 @@ fn every_panel_shows_data_of_a_running_job() -> Result<()> {
         http::get(&format!("http://{address}/healthz"))?;
     }
     cluster.ok(&["cancel", &id])?;
+
+    // A job that fails: its time is used up after the first step.
+    let brief = TinyJob {
+        name: "brief".to_owned(),
+        ..endless
+    };
+    let brief = brief
+        .to_toml()
+        .replace("[train]", "[train]\ntime_limit = \"1s\"");
+    let brief = cluster.submit(&brief)?;
+    // Blocks until Alertmanager posts; the alerts of other jobs may come before.
+    loop {
+        let notification: Value = serde_json::from_str(&webhook.next()?)?;
+        let alerts = notification["alerts"].as_array().context("no alerts")?;
+        let ours = alerts.iter().find(|alert| {
+            alert["labels"]["alertname"] == "RetriJobFailed"
+                && alert["labels"]["training_job"] == brief.as_str()
+        });
+        if let Some(alert) = ours {
+            let summary = alert["annotations"]["summary"].as_str();
+            ensure!(summary == Some(&format!("Job {brief} failed")), "{alert}");
+            break;
+        }
+    }
     cluster.stop()
+}
+
+#[test]
+fn the_files_are_those_that_make_monitoring_writes() -> Result<()> {
+    for (name, made) in monitoring::files() {
+        let file = checkout().join("deploy").join(name);
+        let found = std::fs::read_to_string(&file)
+            .with_context(|| format!("reading {}", file.display()))?;
+        ensure!(found == made, "{name} is stale: run `make monitoring`");
+    }
+    Ok(())
+}
+
+#[test]
+fn every_alert_has_a_case_that_fires_and_one_that_does_not_and_a_page_of_the_runbook() -> Result<()>
+{
+    let folder = checkout().join("deploy/prometheus");
+    let path = |name: &str| folder.join(name).display().to_string();
+    promtool(&["check", "rules", &path("alerts.yml")])?.success()?;
+    promtool(&["test", "rules", &path("alerts.test.yml")])?.success()?;
+    let runbook = std::fs::read_to_string(checkout().join("deploy/README.md"))?;
+    let anchors: BTreeSet<String> = runbook
+        .lines()
+        .filter_map(|line| line.strip_prefix("###").or(line.strip_prefix("##")))
+        .map(|heading| {
+            let words = heading.trim().to_lowercase().replace(' ', "-");
+            words
+                .chars()
+                .filter(|c| c.is_alphanumeric() || *c == '-')
+                .collect()
+        })
+        .collect();
+    let cases = std::fs::read_to_string(folder.join("alerts.test.yml"))?;
+    for alert in monitoring::alerts() {
+        let name = alert.name;
+        ensure!(
+            anchors.contains(alert.runbook),
+            "{name}: no heading {}",
+            alert.runbook
+        );
+        for case in ["fires", "is quiet"] {
+            ensure!(
+                cases.contains(&format!("name: {name} {case}")),
+                "{name} {case}: no case"
+            );
+        }
+    }
+    Ok(())
 }
 
 #[test]
@@ -91,9 +176,15 @@ fn the_configuration_passes_promtool() -> Result<()> {
 
 #[test]
 fn every_panel_has_a_title_a_description_a_unit_and_a_place_of_its_own() -> Result<()> {
-    let dashboard = dashboard()?;
+    for name in DASHBOARDS {
+        check_panels(&dashboard(name)?).context(name)?;
+    }
+    Ok(())
+}
+
+fn check_panels(dashboard: &Value) -> Result<()> {
     let mut cells = BTreeSet::new();
-    for panel in panels(&dashboard)? {
+    for panel in panels(dashboard)? {
         let title = panel["title"].as_str().context("a panel without a title")?;
         ensure!(
             panel["description"]
@@ -125,23 +216,24 @@ fn strip(url: &str) -> String {
     url.trim_start_matches("http://").to_owned()
 }
 
-fn dashboard() -> Result<Value> {
-    let file = checkout().join("deploy/grafana/training.json");
+fn dashboard(name: &str) -> Result<Value> {
+    let file = checkout().join(format!("deploy/grafana/{name}.json"));
     let text =
         std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
     serde_json::from_str(&text).with_context(|| format!("{} is not JSON", file.display()))
 }
 
-fn panels(dashboard: &Value) -> Result<&Vec<Value>> {
-    dashboard["panels"]
-        .as_array()
-        .context("the dashboard has no panels")
+/// All panels but the titles of rows.
+fn panels(dashboard: &Value) -> Result<impl Iterator<Item = &Value>> {
+    let panels = dashboard["panels"].as_array();
+    let panels = panels.context("the dashboard has no panels")?.iter();
+    Ok(panels.filter(|panel| panel["type"] != "row"))
 }
 
-/// Panel title and expression of every query, with the dashboard's variables substituted as in
-/// Grafana: the job, and four scrape intervals as rate interval.
-fn queries(job: &str) -> Result<Vec<(String, String)>> {
-    let dashboard = dashboard()?;
+/// Panel title and expression of every query, with variables substituted as in Grafana: the job,
+/// four scrape intervals as rate interval, and a minute as the time shown.
+fn queries(name: &str, job: &str) -> Result<Vec<(String, String)>> {
+    let dashboard = dashboard(name)?;
     let mut queries = Vec::new();
     for panel in panels(&dashboard)? {
         let title = panel["title"].as_str().context("a panel without a title")?;
@@ -154,12 +246,13 @@ fn queries(job: &str) -> Result<Vec<(String, String)>> {
                 .with_context(|| format!("{title}: no expr"))?;
             let expression = expression
                 .replace("$job", job)
-                .replace("$__rate_interval", "4s");
+                .replace("$__rate_interval", "4s")
+                .replace("$__range", "1m");
             ensure!(
                 !expression.contains('$'),
                 "{title}: an unknown variable: {expression}"
             );
-            queries.push((title.to_owned(), expression));
+            queries.push((format!("{name}: {title}"), expression));
         }
     }
     Ok(queries)

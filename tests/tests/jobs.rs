@@ -432,7 +432,7 @@ fn what_the_paper_leaves_open_is_called_ours_where_a_user_reads_it() {
 }
 
 /// Fields whose commented-out value is an example and not the default.
-const EXAMPLES: [&str; 2] = ["after", "ema"];
+const EXAMPLES: [&str; 3] = ["after", "ema", "keep_best"];
 
 #[test]
 fn fields_that_are_commented_out_show_their_defaults() {

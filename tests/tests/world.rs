@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use proto::account::Bucket;
 use std::collections::BTreeSet;
 use tests::world::{
     Bug, EVENTS_MIN, Kinds, TraceMode, hashes, many_units, restore_every_prefix, run,
@@ -14,6 +15,8 @@ const WORLDS: u64 = 5_000;
 const RECORD_BYTES_MAX: usize = 32 << 10;
 /// Number of worlds that also have jobs of units.
 const MIXED_WORLDS: u64 = 2_000;
+/// Number of worlds with evaluations of training jobs.
+const EVALUATED_WORLDS: u64 = 1_000;
 
 /// Every job of every world ends with the value of an undisturbed run, and no invariant is
 /// violated.
@@ -38,6 +41,14 @@ fn five_thousand_worlds_end_well() {
         5_000 < sum.restarts,
         "only {} restarts in {WORLDS} worlds",
         sum.restarts
+    );
+    // The accounts of time are exact (see `accounts.rs`), and each bucket of a gang is used.
+    let gang = Bucket::ALL.into_iter().filter(|it| *it != Bucket::Units);
+    let unused: Vec<Bucket> = gang.filter(|it| !sum.spent.contains_key(it)).collect();
+    assert!(
+        unused.is_empty(),
+        "no time went into {unused:?}: {:?}",
+        sum.spent
     );
     assert!(
         250 < sum.cancelled,
@@ -64,12 +75,40 @@ fn two_thousand_mixed_worlds_end_well() {
         broken.join("\n")
     );
     let sum = sweep.sum;
+    assert!(sum.spent.contains_key(&Bucket::Units), "{:?}", sum.spent);
     assert!(
         sum.failed * 10 < sum.done && sum.cancelled * 4 < sum.done,
         "{} jobs failed, {} were cancelled and only {} were done",
         sum.failed,
         sum.cancelled,
         sum.done
+    );
+}
+
+/// Worlds in which training jobs are evaluated while they train: by jobs that die or are cancelled,
+/// on free devices or on those that they give up, while they are paused, scaled, cancelled and done.
+#[test]
+fn a_thousand_worlds_with_evaluations_end_well() {
+    let sweep = sweep(Kinds::Evaluated, EVALUATED_WORLDS, None, |_| {});
+    let broken: Vec<String> = sweep.broken.iter().map(ToString::to_string).collect();
+    assert!(
+        broken.is_empty(),
+        "{} of {EVALUATED_WORLDS} worlds broke:\n{}",
+        broken.len(),
+        broken.join("\n")
+    );
+    let sum = sweep.sum;
+    // All three happen often.
+    assert!(
+        EVALUATED_WORLDS < sum.scored.into(),
+        "only {} evaluations have scores",
+        sum.scored
+    );
+    assert!(
+        EVALUATED_WORLDS / 10 < sum.unscored.into() && EVALUATED_WORLDS < sum.skipped.into(),
+        "only {} evaluations have no scores, and {} checkpoints were skipped",
+        sum.unscored,
+        sum.skipped
     );
 }
 

@@ -1,157 +1,138 @@
-//! `/metrics` and `/healthz` of the daemon. One table of names, units and help texts, updated from
-//! the machine's view after every input by [`crate::daemon`]. The daemon itself never reads the
-//! metrics.
+//! `/metrics` and `/healthz` of the daemon, by the table [`proto::metric::worker`]. The page is made
+//! from what the daemon's loop last passed here after an input ([`Metrics::update`]). The daemon
+//! itself never reads the metrics.
 
-use axum::http::header::CONTENT_TYPE;
+use axum::http::HeaderMap;
+use axum::http::header::{ACCEPT, CONTENT_TYPE};
 use axum::{Router, extract::State, response::IntoResponse, routing::get};
-use prometheus_client::encoding::{EncodeLabelSet, text::encode};
-use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge};
-use prometheus_client::registry::Registry;
-use proto::message::RankPhase;
+use proto::message::{RankPhase, StepTotals};
+use proto::metric::worker as table;
+use shell::exposition::{Form, Page};
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use worker_core::View;
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RankLabels {
-    /// Not `job`: Prometheus sets that to the name of the scrape configuration.
-    training_job: String,
-    rank: u32,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct JobLabels {
-    training_job: String,
-}
+/// Jobs whose starts and failures are counted; the oldest are dropped.
+const JOBS_MAX: usize = 32;
 
 /// The daemon's metrics. Cheap to clone; clones share their values.
 #[derive(Debug, Clone)]
-pub(crate) struct Metrics {
-    connected: Gauge,
-    devices: Gauge,
-    devices_used: Gauge,
-    rank_up: Family<RankLabels, Gauge>,
-    rank_generation: Family<RankLabels, Gauge>,
-    rank_step: Family<RankLabels, Gauge>,
-    rank_starts: Family<JobLabels, Counter>,
-    rank_failures: Family<JobLabels, Counter>,
-    registry: Arc<Registry>,
+pub(crate) struct Metrics(Arc<Mutex<Values>>);
+
+#[derive(Debug, Default)]
+struct Values {
+    capacity: u32,
+    connected: bool,
+    devices_used: usize,
+    ranks: BTreeMap<(String, u32), RankValues>,
+    /// Rank processes of the newest jobs.
+    processes: VecDeque<Processes>,
+}
+
+#[derive(Debug)]
+struct Processes {
+    job: String,
+    starts: u64,
+    failures: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct RankValues {
+    up: bool,
+    generation: u64,
+    totals: Option<StepTotals>,
 }
 
 impl Metrics {
     pub(crate) fn new(devices: u32) -> Self {
-        let mut registry = Registry::default();
-        let mut metrics = Self {
-            connected: Gauge::default(),
-            devices: Gauge::default(),
-            devices_used: Gauge::default(),
-            rank_up: Family::default(),
-            rank_generation: Family::default(),
-            rank_step: Family::default(),
-            rank_starts: Family::default(),
-            rank_failures: Family::default(),
-            registry: Arc::default(),
-        };
-        let m = &metrics;
-        registry.register(
-            "retri_worker_connected",
-            "1 while the stream to the coordinator is open",
-            m.connected.clone(),
-        );
-        registry.register(
-            "retri_worker_capacity",
-            "Number of ranks that this worker can run at once",
-            m.devices.clone(),
-        );
-        registry.register(
-            "retri_worker_devices_used",
-            "Devices that hold a rank process",
-            m.devices_used.clone(),
-        );
-        registry.register(
-            "retri_worker_rank_up",
-            "1 while the rank is joining or training, else 0",
-            m.rank_up.clone(),
-        );
-        registry.register(
-            "retri_worker_rank_generation",
-            "The rank's generation",
-            m.rank_generation.clone(),
-        );
-        registry.register(
-            "retri_worker_rank_step",
-            "Last step that rank 0 has reported",
-            m.rank_step.clone(),
-        );
-        registry.register(
-            "retri_worker_rank_starts",
-            "Rank processes started",
-            m.rank_starts.clone(),
-        );
-        registry.register(
-            "retri_worker_rank_failures",
-            "Rank processes that exited with a failure",
-            m.rank_failures.clone(),
-        );
-        metrics.devices.set(devices.into());
-        metrics.registry = Arc::new(registry);
-        metrics
+        Self(Arc::new(Mutex::new(Values {
+            capacity: devices,
+            ..Values::default()
+        })))
     }
 
     pub(crate) fn rank_started(&self, job: &str) {
-        self.rank_starts
-            .get_or_create(&JobLabels {
-                training_job: job.to_owned(),
-            })
-            .inc();
+        self.lock().processes(job).starts += 1;
     }
 
     pub(crate) fn rank_failed(&self, job: &str) {
-        self.rank_failures
-            .get_or_create(&JobLabels {
-                training_job: job.to_owned(),
-            })
-            .inc();
+        self.lock().processes(job).failures += 1;
     }
 
-    /// Updates all gauges from the machine's view. Ranks that are no longer in the view are
-    /// removed.
+    /// Takes over the machine's view. Ranks that are no longer in the view are removed.
     pub(crate) fn update(&self, view: &View<'_>) {
-        self.connected.set(view.connected.into());
-        let used = view
-            .ranks
-            .iter()
-            .filter(|rank| rank.device.is_some())
-            .count();
-        self.devices_used
-            .set(i64::try_from(used).unwrap_or(i64::MAX));
-        self.rank_up.clear();
-        self.rank_generation.clear();
-        self.rank_step.clear();
+        let mut values = self.lock();
+        values.connected = view.connected;
+        let used = view.ranks.iter().filter(|rank| rank.device.is_some());
+        values.devices_used = used.count();
+        values.ranks.clear();
         // Ranks are in key order, so a newer generation of the same rank overwrites an older one.
         for rank in &view.ranks {
-            let labels = RankLabels {
-                training_job: rank.key.job.0.clone(),
-                rank: rank.key.rank.0,
-            };
             let up = matches!(rank.report.phase, RankPhase::Joining | RankPhase::Training)
                 && rank.device.is_some();
-            self.rank_up.get_or_create(&labels).set(up.into());
-            let generation = i64::try_from(rank.key.generation.0).unwrap_or(i64::MAX);
-            self.rank_generation.get_or_create(&labels).set(generation);
-            if let Some(last) = rank.report.steps.last() {
-                self.rank_step
-                    .get_or_create(&labels)
-                    .set(i64::try_from(last.step.0).unwrap_or(i64::MAX));
-            }
+            let key = (rank.key.job.0.clone(), rank.key.rank.0);
+            let of_rank = RankValues {
+                up,
+                generation: rank.key.generation.0,
+                totals: rank.report.totals,
+            };
+            values.ranks.insert(key, of_rank);
         }
     }
 
-    fn text(&self) -> String {
-        let mut text = String::new();
-        // Writing to a String cannot fail.
-        let _ = encode(&mut text, &self.registry);
-        text
+    fn lock(&self) -> MutexGuard<'_, Values> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn text(&self, form: Form) -> String {
+        self.lock().page().text(form)
+    }
+}
+
+impl Values {
+    /// The counts of this job.
+    fn processes(&mut self, job: &str) -> &mut Processes {
+        let known = self.processes.iter().position(|it| it.job == job);
+        let counts = known.and_then(|index| self.processes.remove(index));
+        self.processes.push_back(counts.unwrap_or(Processes {
+            job: job.to_owned(),
+            starts: 0,
+            failures: 0,
+        }));
+        let surplus = self.processes.len().saturating_sub(JOBS_MAX);
+        self.processes.drain(..surplus);
+        let newest = self.processes.len() - 1;
+        &mut self.processes[newest]
+    }
+
+    #[allow(clippy::cast_precision_loss)] // Prometheus has only doubles.
+    fn page(&self) -> Page {
+        let mut page = Page::new(table::TABLE);
+        let connected = f64::from(u8::from(self.connected));
+        page.set(&table::CONNECTED, &[], connected);
+        page.set(&table::CAPACITY, &[], f64::from(self.capacity));
+        page.set(&table::DEVICES_USED, &[], self.devices_used as f64);
+        for ((job, rank), values) in &self.ranks {
+            let rank = rank.to_string();
+            let labels = [job.as_str(), &rank];
+            page.set(&table::RANK_UP, &labels, f64::from(u8::from(values.up)));
+            page.set(&table::RANK_GENERATION, &labels, values.generation as f64);
+            let Some(totals) = values.totals else {
+                continue;
+            };
+            page.set(&table::RANK_STEP, &labels, totals.step.0 as f64);
+            page.set(&table::RANK_STEPS, &labels, totals.steps as f64);
+            for (phase, seconds) in totals.seconds.phases() {
+                let labels = [job.as_str(), &rank, phase];
+                page.set(&table::RANK_PHASE_SECONDS, &labels, seconds);
+            }
+        }
+        for it in &self.processes {
+            page.set(&table::RANK_STARTS, &[&it.job], it.starts as f64);
+            page.set(&table::RANK_FAILURES, &[&it.job], it.failures as f64);
+        }
+        page
     }
 }
 
@@ -171,12 +152,57 @@ pub(crate) async fn serve(listen: SocketAddr, metrics: Metrics) -> std::io::Resu
     Ok(address)
 }
 
-async fn get_metrics(State(metrics): State<Metrics>) -> impl IntoResponse {
-    (
-        [(
-            CONTENT_TYPE,
-            "application/openmetrics-text; version=1.0.0; charset=utf-8",
-        )],
-        metrics.text(),
-    )
+async fn get_metrics(State(metrics): State<Metrics>, headers: HeaderMap) -> impl IntoResponse {
+    let accept = headers.get_all(ACCEPT).iter();
+    let accept: Vec<&str> = accept.filter_map(|value| value.to_str().ok()).collect();
+    let form = Form::of(&accept.join(","));
+    ([(CONTENT_TYPE, form.content_type())], metrics.text(form))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::id::Step;
+    use proto::message::PhaseSeconds;
+
+    #[test]
+    fn every_rank_has_its_own_phases_and_ended_jobs_do_not_add_up() {
+        let metrics = Metrics::new(2);
+        for job in 0..10_000 {
+            metrics.rank_started(&format!("old-{job}"));
+        }
+        metrics.rank_started("demo-1");
+        metrics.rank_failed("demo-1");
+        let totals = StepTotals {
+            step: Step(9),
+            steps: 11,
+            seconds: PhaseSeconds {
+                backward: 2.5,
+                ..PhaseSeconds::default()
+            },
+        };
+        let rank = RankValues {
+            up: true,
+            generation: 3,
+            totals: Some(totals),
+        };
+        metrics.lock().ranks.insert(("demo-1".to_owned(), 1), rank);
+        let text = metrics.text(Form::Classic);
+        for line in [
+            "retri_worker_capacity 2.0",
+            "retri_worker_rank_step{training_job=\"demo-1\",rank=\"1\"} 9.0",
+            "retri_worker_rank_steps_total{training_job=\"demo-1\",rank=\"1\"} 11.0",
+            "retri_worker_rank_phase_seconds_total{training_job=\"demo-1\",rank=\"1\",phase=\"backward\"} 2.5",
+            "retri_worker_rank_failures_total{training_job=\"demo-1\"} 1.0",
+        ] {
+            assert!(
+                text.lines().any(|it| it == line),
+                "{line} is not in\n{text}"
+            );
+        }
+        let starts = text
+            .lines()
+            .filter(|line| line.starts_with("retri_worker_rank_starts_total"));
+        assert_eq!(starts.count(), JOBS_MAX);
+    }
 }

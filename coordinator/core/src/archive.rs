@@ -12,6 +12,7 @@ use proto::id::JobId;
 use proto::job::overrides::{Override, check_limits, check_progress};
 use proto::ledger::Line;
 use proto::reason::Waiting;
+use proto::spec::JobSpec;
 use std::collections::BTreeSet;
 
 impl Coordinator {
@@ -66,7 +67,8 @@ impl Coordinator {
         let over = |(id, job): (&JobId, &Job)| {
             let ended = job.ended_ms()?;
             let settled = !outbox.save.contains(id) && !self.recalled.contains(id);
-            (settled && !job.is_writing()).then(|| (ended, job.head().number, id.clone()))
+            (settled && !job.is_writing() && !job.is_evaluated())
+                .then(|| (ended, job.head().number, id.clone()))
         };
         let mut ended: Vec<(Millis, u64, JobId)> = self.jobs.iter().filter_map(over).collect();
         if ended.len() <= self.config.ended_jobs_max {
@@ -87,15 +89,35 @@ impl Coordinator {
     pub(crate) fn on_delete(&mut self, request: RequestId, id: &JobId, outbox: &mut Outbox) {
         let reply = match self.check_delete(id) {
             Ok(()) => {
-                self.jobs.remove(id);
-                self.recalled.remove(id);
-                self.unreadable.remove(id);
-                outbox.removed.push(Record::Deleted(id.clone()));
+                for evaluation in self.evaluations_of(id) {
+                    self.forget(&evaluation, outbox);
+                }
+                self.forget(id, outbox);
                 Reply::Deleted { job: id.clone() }
             }
             Err(reason) => Reply::Refused { reason },
         };
         outbox.reply(request, reply);
+    }
+
+    fn forget(&mut self, id: &JobId, outbox: &mut Outbox) {
+        self.jobs.remove(id);
+        self.recalled.remove(id);
+        self.unreadable.remove(id);
+        outbox.removed.push(Record::Deleted(id.clone()));
+    }
+
+    /// The jobs that evaluated checkpoints of this job, which are deleted with it: nobody else
+    /// waits for them or reads them.
+    fn evaluations_of(&self, id: &JobId) -> Vec<JobId> {
+        let Some(gang) = self.jobs.get(id).and_then(Job::gang) else {
+            return Vec::new();
+        };
+        let named = self.named();
+        let list = gang.evaluations.list.iter().map(|it| &it.job);
+        let is_over = |id: &&JobId| self.jobs.get(*id).is_none_or(Job::is_over);
+        let list = list.filter(|id| !named.contains(*id) && is_over(id));
+        list.cloned().collect()
     }
 
     fn check_delete(&self, id: &JobId) -> Result<(), String> {
@@ -142,6 +164,24 @@ impl Coordinator {
         }
     }
 
+    /// Refuses a job whose checkpoints were deleted since it ended: it pins them no longer.
+    fn check_sources(&self, spec: &JobSpec, record: &JobRecord) -> Result<(), String> {
+        let sources = record.source.iter().chain(&record.models);
+        for ((id, _), source) in spec.work.reads().into_iter().zip(sources) {
+            let read = self.jobs.get(id).and_then(Job::gang);
+            if let (Some(read), Some(checkpoint)) = (read, source.checkpoint)
+                && !read.checkpoints.contains(&checkpoint)
+            {
+                return Err(format!(
+                    "job {} reads the checkpoint of step {} of {id}, which was deleted since; \
+                     submit it again, with another checkpoint",
+                    record.id, checkpoint.step
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// The job as it continues: under its own id, from its last checkpoint, or with the units that
     /// are not done.
     fn retried(&self, id: &JobId, new: Vec<Override>, now: Millis) -> Result<Job, String> {
@@ -180,6 +220,7 @@ impl Coordinator {
         self.check_waiting(&spec.resources.team)?;
         let committed = record.checkpoints.last().map_or(0, |last| last.step.0);
         check_progress(&spec, committed)?;
+        self.check_sources(&spec, &record)?;
         let trained_s = record.trained_ms / 1000;
         let mut job = Job::new(record, spec, self.deadlines, now);
         if job.gang().is_some_and(Gang::is_time_up) {

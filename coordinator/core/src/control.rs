@@ -15,19 +15,15 @@ impl Coordinator {
         paused: bool,
         outbox: &mut Outbox,
     ) {
-        self.request_change(request, id, outbox, |job| {
-            let head = job.head_mut();
-            let changed = head.paused != paused;
-            head.paused = paused;
-            head.paused_because = None;
-            if let Job::Units(units) = job
-                && changed
-                && !paused
+        self.request_change(request, id, outbox, |job| Ok(set_paused(job, paused)));
+        // Its evaluations use devices on its behalf.
+        for evaluation in self.running_evaluations(id) {
+            if let Some(job) = self.jobs.get_mut(&evaluation)
+                && set_paused(job, paused)
             {
-                units.retry_failed();
+                outbox.save.insert(evaluation);
             }
-            Ok(changed)
-        });
+        }
     }
 
     pub(crate) fn on_scale(
@@ -105,6 +101,21 @@ impl Coordinator {
         let worker = name.to_owned();
         outbox.reply(request, Reply::Worker { worker, drained });
     }
+}
+
+/// Returns whether that changed anything.
+fn set_paused(job: &mut Job, paused: bool) -> bool {
+    let head = job.head_mut();
+    let changed = head.paused != paused;
+    head.paused = paused;
+    head.paused_because = None;
+    if let Job::Units(units) = job
+        && changed
+        && !paused
+    {
+        units.retry_failed();
+    }
+    changed
 }
 
 /// Checks that the job can be scaled to `workers` workers.

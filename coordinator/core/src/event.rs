@@ -3,12 +3,14 @@
 //! process (restart = restore). A failed `Send` is ignored, because the desired state is sent again
 //! on every report.
 
+pub use crate::evaluation::{Evaluation, EvaluationState, Evaluations, Unscored};
 pub use crate::record::{
-    Adapted, Counters, Durable, FailedUnit, INCIDENTS_MAX, Incident, JobPhase, JobRecord, LostTag,
-    Member, Millis, NAMED_UNITS_MAX, RECORD_VERSION, RESTARTS_WITHOUT_PROGRESS_MAX, Record,
-    UnitsRecord,
+    About, Adapted, Counters, Durable, FailedUnit, INCIDENTS_MAX, Incident, JobPhase, JobRecord,
+    LostTag, Member, Millis, NAMED_UNITS_MAX, RECORD_VERSION, RESTARTS_WITHOUT_PROGRESS_MAX,
+    Record, UnitsRecord,
 };
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
+use proto::during::Scored;
 use proto::id::{Generation, JobId, Step, WorkerId};
 use proto::job::overrides::Override;
 use proto::message::{DesiredState, StepReport, Successor, WorkerReport};
@@ -44,6 +46,7 @@ pub enum Input {
         spec: Box<JobSpec>,
         job_toml: String,
         dataset: DatasetPin,
+        about: About,
         /// Records of the archived jobs that it names.
         archived: Vec<JobRecord>,
     },
@@ -99,6 +102,11 @@ pub enum Input {
         checkpoint: CheckpointRef,
         result: Result<(), String>,
     },
+    /// The result of [`Effect::ReadScores`].
+    ScoresRead {
+        evaluation: JobId,
+        result: Result<Scored, String>,
+    },
     /// The timer for `next_deadline()` fired. It may be early or late: the machine checks `now`.
     Deadline,
 }
@@ -127,6 +135,11 @@ pub enum Effect {
     DeleteCheckpoint {
         job: JobId,
         checkpoint: CheckpointRef,
+    },
+    /// Read the scores that the closing unit of this evaluation of one model has written. Respond
+    /// with [`Input::ScoresRead`]. May be repeated.
+    ReadScores {
+        evaluation: JobId,
     },
     /// An event for logs, metrics and stored curves. Not needed for correctness.
     Emit(Event),
@@ -219,6 +232,31 @@ pub enum Event {
         checkpoint: CheckpointRef,
     },
     JobDone {
+        job: JobId,
+        step: Step,
+    },
+    /// `evaluation` is to evaluate the checkpoint of this step.
+    EvaluationSubmitted {
+        job: JobId,
+        step: Step,
+        evaluation: JobId,
+    },
+    EvaluationScored {
+        job: JobId,
+        step: Step,
+        evaluation: JobId,
+        scored: Scored,
+    },
+    /// The checkpoint has no scores. It may get some if a user retries the evaluation.
+    EvaluationUnscored {
+        job: JobId,
+        step: Step,
+        evaluation: JobId,
+        why: Unscored,
+    },
+    /// The checkpoint of this step is not evaluated, because a newer one is due and no evaluation
+    /// could begin meanwhile.
+    EvaluationSkipped {
         job: JobId,
         step: Step,
     },

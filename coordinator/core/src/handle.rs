@@ -22,16 +22,18 @@ impl Coordinator {
             .advance(now, self.due, self.deadlines.patience_ms());
         self.inputs += 1;
         let mut outbox = Outbox::new(monotonic, now, self.inputs);
+        let mut reported = BTreeSet::new();
         match input {
             Input::Submit {
                 request,
                 spec,
                 job_toml,
                 dataset,
+                about,
                 archived,
             } => {
                 self.recall(archived, outbox.now);
-                self.on_submit(request, *spec, job_toml, dataset, &mut outbox);
+                self.on_submit(request, *spec, job_toml, dataset, about, &mut outbox);
             }
             Input::Retry {
                 request,
@@ -68,7 +70,10 @@ impl Coordinator {
             } => {
                 self.on_drain(request, &worker, drained, &mut outbox);
             }
-            Input::Received { report } => self.on_report(&report, &mut outbox),
+            Input::Received { report } => {
+                reported.extend(report.ranks.iter().map(|rank| rank.job.clone()));
+                self.on_report(&report, &mut outbox);
+            }
             Input::Disconnected { worker } => self.fleet.disconnect(&worker),
             Input::ManifestWritten {
                 job,
@@ -77,14 +82,19 @@ impl Coordinator {
             } => {
                 self.on_manifest_written(&job, checkpoint, result, &mut outbox);
             }
+            Input::ScoresRead { evaluation, result } => {
+                self.on_scores_read(&evaluation, result, &mut outbox);
+            }
             Input::Deadline => {}
         }
         self.expire(&mut outbox);
         self.detect_partitions(&mut outbox);
         self.advance_jobs(&mut outbox);
+        self.update_evaluations(&mut outbox);
         self.update_dependencies(&mut outbox);
         self.schedule(&mut outbox);
         self.save_batches(&mut outbox);
+        self.settle_accounts(&reported, &outbox);
         self.archive_ended(&mut outbox);
         invariant::check(self);
         self.due = self.find_due();
@@ -107,6 +117,19 @@ impl Coordinator {
                 checkpoint,
             });
             self.retain(id, outbox);
+        }
+    }
+
+    /// Counts the device-time of the jobs of which something is new. Every change of the devices
+    /// that a job holds is saved, so none is missed.
+    fn settle_accounts(&mut self, reported: &BTreeSet<JobId>, outbox: &Outbox) {
+        for id in outbox.save.union(reported) {
+            if let Some(job) = self.jobs.get_mut(id)
+                // The account of an ended job is final: late reports of its ranks change nothing.
+                && (outbox.save.contains(id) || !job.is_over())
+            {
+                job.settle_account(outbox.wall);
+            }
         }
     }
 
@@ -165,9 +188,9 @@ impl Coordinator {
     fn advance_jobs(&mut self, outbox: &mut Outbox) {
         let mut no_longer_read = Vec::new();
         for job in self.jobs.values_mut() {
-            let pinned = job.head().pinned_jobs();
+            let read = job.head().read_jobs();
             if job.advance(&self.partitions, self.deadlines, outbox) {
-                no_longer_read.extend(pinned);
+                no_longer_read.extend(read);
             }
         }
         for source in no_longer_read {

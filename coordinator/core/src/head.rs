@@ -1,18 +1,20 @@
 //! The fields common to all jobs, of either kind and in any phase: identity, submission, desired
 //! settings and incidents.
 
+use crate::account::Book;
 use crate::outbox::Outbox;
 use crate::record::{
-    Adapted, INCIDENTS_MAX, Incident, JobPhase, JobRecord, LostTag, Millis,
+    About, Adapted, INCIDENTS_MAX, Incident, JobPhase, JobRecord, LostTag, Millis,
     RESTARTS_WITHOUT_PROGRESS_MAX,
 };
 use proto::checkpoint::CheckpointRef;
+use proto::during::Parent;
 use proto::id::{Generation, JobId};
 use proto::job::overrides::{Override, effective_text};
 use proto::message::SourceJob;
 use proto::reason::{Cause, Fault, Waiting};
 use proto::spec::JobSpec;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Debug)]
 pub(crate) struct Head {
@@ -26,6 +28,8 @@ pub(crate) struct Head {
     pub(crate) cut_prompts: Option<u64>,
     pub(crate) lost_tags: Vec<LostTag>,
     pub(crate) adapted: Option<Adapted>,
+    /// The training job whose checkpoint it evaluates, if that is why it exists.
+    pub(crate) parent: Option<Parent>,
     /// The trained jobs that it reads, in the order of [`proto::spec::Work::reads`]. Empty until
     /// all checkpoints are known.
     pub(crate) sources: Vec<SourceJob>,
@@ -40,6 +44,13 @@ pub(crate) struct Head {
     pub(crate) permanent_failure: bool,
     pub(crate) restarts: u32,
     pub(crate) incidents: Vec<Incident>,
+    /// All incidents by kind.
+    pub(crate) faults: BTreeMap<String, u64>,
+    pub(crate) about: About,
+    /// What its devices spend their time with.
+    pub(crate) book: Book,
+    /// When its newest checkpoint was committed, by the wall clock.
+    pub(crate) committed_ms: Option<Millis>,
     /// The dependency that it waits for before it asks for workers, as of the last input.
     pub(crate) blocked_by: Option<Waiting>,
 }
@@ -70,9 +81,9 @@ impl Head {
         reads.filter_map(pin).collect()
     }
 
-    /// The jobs of which it pins checkpoints, each once.
-    pub(crate) fn pinned_jobs(&self) -> BTreeSet<JobId> {
-        self.pins().into_iter().map(|pin| pin.job.clone()).collect()
+    /// The jobs whose checkpoints it reads, each once.
+    pub(crate) fn read_jobs(&self) -> BTreeSet<JobId> {
+        self.spec.work.read_jobs().cloned().collect()
     }
 
     /// Whether it reads jobs whose checkpoints are not known yet.
@@ -112,6 +123,7 @@ impl Head {
                 .chain(&record.models)
                 .cloned()
                 .collect(),
+            parent: record.parent.clone(),
             blocked_by: None,
             submitted_ms: record.submitted_ms,
             paused: record.paused,
@@ -122,6 +134,10 @@ impl Head {
             permanent_failure: record.permanent_failure,
             restarts: record.restarts,
             incidents: record.incidents.clone(),
+            faults: record.faults.clone(),
+            about: record.about.clone(),
+            book: Book::restore(record),
+            committed_ms: record.committed_ms,
         }
     }
 
@@ -158,6 +174,7 @@ impl Head {
     pub(crate) fn record_incident(&mut self, what: Fault, outbox: &Outbox) {
         let surplus = (self.incidents.len() + 1).saturating_sub(INCIDENTS_MAX);
         self.incidents.drain(..surplus);
+        *self.faults.entry(what.word().to_owned()).or_insert(0) += 1;
         self.incidents.push(Incident {
             at_ms: outbox.wall,
             generation: self.generation,

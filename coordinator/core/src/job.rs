@@ -11,7 +11,7 @@ use crate::placement::{Decision, Demand};
 use crate::record::{JobRecord, Member, Millis, Record};
 use crate::units::Units;
 use crate::view_model::{JobView, Why};
-use proto::id::WorkerId;
+use proto::id::{Step, WorkerId};
 use proto::ledger::Line;
 use proto::message::Assignment;
 use proto::phase::Phase;
@@ -75,13 +75,19 @@ impl Job {
         either!(self, job => job.record())
     }
 
+    /// How it ended; None if it has not.
+    pub(crate) fn ended(&self) -> Option<&Ended> {
+        either!(self, job => job.ended())
+    }
+
     /// When it ended, by the wall clock; None if it has not.
     pub(crate) fn ended_ms(&self) -> Option<Millis> {
-        let ended = match self {
-            Self::Gang(gang) => gang.ended(),
-            Self::Units(units) => units.ended(),
-        };
-        ended.map(Ended::at_ms)
+        self.ended().map(Ended::at_ms)
+    }
+
+    /// An evaluation of one of its checkpoints is still to begin or to be scored.
+    pub(crate) fn is_evaluated(&self) -> bool {
+        self.gang().is_some_and(|gang| gang.evaluations.is_open())
     }
 
     /// The result of a manifest write is still to come.
@@ -203,6 +209,21 @@ impl Job {
     /// Releases workers that were asked to stop and are ready to. Returns true if any was released.
     pub(crate) fn release_workers(&mut self, outbox: &mut Outbox) -> bool {
         either!(self, job => job.release_workers(outbox))
+    }
+
+    /// Counts the device-time until `wall`, and what its devices do from now on.
+    pub(crate) fn settle_account(&mut self, wall: Millis) {
+        match self {
+            Self::Gang(gang) => {
+                let (holdings, reached) = (gang.holdings(), gang.reached());
+                let waits = gang.is_queued();
+                gang.head.book.settle(wall, holdings, reached, waits);
+            }
+            Self::Units(units) => {
+                let (holdings, waits) = (units.holdings(), units.is_queued());
+                units.head.book.settle(wall, holdings, Step(0), waits);
+            }
+        }
     }
 
     /// True if something waits for the next batched save.

@@ -10,12 +10,15 @@
 //! Module dependencies point one way: values (records, events, deadlines, endings) <- jobs
 //! ([`gang`], [`units`]) <- the machine's state ([`machine`]) <- the handlers of inputs.
 
+mod account;
 mod archive;
 mod clock;
 mod config;
 mod control;
 mod deadline;
 mod depend;
+mod during;
+mod evaluation;
 pub mod event;
 mod explain;
 mod fleet;
@@ -30,6 +33,7 @@ mod outbox;
 mod partitions;
 mod placement;
 mod rank;
+mod reading;
 mod received;
 mod record;
 mod request;

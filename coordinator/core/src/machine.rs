@@ -7,6 +7,7 @@ use crate::fleet::Fleet;
 use crate::job::Job;
 use crate::partitions::Partitions;
 use crate::placement::LastPlacement;
+use crate::reading::Reading;
 use crate::record::{Counters, Durable, JobRecord, Millis};
 use proto::id::{JobId, WorkerId};
 use proto::job::overrides::parse_with_overrides;
@@ -38,6 +39,8 @@ pub struct Coordinator {
     pub(crate) inputs: u64,
     /// When ledger entries were last saved.
     pub(crate) ledger_saved_at: Millis,
+    /// Attempts to read the scores of evaluations, by their jobs.
+    pub(crate) readings: BTreeMap<JobId, Reading>,
     /// Protocol violations that were already reported, by worker and kind.
     pub(crate) reported_violations: BTreeSet<(WorkerId, &'static str)>,
 }
@@ -91,6 +94,7 @@ impl Coordinator {
             due: None,
             inputs: 0,
             ledger_saved_at: 0,
+            readings: BTreeMap::new(),
             reported_violations: BTreeSet::new(),
         };
         machine.drop_unnamed();
@@ -110,6 +114,7 @@ impl Coordinator {
             .values()
             .filter_map(next)
             .chain(self.fleet.next_deadline())
+            .chain(self.next_reading())
             .chain(
                 self.jobs
                     .values()

@@ -30,6 +30,7 @@ pub(crate) struct Outbox {
     /// The worker that reported must leave, because another one took its place.
     pub(crate) leave: Option<(WorkerId, Successor)>,
     manifests: Vec<CheckpointManifest>,
+    scores: Vec<Effect>,
     replies: Vec<Effect>,
     /// Requests to answer with the job's phase after the input was handled.
     pub(crate) phase_replies: Vec<(RequestId, JobId)>,
@@ -51,6 +52,7 @@ impl Outbox {
             send: BTreeSet::new(),
             leave: None,
             manifests: Vec::new(),
+            scores: Vec::new(),
             replies: Vec::new(),
             phase_replies: Vec::new(),
             deletions: Vec::new(),
@@ -66,6 +68,10 @@ impl Outbox {
 
     pub(crate) fn write_manifest(&mut self, manifest: CheckpointManifest) {
         self.manifests.push(manifest);
+    }
+
+    pub(crate) fn read_scores(&mut self, evaluation: JobId) {
+        self.scores.push(Effect::ReadScores { evaluation });
     }
 
     pub(crate) fn reply(&mut self, request: RequestId, reply: Reply) {
@@ -94,6 +100,7 @@ impl Outbox {
         }
         let manifests = self.manifests.into_iter().map(Box::new);
         effects.extend(manifests.map(|manifest| Effect::WriteManifest { manifest }));
+        effects.extend(self.scores);
         effects.extend(self.replies);
         effects.extend(states.into_iter().map(|state| Effect::Send {
             worker: state.worker.clone(),

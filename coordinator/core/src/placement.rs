@@ -19,7 +19,7 @@ mod shortage;
 mod solution;
 mod table;
 
-pub(crate) use problem::{Access, Demand, NodeCapacity, Problem};
+pub(crate) use problem::{Access, Demand, NodeCapacity, Problem, Takes};
 use proto::id::WorkerId;
 pub(crate) use solution::{Decision, Devices, LastPlacement, Solution};
 use std::cmp::Reverse;

@@ -2,7 +2,7 @@
 //! next reports.
 
 use crate::record::Millis;
-use proto::message::{Activity, RankPhase};
+use proto::message::{Activity, RankPhase, StepTotals};
 
 #[derive(Debug)]
 pub(crate) struct RankLive {
@@ -14,6 +14,8 @@ pub(crate) struct RankLive {
     pub(crate) since: Millis,
     /// What its thread was doing at the last report.
     pub(crate) activity: Option<Activity>,
+    /// What its process has done, by its last report.
+    pub(crate) totals: Option<StepTotals>,
     /// Its process started in this generation, so it holds no state.
     pub(crate) cold: bool,
 }
@@ -30,6 +32,7 @@ impl RankLive {
             last_report: now,
             since: now,
             activity: None,
+            totals: None,
             cold: false,
         }
     }

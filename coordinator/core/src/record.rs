@@ -1,7 +1,10 @@
 //! Durable state: the records of jobs, counters and drained workers, and the state they combine to.
 //! [`crate::stored`] reads records of older releases.
 
+use crate::evaluation::Evaluations;
+use proto::account::Account;
 use proto::checkpoint::CheckpointRef;
+use proto::during::Parent;
 use proto::id::{Generation, JobId, Rank, Step, WorkerId};
 use proto::job::overrides::{Override, parse_with_overrides};
 use proto::ledger::{Entry, Tip};
@@ -110,6 +113,22 @@ pub struct Adapted {
     pub repeated: u64,
 }
 
+/// What the user who submitted a job says about it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct About {
+    /// The user. Empty: not said.
+    pub owner: String,
+    pub labels: BTreeMap<String, String>,
+    pub note: String,
+}
+
+impl About {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// The durable state of a job. Deserialized by [`crate::stored`].
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct JobRecord {
@@ -142,6 +161,12 @@ pub struct JobRecord {
     /// checkpoints. Empty until all checkpoints are known.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub models: Vec<SourceJob>,
+    /// The training job whose checkpoint it evaluates, if the coordinator submitted it for that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Parent>,
+    /// The evaluations of its checkpoints. None: there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evaluations: Option<Evaluations>,
     pub submitted_ms: Millis,
     /// A user paused the job, or [`Self::paused_because`] did.
     pub paused: bool,
@@ -172,6 +197,16 @@ pub struct JobRecord {
     pub incidents: Vec<Incident>,
     /// The state of its units. None if it is a gang.
     pub units: Option<UnitsRecord>,
+    #[serde(skip_serializing_if = "About::is_empty")]
+    pub about: About,
+    /// Where the time of its devices went, up to this save.
+    pub account: Account,
+    /// All incidents since it was submitted, by kind ([`Fault::word`]).
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub faults: BTreeMap<String, u64>,
+    /// When its newest checkpoint was committed. None: not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub committed_ms: Option<Millis>,
 }
 
 /// The durable state of a job of units.
@@ -216,6 +251,8 @@ impl JobRecord {
             adapted: None,
             source: None,
             models: Vec::new(),
+            parent: None,
+            evaluations: None,
             submitted_ms: 0,
             paused: false,
             paused_because: None,
@@ -230,6 +267,10 @@ impl JobRecord {
             restarts: 0,
             incidents: Vec::new(),
             units: None,
+            about: About::default(),
+            account: Account::default(),
+            faults: BTreeMap::new(),
+            committed_ms: None,
         };
         record.into_unreadable(error)
     }

@@ -5,8 +5,10 @@ use crate::event::{DatasetPin, Reply, RequestId};
 use crate::job::Job;
 use crate::machine::Coordinator;
 use crate::outbox::Outbox;
-use crate::record::{JobPhase, JobRecord, RECORD_VERSION, UnitsRecord};
-use proto::evaluate::EvaluateWork;
+use crate::record::{About, JobPhase, JobRecord, RECORD_VERSION, UnitsRecord};
+use proto::account::Account;
+use proto::during::Parent;
+use proto::evaluate::{EvaluateWork, EvaluatedModel};
 use proto::id::{Generation, JobId, Step};
 use proto::ledger::Tip;
 use proto::limits::JOB_TOML_BYTES;
@@ -14,11 +16,12 @@ use proto::message::SourceJob;
 use proto::reason::Waiting;
 use proto::sample::{SampleWork, Weights};
 use proto::spec::{ArchitectureSpec, JobSpec};
+use std::collections::BTreeMap;
 
 /// The inputs of a job that are pinned at submission.
-struct Pinned {
-    dataset: DatasetPin,
-    sources: Vec<SourceJob>,
+pub(crate) struct Pinned {
+    pub(crate) dataset: DatasetPin,
+    pub(crate) sources: Vec<SourceJob>,
 }
 
 impl Coordinator {
@@ -28,6 +31,7 @@ impl Coordinator {
         spec: JobSpec,
         job_toml: String,
         dataset: DatasetPin,
+        about: About,
         outbox: &mut Outbox,
     ) {
         let pinned = Pinned {
@@ -36,7 +40,7 @@ impl Coordinator {
         };
         let reply = match self.admit(&spec, pinned) {
             Ok(pinned) => Reply::Accepted {
-                job: self.enqueue(spec, job_toml, pinned, outbox),
+                job: self.enqueue(spec, job_toml, pinned, (None, about), outbox),
             },
             Err(reason) => Reply::Refused { reason },
         };
@@ -59,6 +63,20 @@ impl Coordinator {
         self.check_dependencies(&self.next_id(spec), spec)?;
         if let Some(sample) = spec.work.sampling() {
             pinned.dataset.version = self.sampled_job(sample)?.head().dataset_version.clone();
+        }
+        if let Some(work) = spec.work.training()
+            && let Some(evaluation) = &work.evaluation
+        {
+            let id = self.next_id(spec);
+            let sample = EvaluatedModel {
+                job: id,
+                ..evaluation.model.clone()
+            };
+            check_settings(
+                &sample.as_sample(&evaluation.plan),
+                &work.model.architecture,
+            )
+            .map_err(|why| format!("evaluate: {why}"))?;
         }
         if let Some(evaluation) = spec.work.evaluation() {
             pinned.dataset.version = self.evaluated_version(evaluation)?;
@@ -154,10 +172,11 @@ impl Coordinator {
             let reason = self.no_such_job(id);
             return outbox.reply(request, Reply::Refused { reason });
         };
-        let read = job.head().pinned_jobs();
+        let read = job.head().read_jobs();
         let was_over = job.is_over();
         if !was_over {
             job.cancel(outbox);
+            self.cancel_evaluations(id, outbox);
         }
         outbox.phase_replies.push((request, id.clone()));
         for read in read.iter().filter(|_| !was_over) {
@@ -169,11 +188,14 @@ impl Coordinator {
         JobId(format!("{}-{}", spec.name, self.counters.jobs + 1))
     }
 
-    fn enqueue(
+    /// `parent`: the job that it evaluates, if the coordinator submits it. `about`: what its user
+    /// says about it.
+    pub(crate) fn enqueue(
         &mut self,
         spec: JobSpec,
         job_toml: String,
         pinned: Pinned,
+        (parent, about): (Option<Parent>, About),
         outbox: &mut Outbox,
     ) -> JobId {
         let id = self.next_id(&spec);
@@ -191,6 +213,8 @@ impl Coordinator {
             adapted: pinned.dataset.adapted,
             source: None,
             models: Vec::new(),
+            parent,
+            evaluations: None,
             submitted_ms: outbox.wall,
             standbys: Vec::new(),
             paused: false,
@@ -207,6 +231,13 @@ impl Coordinator {
             restarts: 0,
             incidents: Vec::new(),
             units: spec.work.units().map(|_| UnitsRecord::default()),
+            about,
+            account: Account {
+                until_ms: outbox.wall,
+                ..Account::default()
+            },
+            faults: BTreeMap::new(),
+            committed_ms: None,
         };
         let mut job = Job::new(record, spec, self.deadlines, outbox.now);
         job.head_mut().sources = pinned.sources;

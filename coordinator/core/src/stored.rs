@@ -1,10 +1,14 @@
 //! Reads job records of every release. Version 1 had no version number, contained the parsed job,
 //! and stored a sampling job as a gang with the text of the job that it read.
 
+use crate::evaluation::Evaluations;
 use crate::record::{
-    Adapted, Incident, JobPhase, JobRecord, LostTag, Member, Millis, RECORD_VERSION, UnitsRecord,
+    About, Adapted, Incident, JobPhase, JobRecord, LostTag, Member, Millis, RECORD_VERSION,
+    UnitsRecord,
 };
+use proto::account::Account;
 use proto::checkpoint::CheckpointRef;
+use proto::during::Parent;
 use proto::id::{Generation, JobId, Step};
 use proto::job::overrides::Override;
 use proto::ledger::Tip;
@@ -13,6 +17,7 @@ use proto::reason::Waiting;
 use proto::sample::{Concept, NamedReference, SampleMethod, SamplePrompt, SampleWork, Weights};
 use proto::spec::{JobSpec, OnFailedUnit, Pairing, Resources, Task, Work};
 use serde::{Deserialize, Deserializer, de};
+use std::collections::BTreeMap;
 
 /// A stored record of any version.
 #[derive(Debug, Deserialize)]
@@ -40,6 +45,10 @@ struct StoredJob {
     source: Option<SourceJob>,
     #[serde(default)]
     models: Vec<SourceJob>,
+    #[serde(default)]
+    parent: Option<Parent>,
+    #[serde(default)]
+    evaluations: Option<Evaluations>,
     submitted_ms: Millis,
     paused: bool,
     #[serde(default)]
@@ -61,6 +70,14 @@ struct StoredJob {
     incidents: Vec<Incident>,
     #[serde(default)]
     units: Option<UnitsRecord>,
+    #[serde(default)]
+    about: About,
+    #[serde(default)]
+    account: Account,
+    #[serde(default)]
+    faults: BTreeMap<String, u64>,
+    #[serde(default)]
+    committed_ms: Option<Millis>,
 }
 
 fn first_version() -> u32 {
@@ -147,6 +164,8 @@ impl TryFrom<StoredJob> for JobRecord {
             adapted: stored.adapted,
             source: stored.source,
             models: stored.models,
+            parent: stored.parent,
+            evaluations: stored.evaluations,
             submitted_ms: stored.submitted_ms,
             paused: stored.paused,
             paused_because: stored.paused_because,
@@ -162,6 +181,10 @@ impl TryFrom<StoredJob> for JobRecord {
             restarts: stored.restarts,
             incidents: stored.incidents,
             units: stored.units,
+            about: stored.about,
+            account: stored.account,
+            faults: stored.faults,
+            committed_ms: stored.committed_ms,
         };
         Ok(match sample {
             Some((resources, sample)) => convert_sampling_job(record, resources, sample),

@@ -3,7 +3,7 @@
 use crate::fleet::Displaced;
 use crate::record::{JobRecord, Millis};
 use proto::id::{JobId, Rank, Step, WorkerId};
-use proto::message::{Activity, RankPhase, StepReport};
+use proto::message::{Activity, RankPhase, StepReport, StepTotals};
 use proto::reason::{StopCause, UnitError, Waiting};
 use proto::spec::{DeviceKind, JobSpec};
 
@@ -83,6 +83,8 @@ pub struct RankView<'a> {
     pub phase: Option<&'a RankPhase>,
     /// What it was doing at the last report.
     pub activity: Option<Activity>,
+    /// What its process had done at the last report.
+    pub totals: Option<StepTotals>,
 }
 
 #[derive(Debug, Clone)]

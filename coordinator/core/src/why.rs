@@ -16,6 +16,11 @@ impl Coordinator {
             .last_placement
             .as_ref()
             .and_then(|(_, solution)| solution.get(id));
-        Some(job.why(decision, &self.partitions, now))
+        let mut why = job.why(decision, &self.partitions, now);
+        why.sentence += &self.evaluations_text(id);
+        if let Some(parent) = &job.head().parent {
+            why.sentence += &format!("; it evaluates a checkpoint of {}", parent.job);
+        }
+        Some(why)
     }
 }

@@ -6,7 +6,7 @@
 #[allow(dead_code, reason = "shared with others, which together use all of it")]
 mod harness;
 
-use coordinator_core::event::{DatasetPin, Input, JobPhase};
+use coordinator_core::event::{About, DatasetPin, Input, JobPhase};
 use harness::{Harness, failed, rank, sample_of, sampling, spec, with_shard, with_step};
 use proptest::prelude::*;
 use proto::id::JobId;
@@ -161,6 +161,7 @@ proptest! {
                         job_toml: proto::job::to_toml(&images),
                         dataset: DatasetPin::default(),
                         spec: Box::new(images),
+                        about: About::default(),
                         archived: vec![],
                     }));
                 }

@@ -6,7 +6,7 @@
 mod harness;
 
 use coordinator_core::WaitsFor;
-use coordinator_core::event::{DatasetPin, Effect, Input, JobPhase, Reply};
+use coordinator_core::event::{About, DatasetPin, Effect, Input, JobPhase, Reply};
 use harness::{
     DETECT_WITHIN_MS, Harness, assigned, id, manifests, names, rank, sends, short_of, shortage,
     spec, with_shard, with_step,
@@ -50,6 +50,7 @@ fn an_impossible_gang_is_refused() {
         spec: Box::new(spec(3, 2)),
         job_toml: String::new(),
         dataset: DatasetPin::default(),
+        about: About::default(),
         archived: vec![],
     };
     let Reply::Refused { reason } = harness.ask(submit) else {

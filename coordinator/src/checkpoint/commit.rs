@@ -6,8 +6,11 @@ use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef, MANIFEST_FILE};
+use proto::during::Scored;
 use proto::id::JobId;
+use proto::summary::{SUMMARY_BYTES_MAX, SUMMARY_FILE, Summary};
 use std::sync::Arc;
+use storage::read::read_bounded;
 
 /// The store's checkpoints.
 #[derive(Debug, Clone)]
@@ -18,7 +21,7 @@ pub(crate) struct CheckpointStore {
 
 impl CheckpointStore {
     pub(crate) fn open(store_url: &str) -> Result<Self, CheckpointError> {
-        let (store, prefix) = storage::open(store_url)?;
+        let (store, prefix) = crate::measured::open(store_url)?;
         Ok(Self { store, prefix })
     }
 
@@ -72,6 +75,20 @@ impl CheckpointStore {
             }
             Err(source) => Err(storage_error("write", &path, source)),
         }
+    }
+
+    /// The scores that the closing unit of an evaluation of one model has written.
+    pub(crate) async fn scores(&self, evaluation: &JobId) -> Result<Scored, String> {
+        let folder = ["jobs", &evaluation.0, "images", SUMMARY_FILE];
+        let path = folder
+            .into_iter()
+            .fold(self.prefix.clone(), |path, part| path.join(part));
+        let named = |error: String| format!("{path}: {error}");
+        let bytes = read_bounded(&*self.store, &path, SUMMARY_BYTES_MAX).await;
+        let bytes = bytes.map_err(|error| named(error.to_string()))?;
+        let summary: Result<Summary, _> = serde_json::from_slice(&bytes);
+        let summary = summary.map_err(|error| named(error.to_string()))?;
+        summary.of_one().map_err(named)
     }
 
     /// Deletes a checkpoint, its manifest first, so that no reader sees a manifest without shards.

@@ -157,6 +157,10 @@ pub(crate) async fn checkpoints(global: &Global, job: &str) -> Result<Outcome> {
     }
     let size =
         |it: &CheckpointManifest| it.shards.iter().map(|shard| shard.size_bytes).sum::<u64>();
+    let is_best = |it: &CheckpointManifest| {
+        let mut best = view.evaluations.iter().filter(|other| other.best);
+        best.any(|best| best.step == it.step.0)
+    };
     if global.output == Output::Json {
         let value = |it: &CheckpointManifest| {
             json!({
@@ -166,19 +170,28 @@ pub(crate) async fn checkpoints(global: &Global, job: &str) -> Result<Outcome> {
                 "bytes": size(it),
                 "environment": it.environment,
                 "ranks": it.ranks,
+                "best": is_best(it),
                 "folder": proto::checkpoint::checkpoint_folder(&it.job, it.step, it.generation),
             })
         };
         print_json(&rows.iter().map(value).collect());
         return Ok(Outcome::True);
     }
-    let mut table = table(&["STEP", "GENERATION", "SHARDS", "SIZE", "ENVIRONMENT"]);
+    let mut table = table(&[
+        "STEP",
+        "GENERATION",
+        "SHARDS",
+        "SIZE",
+        "BEST",
+        "ENVIRONMENT",
+    ]);
     for row in &rows {
         table.add_row([
             row.step.to_string(),
             row.generation.to_string(),
             row.shards.len().to_string(),
             bytes(size(row)),
+            if is_best(row) { "best" } else { "" }.to_owned(),
             row.environment.clone(),
         ]);
     }

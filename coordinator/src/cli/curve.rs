@@ -1,6 +1,5 @@
 //! Summary statistics of a loss curve. Pure. Used by `describe`.
 
-use crate::metrics::phases;
 use crate::text::bytes;
 use proto::message::{LossTerm, PhaseSeconds};
 use proto::pb;
@@ -43,7 +42,7 @@ impl Summary {
         let mean = |steps: &[pb::StepReport]| {
             steps.iter().map(|it| it.loss).sum::<f64>() / steps.len() as f64
         };
-        let mut seconds: Vec<(&'static str, f64)> = phases(&PhaseSeconds::default()).to_vec();
+        let mut seconds: Vec<(&'static str, f64)> = PhaseSeconds::default().phases().to_vec();
         for step in steps {
             let it = step.seconds.unwrap_or_default();
             let values = [

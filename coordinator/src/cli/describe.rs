@@ -3,12 +3,12 @@
 use super::client::{self, connect};
 use super::curve::{Summary, validation_terms};
 use super::job::progress;
-use super::{Global, Outcome, Output, json, print_json, table};
+use super::{Global, Outcome, Output, evaluations, json, print_json, table};
 use crate::checkpoint::Checkpoint;
 use crate::text::{ago, duration, now_ms, outln};
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
-use figures::curve::{Curves, loss_curve};
+use figures::curve::{Curves, loss_and_scores, loss_curve};
 use proto::environment::RankEnvironment;
 use proto::id::{JobId, Rank};
 use proto::message::LossTerm;
@@ -35,7 +35,7 @@ pub(crate) async fn describe(global: &Global, args: &DescribeArgs) -> Result<Out
     let steps = client::steps(global, &mut client, &args.job).await?;
     let summary = Summary::of(&steps);
     if let Some(file) = &args.curve {
-        plot(&args.job, &steps, file)?;
+        plot(&view, &steps, file)?;
     }
     let made_by = match view.checkpoints.last() {
         Some(newest) => Some(read_ranks(&view, *newest).await),
@@ -64,13 +64,15 @@ pub(crate) async fn describe(global: &Global, args: &DescribeArgs) -> Result<Out
                 None => {}
             }
             print_members(&view);
+            evaluations::print(&view);
             print_incidents(&view, now_ms());
         }
     }
     Ok(Outcome::True)
 }
 
-fn plot(job: &str, steps: &[pb::StepReport], file: &Path) -> Result<()> {
+fn plot(view: &pb::JobView, steps: &[pb::StepReport], file: &Path) -> Result<()> {
+    let job = &view.job;
     if steps.is_empty() {
         return Err(anyhow!(
             "job {job} has no finished step yet, so there is no curve to plot"
@@ -86,7 +88,11 @@ fn plot(job: &str, steps: &[pb::StepReport], file: &Path) -> Result<()> {
         validation: &validation,
     };
     let (width, height) = CURVE_SIZE;
-    let image = loss_curve(curves, &format!("loss of {job}"), width, height);
+    let title = format!("loss of {job}");
+    let image = match evaluations::curves(view) {
+        scores if scores.is_empty() => loss_curve(curves, &title, width, height),
+        scores => loss_and_scores(curves, &scores, &title, width, height),
+    };
     image
         .save_with_format(file, image::ImageFormat::Png)
         .with_context(|| format!("cannot write {}", file.display()))
@@ -134,6 +140,15 @@ fn print(view: &pb::JobView, summary: Option<&Summary>) {
     }
     if let Some(units) = &view.units {
         print_units(units);
+    }
+    if let Some(parent) = &view.parent {
+        line("evaluates", &format!("a checkpoint of {parent}"));
+    }
+    for text in evaluations::open_text(view)
+        .iter()
+        .chain(&evaluations::best_text(view))
+    {
+        line("evaluation", text);
     }
     if let Some(step) = &view.last_step {
         let terms = loss_terms(step).into_iter();

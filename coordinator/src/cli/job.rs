@@ -124,7 +124,10 @@ pub(crate) async fn jobs(global: &Global, args: &JobsArgs) -> Result<Outcome> {
                 .last()
                 .map_or_else(|| "-".into(), |it| it.step.to_string()),
             ago(job.submitted_ms, now),
-            job.reason_sentence(),
+            match &job.parent {
+                Some(parent) => format!("evaluates {parent}: {}", job.reason_sentence()),
+                None => job.reason_sentence(),
+            },
         ]);
     }
     table.print();

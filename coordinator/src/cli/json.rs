@@ -1,9 +1,11 @@
 //! Views as JSON, for `--output json`. Field names are those of train.proto; timestamps are
 //! milliseconds since 1970. Pure.
 
+use super::goodput::json as account;
 use proto::pb;
 use proto::wire::loss_terms;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
 pub(crate) fn job(view: &pb::JobView) -> Value {
     json!({
@@ -32,11 +34,41 @@ pub(crate) fn job(view: &pb::JobView) -> Value {
         "work": view.work,
         "sample_of": view.source,
         "after": view.after,
+        "parent": view.parent,
+        "evaluations": view.evaluations.iter().map(evaluation).collect::<Vec<_>>(),
+        "evaluation_due": view.evaluation_due,
+        "evaluations_skipped": view.evaluations_skipped,
         "overrides": view.overrides.iter().map(set_since).collect::<Vec<_>>(),
         "team": view.team,
         "units": view.units.as_ref().map(units),
         "job_toml": view.job_toml,
         "pressure": pressure(&view.pressure),
+        "owner": view.owner,
+        "labels": view.labels.iter().collect::<BTreeMap<_, _>>(),
+        "note": view.note,
+        "account": view.account.as_ref().map(|it| account(&view.job, &it.into())),
+        "faults": view.faults.iter().collect::<BTreeMap<_, _>>(),
+        "committed_ms": (view.committed_ms != 0).then_some(view.committed_ms),
+        "checkpoint_every": (view.checkpoint_every != 0).then_some(view.checkpoint_every),
+    })
+}
+
+fn evaluation(it: &pb::Evaluation) -> Value {
+    let means = it.means.iter();
+    let means: serde_json::Map<String, Value> = means
+        .map(|mean| (mean.name.clone(), json!(mean.value)))
+        .collect();
+    let scored = it.state == "scored";
+    json!({
+        "step": it.step,
+        "job": it.job,
+        "state": it.state,
+        "images": scored.then_some(it.images),
+        "missing": scored.then_some(it.missing),
+        "means": means,
+        "score": it.score,
+        "best": it.best,
+        "reason": Some(&it.reason).filter(|reason| !reason.is_empty()),
     })
 }
 
@@ -126,7 +158,7 @@ fn lost_tag(lost: &pb::LostTag) -> Value {
     json!({ "tag": lost.tag, "samples": lost.samples })
 }
 
-fn incident(incident: &pb::Incident) -> Value {
+pub(crate) fn incident(incident: &pb::Incident) -> Value {
     json!({
         "at_ms": incident.at_ms,
         "generation": incident.generation,

@@ -6,17 +6,23 @@ mod audit;
 mod build;
 mod checkpoint;
 mod client;
+mod compare;
 mod control;
 mod convert;
 mod curve;
 mod dataset;
 mod describe;
 mod evaluate;
+mod evaluations;
+mod events;
+mod export_curve;
+mod goodput;
 mod interrupt;
 mod job;
 mod json;
 mod ledger;
 mod logs;
+mod new;
 mod patience;
 mod preview;
 mod provenance;
@@ -25,6 +31,7 @@ mod sample;
 mod state;
 mod submit;
 mod target;
+mod tensorboard;
 mod watch;
 mod why;
 mod worker;
@@ -95,6 +102,8 @@ pub(crate) enum Command {
     Inspect,
     /// Check job.toml and submit it to the coordinator; prints the job's id
     Submit(submit::SubmitArgs),
+    /// Print a commented job file to start from
+    New(new::NewArgs),
     /// List jobs, the newest last
     Jobs(job::JobsArgs),
     /// Show one job: phase and reason, members, step times, checkpoints and incidents
@@ -105,6 +114,18 @@ pub(crate) enum Command {
     Logs(logs::LogsArgs),
     /// Show what a job is waiting for, and how to unblock it
     Why { job: String },
+    /// Show what happened to jobs and workers since the coordinator started
+    Events(events::EventsArgs),
+    /// List what went wrong in a job, or in all jobs in memory
+    Incidents(events::IncidentsArgs),
+    /// Print a job's steps as CSV or JSON lines, or write them for TensorBoard
+    Curve(export_curve::CurveArgs),
+    /// Compare two jobs: their settings, and their losses at equal steps
+    Compare(compare::CompareArgs),
+    /// Show where the time of a job's devices went; the buckets add up
+    Goodput(goodput::GoodputArgs),
+    /// Sum up the device-hours of all jobs by team, user, job, name or label
+    Usage(goodput::UsageArgs),
     /// Replay a job's ledger against its data set; exit code 0 only if there is no violation
     Audit { job: String },
     /// List the steps, generations and ranks in which a sample was seen
@@ -159,11 +180,18 @@ pub(crate) async fn run(global: &Global, command: Command) -> Result<Outcome> {
     match command {
         Command::Serve { .. } | Command::Inspect => unreachable!("main handles them"),
         Command::Submit(args) => submit::submit(global, &args).await,
+        Command::New(args) => new::new(global, &args),
         Command::Jobs(args) => job::jobs(global, &args).await,
         Command::Describe(args) => describe::describe(global, &args).await,
         Command::Watch { job } => watch::watch(global, &job).await,
         Command::Logs(args) => logs::logs(global, &args).await,
         Command::Why { job } => why::why(global, &job).await,
+        Command::Events(args) => events::events(global, &args).await,
+        Command::Incidents(args) => events::incidents(global, &args).await,
+        Command::Curve(args) => export_curve::curve(global, &args).await,
+        Command::Compare(args) => compare::compare(global, &args).await,
+        Command::Goodput(args) => goodput::goodput(global, &args).await,
+        Command::Usage(args) => goodput::usage(global, &args).await,
         Command::Audit { job } => audit::audit(global, &job).await,
         Command::Provenance(args) => provenance::provenance(global, &args).await,
         Command::Cancel { job } => job::cancel(global, &job).await,
@@ -198,8 +226,13 @@ fn table(header: &[&str]) -> Table {
 
 impl Table {
     fn add_row<const COLUMNS: usize>(&mut self, cells: [String; COLUMNS]) {
+        self.add_cells(&cells);
+    }
+
+    /// The same for a table whose columns depend on what it shows.
+    fn add_cells(&mut self, cells: &[String]) {
         self.0
-            .add_row(cells.map(|cell| printable(&cell).into_owned()));
+            .add_row(cells.iter().map(|cell| printable(cell).into_owned()));
     }
 
     fn print(&self) {

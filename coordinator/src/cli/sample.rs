@@ -265,6 +265,10 @@ pub(crate) async fn sample(global: &Global, args: &SampleArgs) -> Result<Outcome
         text: proto::job::to_toml(&spec),
         directory: PathBuf::new(),
         files,
+        about: submit::About {
+            owner: submit::user(),
+            ..submit::About::default()
+        },
     };
     let reply = submit::send(global, &mut client, job, false).await?;
     // What the user should know, such as prompts that are cut.

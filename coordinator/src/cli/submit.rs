@@ -10,6 +10,7 @@ use crate::pin::{PinError, check_init, pin, pin_dataset};
 use crate::text::{errln, outln};
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
+use proto::job::overrides::{Override, with_settings};
 use proto::pb;
 use proto::spec::{JobSpec, TrainWork, Work};
 use std::collections::HashMap;
@@ -30,6 +31,21 @@ pub(crate) struct SubmitArgs {
     /// Follow the job until it ends; exit code 0 only if it is done
     #[arg(long, conflicts_with = "dry_run")]
     watch: bool,
+    /// Set a key of the job file, such as train.steps=10; may be given several times
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// The job's name, instead of the one in the file
+    #[arg(long)]
+    name: Option<String>,
+    /// A label, by which usage can be summed up; may be given several times
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    labels: Vec<String>,
+    /// A note for people, shown with the job
+    #[arg(long, default_value = "", hide_default_value = true)]
+    note: String,
+    /// Whose job it is: the user of this command, if it is not given
+    #[arg(long, value_name = "USER")]
+    owner: Option<String>,
 }
 
 impl SubmitArgs {
@@ -39,12 +55,18 @@ impl SubmitArgs {
             dry_run,
             offline: false,
             watch,
+            set: Vec::new(),
+            name: None,
+            labels: Vec::new(),
+            note: String::new(),
+            owner: None,
         }
     }
 }
 
 pub(crate) async fn submit(global: &Global, args: &SubmitArgs) -> Result<Outcome> {
     let mut job = Submission::read(&args.file)?;
+    job.about(args)?;
     if args.offline {
         open::complete(global, None, &mut job).await?;
         return check_offline(global, &job).await;
@@ -71,7 +93,7 @@ pub(crate) async fn submit(global: &Global, args: &SubmitArgs) -> Result<Outcome
     if let Some(read) = read {
         let trained = client::describe(global, &mut client, &read.0).await?;
         if let Work::Evaluate(work) = &spec.work {
-            evaluate::check(work, &trained).await?;
+            evaluate::check(global, &mut client, work, &trained).await?;
         }
         // Image files are in the user's folder; workers read them from the store.
         for line in reference::assumptions(&references) {
@@ -123,6 +145,20 @@ pub(crate) struct Submission {
     pub(crate) directory: PathBuf,
     /// SHA-256 by name of the files that it refers to; they are in the store.
     pub(crate) files: HashMap<String, String>,
+    pub(crate) about: About,
+}
+
+/// The user of this command, as the environment says.
+pub(crate) fn user() -> String {
+    std::env::var("USER").unwrap_or_default()
+}
+
+/// What the user says about a job beside its file.
+#[derive(Debug, Default)]
+pub(crate) struct About {
+    pub(crate) owner: String,
+    pub(crate) labels: HashMap<String, String>,
+    pub(crate) note: String,
 }
 
 impl Submission {
@@ -137,7 +173,36 @@ impl Submission {
             file_name,
             text,
             files: HashMap::new(),
+            about: About::default(),
         })
+    }
+
+    /// Takes over what the command line sets.
+    fn about(&mut self, args: &SubmitArgs) -> Result<()> {
+        let name = args.name.iter().map(|name| Override {
+            key: "name".to_owned(),
+            value: format!("{name:?}"),
+        });
+        let set = args.set.iter().map(|text| text.parse::<Override>());
+        let set = set.chain(name.map(Ok)).collect::<Result<Vec<_>, _>>();
+        let set = set.map_err(|why| anyhow!("--set: {why}"))?;
+        if !set.is_empty() {
+            // Lines of the file are no longer those of the text.
+            self.text = with_settings(&self.text, &set)
+                .map_err(|why| anyhow!("{}: {why}", self.file_name))?;
+            self.file_name = format!("{} with --set", self.file_name);
+        }
+        for label in &args.labels {
+            let Some((key, value)) = label.split_once('=') else {
+                return Err(anyhow!("--label: `{label}` is not of the form key=value"));
+            };
+            self.about
+                .labels
+                .insert(key.trim().to_owned(), value.trim().to_owned());
+        }
+        self.about.note.clone_from(&args.note);
+        self.about.owner = args.owner.clone().unwrap_or_else(user);
+        Ok(())
     }
 }
 
@@ -154,6 +219,9 @@ pub(crate) async fn send(
         dry_run,
         directory: Some(job.directory.display().to_string()),
         files: job.files,
+        owner: job.about.owner,
+        labels: job.about.labels,
+        note: job.about.note,
     };
     let reply = client.submit(request).await;
     Ok(reply
@@ -167,7 +235,10 @@ async fn check(job: &Submission) -> Result<(JobSpec, Vec<String>)> {
     let spec = proto::job::parse(&job.file_name, &job.text, Some(&job.directory))?;
     let notes = match &spec.work {
         Work::Train(work) => match aloud(&inputs(work), pin(work)).await {
-            Ok(pinned) => pinned.notes(),
+            Ok(pinned) => {
+                evaluate::check_during(work, &pinned.version).await?;
+                pinned.notes()
+            }
             Err(error) => return Err(input_error(job, &error)),
         },
         Work::Sample(_) | Work::Evaluate(_) | Work::Build(_) => Vec::new(),

@@ -4,14 +4,14 @@
 
 use super::client::{Client, connect, is_retryable, request_error};
 use super::interrupt::Interrupt;
-use super::{Global, Outcome, Output, json, print_json};
+use super::{Global, Outcome, Output, evaluations, json, print_json};
 use crate::text::{duration, errln, outln};
 use anyhow::{Result, anyhow};
 use indicatif::{ProgressBar, ProgressStyle};
 use proto::pb;
 use proto::phase::{Phase, is_over};
 use proto::printable::Printable;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 /// How long the coordinator may be unreachable before the watch gives up.
@@ -145,8 +145,10 @@ fn last_line(view: &pb::JobView) -> String {
         .last_step
         .as_ref()
         .map_or_else(String::new, |it| format!(", loss {:.4}", it.loss));
+    let best = evaluations::best_text(view);
+    let best = best.map_or_else(String::new, |best| format!(", {best}"));
     format!(
-        "{phase}: {} after {}, {} {}{loss}: {}",
+        "{phase}: {} after {}, {} {}{loss}{best}: {}",
         view.job,
         duration(took),
         progress_noun(view),
@@ -240,6 +242,8 @@ struct Display {
     bar: Option<ProgressBar>,
     progress: Progress,
     phase: String,
+    /// The ends of evaluations that were printed, or were there from the beginning.
+    evaluated: Option<BTreeSet<String>>,
     line_at: Instant,
     line_at_position: u64,
 }
@@ -261,6 +265,7 @@ impl Display {
             bar,
             progress: Progress::default(),
             phase: String::new(),
+            evaluated: None,
             line_at: now,
             line_at_position: 0,
         }
@@ -274,6 +279,14 @@ impl Display {
             self.phase.clone_from(&view.phase);
             self.print(&format!("{}: {}", view.phase, view.reason_sentence()));
         }
+        let ended = evaluations::ended(view);
+        let lines: BTreeSet<String> = ended.collect();
+        if let Some(known) = &self.evaluated {
+            for line in lines.difference(known) {
+                self.print(line);
+            }
+        }
+        self.evaluated = Some(lines);
         let (at, end) = position(view);
         if let Some(bar) = &self.bar {
             bar.set_length(end);

@@ -12,6 +12,15 @@ const TEXT: Rgb<u8> = Rgb([60, 62, 72]);
 const RAW: Rgb<u8> = Rgb([176, 200, 236]);
 const SMOOTH: Rgb<u8> = Rgb([24, 74, 168]);
 const VALIDATION: Rgb<u8> = Rgb([208, 96, 24]);
+/// Of the scores, in their order; repeated if there are more.
+const SCORES: [Rgb<u8>; 6] = [
+    Rgb([24, 128, 72]),
+    Rgb([160, 48, 144]),
+    Rgb([208, 96, 24]),
+    Rgb([24, 74, 168]),
+    Rgb([120, 124, 134]),
+    Rgb([176, 32, 40]),
+];
 const MARGIN: Margin = Margin {
     left: 64,
     right: 18,
@@ -73,7 +82,7 @@ pub fn loss_curve(curves: Curves<'_>, title: &str, width: u32, height: u32) -> R
     text::render(&mut image, title, corner, 2, TEXT);
     let (points, validation) = (points(curves.training), points(curves.validation));
     let plot = Plot::around(&[points.as_slice(), &validation].concat(), width, height);
-    plot.axes(&mut image);
+    plot.axes(&mut image, "loss");
     for pair in points.windows(2) {
         line(&mut image, plot.at(pair[0]), plot.at(pair[1]), 1, RAW);
     }
@@ -101,6 +110,48 @@ pub fn loss_curve(curves: Curves<'_>, title: &str, width: u32, height: u32) -> R
         text::render(&mut image, label, Pixel { x: right, y: 14 }, 1, VALIDATION);
     }
     image
+}
+
+/// The same, and below it in a frame of its own the scores of evaluations, each a name and its
+/// values by step, over the same steps.
+#[must_use]
+pub fn loss_and_scores(
+    curves: Curves<'_>,
+    scores: &[(String, Vec<(u64, f64)>)],
+    title: &str,
+    width: u32,
+    height: u32,
+) -> RgbImage {
+    let above = loss_curve(curves, title, width, height);
+    let (width, height) = above.dimensions();
+    let lines: Vec<Vec<Point>> = scores.iter().map(|(_, values)| points(values)).collect();
+    let all = lines.concat();
+    let mut plot = Plot::around(&all, width, height);
+    let steps = points(curves.training).into_iter().chain(all);
+    plot.steps = Range::of(
+        steps
+            .map(|point| point.step)
+            .collect::<Vec<_>>()
+            .into_iter(),
+    );
+    let mut below = RgbImage::from_pixel(width, height, BACKGROUND);
+    plot.axes(&mut below, "score");
+    let mut left = i64::from(MARGIN.left);
+    for (number, ((name, _), points)) in scores.iter().zip(&lines).enumerate() {
+        let colour = SCORES[number % SCORES.len()];
+        for pair in points.windows(2) {
+            line(&mut below, plot.at(pair[0]), plot.at(pair[1]), 2, colour);
+        }
+        for point in points {
+            dot(&mut below, plot.at(*point), 4, colour);
+        }
+        text::render(&mut below, name, Pixel { x: left, y: 14 }, 1, colour);
+        left += i64::from(text::width(name, 1)) + 12;
+    }
+    let mut both = RgbImage::from_pixel(width, 2 * height, BACKGROUND);
+    image::imageops::replace(&mut both, &above, 0, 0);
+    image::imageops::replace(&mut both, &below, 0, i64::from(height));
+    both
 }
 
 fn points(values: &[(u64, f64)]) -> Vec<Point> {
@@ -166,7 +217,8 @@ impl Plot {
         }
     }
 
-    fn axes(&self, image: &mut RgbImage) {
+    /// `name`: of the vertical axis.
+    fn axes(&self, image: &mut RgbImage, name: &str) {
         let (from, to) = (self.top_left, self.bottom_right);
         let origin = Point {
             step: self.steps.low,
@@ -195,7 +247,7 @@ impl Plot {
         let corner = position(from.x, to.y);
         line(image, from, corner, 1, FRAME);
         line(image, corner, to, 1, FRAME);
-        write(image, "loss", 6, from.y as i64 - 12);
+        write(image, name, 6, from.y as i64 - 12);
         write(image, "step", to.x as i64 - 24, to.y as i64 + 22);
     }
 }
@@ -329,6 +381,26 @@ mod tests {
         assert!(right < height(300, SMOOTH));
         let without = loss_curve(training(&points), "demo", 400, 240);
         assert!(without.pixels().all(|pixel| *pixel != VALIDATION));
+    }
+
+    #[test]
+    fn scores_have_a_frame_of_their_own_below_over_the_same_steps() {
+        let points: Vec<(u64, f64)> = (0..100).map(|s| (s, 0.5)).collect();
+        let rising = ("clip_i".to_owned(), vec![(20, 0.1), (80, 0.9)]);
+        let flat = ("clip_t".to_owned(), vec![(20, 0.5), (80, 0.5)]);
+        let image = loss_and_scores(training(&points), &[rising, flat], "demo", 400, 240);
+        assert_eq!(image.dimensions(), (400, 480));
+        let height = |x: u32| (270..470).find(|y| *image.get_pixel(x, *y) == SCORES[0]);
+        let (left, right) = (height(160), height(280));
+        assert!(left.is_some() && right < left, "{left:?} {right:?}");
+        let above = loss_curve(training(&points), "demo", 400, 240);
+        assert!((0..240).all(|y| image.get_pixel(200, y) == above.get_pixel(200, y)));
+        // The scores begin where their steps are, not at the left end.
+        assert_eq!(height(100), None);
+        for scores in [vec![], vec![("x".to_owned(), vec![(1, f64::NAN)])]] {
+            let image = loss_and_scores(training(&[]), &scores, "x", 10, 10);
+            assert_eq!(image.dimensions(), (240, 320));
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! because its output has no reader or no room: daemons go on without a log, and commands end
 //! quietly. A daemon can be stopped at any moment, also before it is ready.
 
+pub mod exposition;
 mod fields;
 pub mod log;
 pub mod print;

@@ -3,8 +3,10 @@
 
 use super::raw::{CharactersToml, EvaluateToml, EvaluatedToml, FileCharacterToml, VqaToml};
 use super::{reference_toml, weights_toml};
+use crate::during::TrainingEvaluation;
 use crate::evaluate::{
-    Characters, EvaluateWork, EvaluatedModel, FileCharacter, Prompts, VqaSettings,
+    Characters, EvaluateWork, EvaluatedModel, EvaluationPlan, FileCharacter, MetricSettings,
+    Prompts, VqaSettings,
 };
 use std::collections::BTreeMap;
 use toml::{Table, Value};
@@ -143,7 +145,30 @@ fn characters_of(folder: &str, text: &str) -> Result<Vec<Value>, String> {
 }
 
 pub(super) fn evaluate_toml(work: &EvaluateWork) -> EvaluateToml {
-    let plan = &work.plan;
+    EvaluateToml {
+        failed_share_max: Some(work.failed_share_max),
+        models: work.models.iter().map(model_toml).collect(),
+        // Every model has its own settings of images.
+        ..plan_toml(&work.plan, &work.metrics)
+    }
+}
+
+/// The plan of a training job, which has no models.
+pub(super) fn during_toml(evaluation: &TrainingEvaluation) -> EvaluateToml {
+    let model = model_toml(&evaluation.model);
+    EvaluateToml {
+        failed_share_max: Some(evaluation.failed_share_max),
+        method: model.method,
+        steps: model.steps,
+        guidance: model.guidance,
+        reference_guidance: model.reference_guidance,
+        negative_prompt: model.negative_prompt,
+        knobs: model.knobs,
+        ..plan_toml(&evaluation.plan, &evaluation.metrics)
+    }
+}
+
+fn plan_toml(plan: &EvaluationPlan, metrics: &MetricSettings) -> EvaluateToml {
     let (prompts, own_prompts, prompt) = match &plan.prompts {
         Prompts::Texts(texts) => (texts.clone(), None, None),
         Prompts::Own { count, prompt } => (Vec::new(), Some(*count), Some(*prompt)),
@@ -159,13 +184,11 @@ pub(super) fn evaluate_toml(work: &EvaluateWork) -> EvaluateToml {
         samples: Some(plan.samples),
         task: plan.task,
         pairing: Some(plan.pairing),
-        failed_share_max: Some(work.failed_share_max),
-        clip: work.metrics.clip.clone(),
-        lpips: work.metrics.lpips.clone(),
-        faces: work.metrics.faces.clone(),
-        vqa: work.metrics.vqa.as_ref().map(vqa_toml),
-        models: work.models.iter().map(model_toml).collect(),
-        // Every model has its own.
+        clip: metrics.clip.clone(),
+        lpips: metrics.lpips.clone(),
+        faces: metrics.faces.clone(),
+        vqa: metrics.vqa.as_ref().map(vqa_toml),
+        score: metrics.score.clone().map(Into::into),
         ..EvaluateToml::default()
     }
 }

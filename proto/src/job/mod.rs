@@ -18,6 +18,7 @@ use crate::rating::Ratings;
 use crate::sample::{ImageSource, NamedReference, SampleWork, Weights};
 use crate::spec::{JobSpec, Optimizer, PromptOrder, Resources, Train, TrainWork, Work};
 pub use admission::admit;
+pub use check::is_name;
 use faults::Fault;
 use raw::{
     BuildToml, CheckpointToml, JobToml, OptimizerName, OptimizerToml, ReferenceToml, ResourcesToml,
@@ -205,7 +206,9 @@ pub fn to_toml(spec: &JobSpec) -> String {
             raw.checkpoint = Some(CheckpointToml {
                 every: Some(work.checkpoint.every),
                 keep: Some(work.checkpoint.keep),
+                keep_best: work.checkpoint.keep_best.clone().map(Into::into),
             });
+            raw.evaluate = work.evaluation.as_deref().map(evaluation::during_toml);
         }
         Work::Sample(work) => raw.sample = Some(sample_toml(work)),
         Work::Evaluate(work) => raw.evaluate = Some(evaluation::evaluate_toml(work)),
@@ -252,6 +255,10 @@ fn training_toml(work: &TrainWork) -> TrainingToml {
         "model.activation_checkpointing",
         &model.activation_checkpointing,
     );
+    if let Some(evaluation) = &work.evaluation {
+        written.put("train.evaluate_every", evaluation.every);
+        written.put("train.evaluate_on", evaluation.on);
+    }
     let tables = toml::Value::Table(written.into_table());
     tables
         .try_into()
@@ -365,6 +372,9 @@ fn train_toml(train: &Train) -> TrainToml {
         validate_every: Some(train.validate_every),
         validate_samples: Some(train.validate_samples),
         time_limit: Some(train.time_limit.map_or(NO_LIMIT.into(), duration::format)),
+        // Written where the job uses them.
+        evaluate_every: None,
+        evaluate_on: None,
         optimizer: OptimizerToml {
             name: Some(OptimizerName::AdamW),
             beta1: Some(beta1),

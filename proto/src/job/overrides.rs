@@ -5,6 +5,7 @@ use super::{JobErrors, Origin, admission, parse_from, to_toml};
 use crate::id::JobId;
 use crate::spec::{JobSpec, Work};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use toml::{Table, Value};
@@ -20,10 +21,16 @@ pub struct Override {
 /// Tables whose keys may be set: none of them changes the samples of a step.
 const ALLOWED: [&str; 3] = ["resources", "train", "checkpoint"];
 /// Keys of these tables that may not, and why.
-const FORBIDDEN: [(&str, &str); 1] = [(
-    "train.global_batch",
-    "it changes the samples of every step; submit a new job",
-)];
+const FORBIDDEN: [(&str, &str); 2] = [
+    (
+        "train.global_batch",
+        "it changes the samples of every step; submit a new job",
+    ),
+    (
+        "checkpoint.keep_best",
+        "the evaluations so far have scores of the former one; submit a new job",
+    ),
+];
 
 impl FromStr for Override {
     type Err = String;
@@ -113,6 +120,42 @@ pub fn parse_with_overrides(
     }
     let text = toml::to_string(&table).map_err(|error| format!("{file}: {error}"))?;
     parse_from(&file, &text, None, Origin::Stored).map_err(invalid)
+}
+
+/// The text of a job that is not submitted yet with these keys set; any key may be. Its comments are
+/// lost.
+///
+/// # Errors
+/// The text is not TOML, or a part of a key is no table.
+pub fn with_settings(text: &str, settings: &[Override]) -> Result<String, String> {
+    let mut table: Table = toml::from_str(text).map_err(|error| error.to_string())?;
+    for it in settings {
+        it.set(&mut table)?;
+    }
+    toml::to_string(&table).map_err(|error| error.to_string())
+}
+
+/// Every key of a job's text, dotted, with its value as TOML.
+///
+/// # Errors
+/// The text is not TOML.
+pub fn flat(text: &str) -> Result<BTreeMap<String, String>, toml::de::Error> {
+    fn add(prefix: &str, table: Table, keys: &mut BTreeMap<String, String>) {
+        for (key, value) in table {
+            let key = if prefix.is_empty() {
+                key
+            } else {
+                format!("{prefix}.{key}")
+            };
+            match value {
+                Value::Table(inner) => add(&key, inner, keys),
+                value => drop(keys.insert(key, value.to_string())),
+            }
+        }
+    }
+    let mut keys = BTreeMap::new();
+    add("", toml::from_str(text)?, &mut keys);
+    Ok(keys)
 }
 
 /// Refuses a job with overrides whose size could not have been submitted so.

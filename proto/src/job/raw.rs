@@ -8,8 +8,8 @@ use crate::knobs::Knobs;
 use crate::rating::Rating;
 use crate::sample::{Concept, SampleMethod, SamplePrompt};
 use crate::spec::{
-    Architecture, Clothes, Component, Decay, DeviceKind, LossWeighting, OnFailedUnit, OnNonfinite,
-    Pairing, Precision, PromptOrder, Reduction, Retrieval, Task, Transform,
+    Architecture, Clothes, Component, Decay, DeviceKind, EvaluateOn, LossWeighting, OnFailedUnit,
+    OnNonfinite, Pairing, Precision, PromptOrder, Reduction, Retrieval, Task, Transform,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -99,6 +99,7 @@ pub(super) struct EvaluateToml {
     pub(super) guidance: Option<f64>,
     pub(super) reference_guidance: Option<f64>,
     pub(super) negative_prompt: Option<String>,
+    pub(super) knobs: Option<Knobs>,
     pub(super) failed_share_max: Option<f64>,
     /// URL of a folder.
     pub(super) clip: Option<String>,
@@ -106,7 +107,9 @@ pub(super) struct EvaluateToml {
     pub(super) lpips: Option<String>,
     pub(super) faces: Option<String>,
     pub(super) vqa: Option<VqaToml>,
-    #[serde(default)]
+    /// An expression of scores.
+    pub(super) score: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) models: Vec<EvaluatedToml>,
 }
 
@@ -346,6 +349,8 @@ pub(super) struct TrainToml {
     pub(super) validate_samples: Option<u32>,
     /// A duration, or [`super::NO_LIMIT`].
     pub(super) time_limit: Option<String>,
+    pub(super) evaluate_every: Option<u64>,
+    pub(super) evaluate_on: Option<EvaluateOn>,
     #[serde(default)]
     pub(super) optimizer: OptimizerToml,
 }
@@ -371,4 +376,6 @@ pub(super) enum OptimizerName {
 pub(super) struct CheckpointToml {
     pub(super) every: Option<u64>,
     pub(super) keep: Option<u32>,
+    /// An expression of scores.
+    pub(super) keep_best: Option<String>,
 }

@@ -86,6 +86,23 @@ pub enum WeightDisagreement {
 }
 
 impl Ending {
+    /// Its kind in a word, for counters.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::RankFailed { .. } => "rank-failed",
+            Self::GroupBroken { .. } => "group-broken",
+            Self::WorkerLost { .. } => "worker-lost",
+            Self::WorkerRestarted { .. } => "worker-restarted",
+            Self::RankMissing { .. } => "rank-missing",
+            Self::Partitioned { .. } => "partitioned",
+            Self::WeightsDisagree { .. } => "weights-disagree",
+            Self::ShardsDisagree { .. } => "shards-disagree",
+            Self::ManifestRefused { .. } => "manifest-refused",
+            Self::LastCheckpointMissing { .. } => "last-checkpoint-missing",
+        }
+    }
+
     /// The worker that lost a process.
     #[must_use]
     pub fn lost_worker(&self) -> Option<&WorkerId> {

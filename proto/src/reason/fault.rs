@@ -91,6 +91,22 @@ pub enum Fault {
     UnitsOverdue { cause: StopCause, worker: String },
 }
 
+impl Fault {
+    /// Its kind in a word, for counters.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Text { .. } => "other",
+            Self::Generation { ending, .. }
+            | Self::Process { ending, .. }
+            | Self::Worker { ending } => ending.word(),
+            Self::Unit { .. } => "unit-failed",
+            Self::StopOverdue { .. } => "stop-overdue",
+            Self::UnitsOverdue { .. } => "units-overdue",
+        }
+    }
+}
+
 /// Why a unit failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]

@@ -99,6 +99,26 @@ pub enum MissingSource {
 }
 
 impl Waiting {
+    /// Its kind in a word, for counters.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Text { .. } => "other",
+            Self::Submitted => "submitted",
+            Self::Retried => "retried",
+            Self::Upgraded => "upgraded",
+            Self::Paused => "paused",
+            Self::UnitsFailed { .. } => "units-failed",
+            Self::Shortage { .. } => "shortage",
+            Self::Release { .. } => "release",
+            Self::Dependencies { .. } => "dependencies",
+            Self::DependencyFailed { .. } => "dependency-failed",
+            Self::Source { .. } => "source",
+            Self::Stopped { .. } => "stopped",
+            Self::Fault { .. } => "fault",
+        }
+    }
+
     /// True if it waits for a dependency that will not be done by itself.
     #[must_use]
     pub fn is_dependency_failed(&self) -> bool {

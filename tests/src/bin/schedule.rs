@@ -5,7 +5,7 @@
 
 use anyhow::{Context, Result};
 use coordinator_core::event::{
-    DatasetPin, Durable, Effect, Input, JobPhase, JobRecord, Record, Reply, RequestId,
+    About, DatasetPin, Durable, Effect, Input, JobPhase, JobRecord, Record, Reply, RequestId,
 };
 use coordinator_core::{Config, Coordinator, WaitingQuotas};
 use proto::id::{JobId, WorkerId};
@@ -183,6 +183,7 @@ fn submit(machine: &mut Coordinator, number: u64) -> Result<JobId> {
             version: "version".to_owned(),
             ..DatasetPin::default()
         },
+        about: About::default(),
         archived: vec![],
     };
     let effects = machine.handle(NOW, event);

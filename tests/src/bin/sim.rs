@@ -41,6 +41,7 @@ fn run() -> anyhow::Result<()> {
             "--gangs" => kinds = Kinds::Gangs,
             "--mixed" => kinds = Kinds::Mixed,
             "--archived" => kinds = Kinds::Archived,
+            "--evaluated" => kinds = Kinds::Evaluated,
             "--million" => million = true,
             _ => bail!(
                 "`{flag}`: usage: sim [--seeds COUNT] [--seed N] [--bug NAME] [--trace] [--bugs] \

@@ -57,6 +57,12 @@ pub(crate) enum SimEvent {
         result: Result<(), String>,
     },
 
+    /// The store answers this boot of the coordinator about scores.
+    ScoresRead {
+        boot: u64,
+        evaluation: JobId,
+    },
+
     /// The store deletes a checkpoint, as this boot of the coordinator requested.
     CheckpointDeleted {
         boot: u64,
@@ -172,6 +178,7 @@ impl SimEvent {
                 | Self::CoordinatorReceives { .. }
                 | Self::CoordinatorDisconnected { .. }
                 | Self::ManifestReply { .. }
+                | Self::ScoresRead { .. }
         )
     }
 }

@@ -2,9 +2,10 @@
 
 use super::World;
 use super::agenda::SimEvent;
+use super::evaluations::PlannedEvaluation;
 use super::plan::PlannedJob;
 use super::units::plan::{Planned, PlannedUnits};
-use coordinator_core::event::{DatasetPin, Input, JobPhase, JobRecord, Reply, RequestId};
+use coordinator_core::event::{About, DatasetPin, Input, JobPhase, JobRecord, Reply, RequestId};
 use proto::architecture::{Diffusion, Latents, Noise, Objective, Retrinet};
 use proto::evaluate::{
     Characters, EvaluateWork, EvaluatedModel, EvaluationPlan, MetricSettings, Prompts,
@@ -398,6 +399,7 @@ fn submit(request: RequestId, spec: JobSpec) -> Input {
             version: "toy".to_owned(),
             ..DatasetPin::default()
         },
+        about: About::default(),
         // Filled in when it is sent.
         archived: Vec::new(),
     }
@@ -442,7 +444,10 @@ fn spec(job: &PlannedJob) -> JobSpec {
         precision: Precision::Fp32,
         on_nonfinite: OnNonfinite::Stop,
         latent_cache_mib: 0,
-        reduction: Reduction::Fast,
+        reduction: match job.evaluation {
+            Some(_) => Reduction::Exact,
+            None => Reduction::Fast,
+        },
         threads: 1,
         digest_every: 0,
         validate_every: 0,
@@ -452,12 +457,16 @@ fn spec(job: &PlannedJob) -> JobSpec {
     let checkpoint = CheckpointPolicy {
         every: job.every,
         keep: job.keep,
+        keep_best: job.evaluation.and_then(PlannedEvaluation::score),
     };
     let work = TrainWork {
         data,
         model: model(),
         train,
         checkpoint,
+        evaluation: job
+            .evaluation
+            .map(|evaluation| Box::new(evaluation.plan(job.every))),
     };
     JobSpec {
         name: "toy".to_owned(),

@@ -30,6 +30,8 @@ pub(crate) struct CoordinatorHost {
     /// For [`Bug::ClockStopped`].
     stopped: bool,
     wake_at: Option<u64>,
+    /// The latest time that its clock has shown since it started.
+    latest: u64,
     /// It handles no event before this time.
     pub(crate) stalled_until: u64,
     /// It waits for a slow save: its events are deferred until it has performed the remaining
@@ -50,6 +52,7 @@ impl CoordinatorHost {
             skew: 0,
             stopped,
             wake_at: None,
+            latest: 0,
             stalled_until: 0,
             is_saving: false,
             links,
@@ -97,6 +100,9 @@ impl World {
             ended_jobs_max: match self.kinds {
                 Kinds::Archived => 0,
                 Kinds::All | Kinds::Gangs | Kinds::Mixed => 64,
+                // Every second world archives at once.
+                Kinds::Evaluated if self.plan.heal_at.is_multiple_of(2) => 0,
+                Kinds::Evaluated => 64,
             },
         };
         // As in the state store, recovery parses the stored text.
@@ -105,6 +111,7 @@ impl World {
         host.boot += 1;
         host.machine = Some(Coordinator::restore(config, durable, host.wall(self.now)));
         host.wake_at = None;
+        host.latest = host.wall(self.now);
         self.schedule_coordinator_wake();
     }
 
@@ -186,6 +193,7 @@ impl World {
 
     pub(crate) fn coordinator_handles(&mut self, event: Input) {
         let wall = self.coordinator.wall(self.now);
+        self.coordinator.latest = self.coordinator.latest.max(wall);
         let Some(machine) = &mut self.coordinator.machine else {
             return;
         };
@@ -295,7 +303,10 @@ impl World {
             Effect::Save(_) => self.bug != Some(Bug::SavesUnfenced),
             Effect::WriteManifest { .. } => self.bug != Some(Bug::ManifestsUnfenced),
             Effect::DeleteCheckpoint { .. } => true,
-            Effect::Send { .. } | Effect::Reply { .. } | Effect::Emit(_) => false,
+            Effect::ReadScores { .. }
+            | Effect::Send { .. }
+            | Effect::Reply { .. }
+            | Effect::Emit(_) => false,
         }
     }
 
@@ -320,6 +331,12 @@ impl World {
                     }
                     if let Record::Job(job) = &record {
                         self.specs.insert(job);
+                    }
+                    if let Record::Job(job) = &record {
+                        let wall = self.coordinator.wall(self.now);
+                        let old = self.durable.jobs.get(&job.id);
+                        let latest = self.coordinator.latest;
+                        self.oracle.on_account(old, job, wall, latest);
                     }
                     self.oracle
                         .on_save(&self.durable, &record, &self.store, &self.specs);
@@ -358,6 +375,7 @@ impl World {
                     SimEvent::ManifestWritten { boot, manifest },
                 );
             }
+            Effect::ReadScores { evaluation } => self.read_scores(evaluation),
             Effect::DeleteCheckpoint { job, checkpoint } => {
                 self.oracle.on_delete(&self.durable, &job, checkpoint);
                 self.delete_later(job, checkpoint);

@@ -87,6 +87,10 @@ pub(crate) fn input(event: &coordinator::Input) -> Option<String> {
                 }
             }
         }
+        Input::ScoresRead { evaluation, result } => match result {
+            Ok(_) => format!("the scores of {evaluation} are read"),
+            Err(error) => format!("reading the scores of {evaluation} failed: {error}"),
+        },
         Input::Received { .. } | Input::Deadline => return None,
         #[allow(unreachable_patterns)]
         other => format!("the coordinator receives {other:?}"),
@@ -119,6 +123,9 @@ pub(crate) fn effect(effect: &coordinator::Effect) -> Option<String> {
             "the coordinator writes the manifest of {} step {} (generation {})",
             manifest.job, manifest.step, manifest.generation
         ),
+        Effect::ReadScores { evaluation } => {
+            format!("the coordinator reads the scores of {evaluation}")
+        }
         Effect::DeleteCheckpoint {
             job,
             checkpoint: at,
@@ -248,6 +255,23 @@ fn coordinator_event(event: &coordinator::Event) -> Option<String> {
             failures,
             error,
         } => format!("unit {unit} of {job} fails on {worker}, failure {failures}: {error}"),
+        Event::EvaluationSubmitted {
+            job,
+            step,
+            evaluation,
+        } => format!("{evaluation} evaluates step {step} of {job}"),
+        Event::EvaluationScored {
+            job, step, scored, ..
+        } => {
+            let score = scored.score.unwrap_or_default();
+            format!("step {step} of {job} is scored: {score}")
+        }
+        Event::EvaluationUnscored { job, step, why, .. } => {
+            format!("step {step} of {job} has no scores: {why}")
+        }
+        Event::EvaluationSkipped { job, step } => {
+            format!("step {step} of {job} is not evaluated")
+        }
         Event::UnitSetAside { job, unit, .. } => format!("unit {unit} of {job} is set aside"),
         Event::Unreachable { pair } => format!("the coordinator sees that {pair}"),
     };

@@ -14,7 +14,7 @@ use super::toy;
 use coordinator_core::event::JobPhase;
 use proto::checkpoint::CheckpointRef;
 use proto::id::{Generation, JobId, Rank, Step};
-use proto::message::{DIGESTS_MAX, PhaseSeconds, RankPhase, StepReport, WeightDigest};
+use proto::message::{DIGESTS_MAX, PhaseSeconds, RankPhase, StepReport, StepTotals, WeightDigest};
 use proto::spec::TrainWork;
 use rank_core::gang::{Effect, Input as GangInput};
 use rank_core::state::{StateLabel, StateSource};
@@ -465,6 +465,7 @@ impl World {
             return;
         };
         process.value = toy::fold(process.value, sum);
+        process.totals = Some(totals_after(process.totals, Step(process.step() + 1)));
         let held = process.held();
         process.reached = held.map(|held| (held.generation, held.step.0 + 1));
     }
@@ -557,5 +558,25 @@ impl World {
                 outcome: "exit status 0",
             },
         );
+    }
+}
+
+/// What a process has done after one more step. The toy takes no time of its own; these figures are
+/// fixed, so that the coordinator has something to divide.
+fn totals_after(before: Option<StepTotals>, step: Step) -> StepTotals {
+    let before = before.unwrap_or_default();
+    let seconds = PhaseSeconds {
+        data: 0.003,
+        forward: 0.004,
+        backward: 0.005,
+        communication: 0.006,
+        optimizer: 0.001,
+        checkpoint: 0.002,
+        validation: 0.0,
+    };
+    StepTotals {
+        step,
+        steps: before.steps + 1,
+        seconds: before.seconds.plus(&seconds),
     }
 }

@@ -60,6 +60,7 @@ pub fn many_units(units: u32) -> Result<ManyUnits, Broken> {
         nodes: NODES.to_vec(),
         // The job whose weights the units use.
         jobs: vec![PlannedJob::extra_job(0, 0)],
+        evaluations: Vec::new(),
         units: vec![PlannedUnits::plain(units, UNIT_MS, DEVICES)],
         drains: Vec::new(),
         quotas: BTreeMap::new(),

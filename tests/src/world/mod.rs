@@ -3,11 +3,13 @@
 //! are lost, delayed, duplicated and reordered, and everything crashes. Then the faults end, and
 //! every job must end with the value of an undisturbed run. The same seed gives the same events.
 
+mod accounts;
 mod agenda;
 mod bug;
 mod clients;
 mod coordinator;
 mod describe;
+mod evaluations;
 mod group;
 mod million;
 mod node;
@@ -239,7 +241,10 @@ impl World {
                 continue;
             }
             self.handle_event(event);
-            if matches!(self.kinds, Kinds::Mixed | Kinds::Archived) {
+            if matches!(
+                self.kinds,
+                Kinds::Mixed | Kinds::Archived | Kinds::Evaluated
+            ) {
                 self.check_progress();
             }
             if let Some(violation) = self.oracle.violation.take() {
@@ -284,8 +289,12 @@ impl World {
             stable_hash: self.trace.stable_hash(),
             ..Outcome::default()
         };
+        self.count_evaluations(&mut outcome);
         for record in self.durable.jobs.values() {
             outcome.restarts += record.restarts;
+            for (bucket, ms) in &record.account.spent {
+                *outcome.spent.entry(*bucket).or_insert(0) += ms;
+            }
             match &record.phase {
                 JobPhase::Done { .. } => outcome.done += 1,
                 JobPhase::Failed { .. } => outcome.failed += 1,
@@ -304,7 +313,12 @@ impl World {
     fn is_finished(&self) -> bool {
         // A job has ended for the coordinator only once its save has been confirmed.
         let is_over = |job: &JobRecord| job.phase.is_over() || self.is_abandoned(job);
-        let over = self.durable.jobs.values().all(is_over) && !self.coordinator.is_saving;
+        let evaluated = self.durable.jobs.values().all(|job| {
+            let evaluations = job.evaluations.as_ref();
+            !evaluations.is_some_and(evaluations::is_open)
+        });
+        let over =
+            self.durable.jobs.values().all(is_over) && evaluated && !self.coordinator.is_saving;
         over && self
             .client_requests
             .iter()
@@ -357,6 +371,7 @@ impl World {
         if record.units.is_some() {
             return self.check_units_end(record);
         }
+        self.check_evaluations_end(record)?;
         let spec = self.specs.get(id);
         match (&record.phase, spec.and_then(JobSpec::training)) {
             (JobPhase::Done { .. }, Some(training)) => {
@@ -442,6 +457,7 @@ impl World {
                 };
                 self.as_coordinator(boot, |world| world.coordinator_handles(written));
             }
+            SimEvent::ScoresRead { boot, evaluation } => self.scores_read(boot, evaluation),
             SimEvent::NodeStart { node, clock_back } => self.start_node(node, clock_back),
             SimEvent::NodeWake { node, boot } => self.node_wakes(node, boot),
             SimEvent::NodeReceives { node, boot, state } => {

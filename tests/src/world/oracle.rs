@@ -2,6 +2,7 @@
 //! violation. The oracle sees inputs and effects of the machines, never their internal state.
 
 use super::describe;
+use super::evaluations::reader;
 use super::group::JOIN_TIMEOUT;
 use super::specs::Specs;
 use super::store::Store;
@@ -266,6 +267,11 @@ impl Oracle {
     }
 
     pub(crate) fn on_delete(&mut self, durable: &Durable, id: &JobId, checkpoint: CheckpointRef) {
+        let reader = reader(durable, id, checkpoint);
+        self.require(reader.is_none(), || {
+            let (step, reader) = (checkpoint.step, reader.map_or("", |id| &id.0));
+            format!("{id}: step {step} is deleted while {reader} evaluates it")
+        });
         let is_named = durable
             .jobs
             .get(id)
@@ -324,7 +330,11 @@ impl Oracle {
                 self.units.on_stopping(job, *generation);
                 true
             }
-            Event::WorkerUp { .. }
+            Event::EvaluationSubmitted { evaluation, .. } => durable.jobs.contains_key(evaluation),
+            Event::EvaluationScored { .. }
+            | Event::EvaluationUnscored { .. }
+            | Event::EvaluationSkipped { .. }
+            | Event::WorkerUp { .. }
             | Event::WorkerDown { .. }
             | Event::WorkersForgotten { .. }
             | Event::JobQueued { .. }

@@ -1,6 +1,8 @@
 //! Kinds of worlds, and how a world ends.
 
 use super::Bug;
+use proto::account::Bucket;
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// Which jobs a world has.
@@ -14,6 +16,8 @@ pub enum Kinds {
     Mixed,
     /// The same, and the coordinator archives every job as soon as it has ended.
     Archived,
+    /// Training jobs whose checkpoints are evaluated while they train.
+    Evaluated,
 }
 
 impl Kinds {
@@ -25,6 +29,7 @@ impl Kinds {
             Self::Gangs => Some("gangs"),
             Self::Mixed => Some("mixed"),
             Self::Archived => Some("archived"),
+            Self::Evaluated => Some("evaluated"),
         }
     }
 }
@@ -37,6 +42,12 @@ pub struct Outcome {
     pub cancelled: u32,
     /// Restarts of all jobs.
     pub restarts: u32,
+    /// Evaluations of training jobs with scores, without, and checkpoints that got none.
+    pub scored: u32,
+    pub unscored: u32,
+    pub skipped: u32,
+    /// Where the device-time of all jobs went, in milliseconds.
+    pub spent: BTreeMap<Bucket, u64>,
     pub events: u64,
     /// Hash of the trace, if it was computed.
     pub hash: u64,
@@ -52,7 +63,13 @@ impl Outcome {
         self.failed += other.failed;
         self.cancelled += other.cancelled;
         self.restarts += other.restarts;
+        self.scored += other.scored;
+        self.unscored += other.unscored;
+        self.skipped += other.skipped;
         self.events += other.events;
+        for (bucket, ms) in &other.spent {
+            *self.spent.entry(*bucket).or_insert(0) += ms;
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //! no faults after `heal_at`.
 
 use super::Kinds;
+use super::evaluations::PlannedEvaluation;
 use super::rng::Rng;
 use super::units::plan::{Planned, PlannedUnits};
 use std::collections::BTreeMap;
@@ -18,6 +19,8 @@ pub(crate) struct Plan {
     pub(crate) nodes: Vec<u32>,
     pub(crate) jobs: Vec<PlannedJob>,
     pub(crate) units: Vec<PlannedUnits>,
+    /// How the units of evaluations behave.
+    pub(crate) evaluations: Vec<PlannedUnits>,
     pub(crate) drains: Vec<PlannedDrain>,
     pub(crate) quotas: BTreeMap<String, u32>,
     pub(crate) faults: Vec<(u64, Fault)>,
@@ -122,6 +125,7 @@ pub(crate) struct PlannedJob {
     pub(crate) scale: Option<(u64, u32)>,
     /// It starts when these are done.
     pub(crate) after: Vec<Planned>,
+    pub(crate) evaluation: Option<PlannedEvaluation>,
 }
 
 /// A node that is drained for a while.
@@ -231,9 +235,18 @@ impl Plan {
         }
         let mut quotas = quotas(&mut rng, &jobs);
         let faults = faults.into_iter().chain(cuts).collect();
-        let mut units = Vec::new();
+        let (mut units, mut evaluations) = (Vec::new(), Vec::new());
         match kinds {
             Kinds::All => {}
+            Kinds::Evaluated => {
+                let planned = PlannedEvaluation::random(seed, jobs.len());
+                for (job, planned) in jobs.iter_mut().zip(planned) {
+                    if let Some((evaluation, units)) = planned {
+                        job.evaluation = Some(evaluation);
+                        evaluations.push(units);
+                    }
+                }
+            }
             Kinds::Gangs => jobs.iter_mut().for_each(|job| job.sample_at = None),
             Kinds::Mixed | Kinds::Archived => {
                 units = PlannedUnits::random(seed, &nodes, &mut jobs, heal_at);
@@ -247,6 +260,7 @@ impl Plan {
             nodes,
             jobs,
             units,
+            evaluations,
             drains,
             quotas,
             faults,
@@ -286,6 +300,7 @@ impl PlannedJob {
             pause: None,
             scale: None,
             after: Vec::new(),
+            evaluation: None,
         }
     }
 
@@ -309,6 +324,7 @@ impl PlannedJob {
             pause: None,
             scale: None,
             after: Vec::new(),
+            evaluation: None,
         }
     }
 

@@ -15,7 +15,8 @@ use proto::checkpoint::checkpoint_folder;
 use proto::environment::RankEnvironment;
 use proto::id::{Generation, Rank, Step};
 use proto::message::{
-    Activity, Assignment, RankPhase, RankReport, ShardReport, Stage, StepReport, WeightDigest,
+    Activity, Assignment, RankPhase, RankReport, ShardReport, Stage, StepReport, StepTotals,
+    WeightDigest,
 };
 use proto::reason::RankFailure;
 use rank_core::gang::{Effect, GangRank, Input as GangInput, Order, Rules};
@@ -62,6 +63,8 @@ pub(crate) struct Process {
     pub(crate) reducing_since: Option<u64>,
     /// Planted bug: it does not report its state to the others until it has a new one.
     pub(crate) withholds_state: bool,
+    /// What it has done since it began.
+    pub(crate) totals: Option<StepTotals>,
     /// Digests of its weights, newest last.
     pub(crate) digests: Vec<WeightDigest>,
     /// When its newest order arrives; orders arrive in sequence.
@@ -144,6 +147,7 @@ impl World {
             rendezvous: None,
             reducing_since: None,
             withholds_state: false,
+            totals: None,
             digests: vec![],
             last_order: self.now,
             last_line: self.now,
@@ -334,6 +338,7 @@ impl World {
             digests: process.digests.clone(),
             units,
             activity: activity.or(reduces),
+            totals: process.totals,
         };
         process.last_line = (now + delay).max(process.last_line);
         let (node, boot, at) = (process.node, process.boot, process.last_line);

@@ -108,6 +108,7 @@ impl RankState {
             report: new_report(key, phase),
             assignment: Some(assignment),
         };
+        next.report.totals = self.report.totals;
         if let Some(lease) = next.lease() {
             next.report.units = restrict_to_lease(lease, self.report.units.clone());
             next.report.activity = self.report.activity;
@@ -193,6 +194,7 @@ impl RankState {
         }
         let mut changed = self.advance(report.phase);
         self.report.activity = report.activity;
+        self.report.totals = report.totals.or(self.report.totals);
         if report.store_address.is_some() && report.store_address != self.report.store_address {
             self.report.store_address = report.store_address;
             changed = true;
@@ -351,5 +353,6 @@ fn new_report(key: &RankKey, phase: RankPhase) -> RankReport {
         digests: Vec::new(),
         units: UnitReport::default(),
         activity: None,
+        totals: None,
     }
 }

@@ -10,7 +10,7 @@ use crate::watchdog::Watchdog;
 use proto::id::{Generation, Rank};
 use proto::message::{
     Assignment, DIGESTS_MAX, RankOrder, RankPhase, RankReport, STEPS_MAX, ShardReport, StepReport,
-    UnitReport, WeightDigest,
+    StepTotals, UnitReport, WeightDigest,
 };
 use proto::reason::RankFailure;
 use rank_core::{gang, units};
@@ -174,6 +174,12 @@ impl Connection {
             Message::Phase(phase) => self.report.phase = phase,
             Message::StoreAddress(address) => self.report.store_address = Some(address),
             Message::Step(step) => {
+                let before = self.report.totals.unwrap_or_default();
+                self.report.totals = Some(StepTotals {
+                    step: step.step,
+                    steps: before.steps + 1,
+                    seconds: before.seconds.plus(&step.seconds),
+                });
                 // A step that is repeated from older state replaces the reports from there on.
                 self.report.steps.retain(|known| known.step < step.step);
                 self.report.steps.push(step);
@@ -244,6 +250,7 @@ pub(crate) fn first_report(task: &Task) -> RankReport {
         digests: Vec::new(),
         units: UnitReport::default(),
         activity: None,
+        totals: None,
     }
 }
 

@@ -175,6 +175,7 @@ async fn orders_go_down_reports_come_up_and_a_kill_ends_it() {
         digests: vec![],
         units: UnitReport::default(),
         activity: None,
+        totals: None,
     };
     let line = format!("{}\n", serde_json::to_string(&report).unwrap());
     stream.get_mut().write_all(line.as_bytes()).await.unwrap();

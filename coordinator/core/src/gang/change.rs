@@ -4,7 +4,7 @@
 use super::job::{Gang, State};
 use crate::format::names;
 use crate::partitions::Partitions;
-use crate::placement::Demand;
+use crate::placement::{Demand, Takes};
 use crate::rank::RankLive;
 use crate::record::{Member, Millis};
 use proto::id::WorkerId;
@@ -28,6 +28,7 @@ impl Gang {
             workers_max,
             devices_per_worker: resources.devices_per_worker,
             device: resources.device,
+            takes: Takes::Any,
             warm: if self.is_queued() {
                 self.ready()
             } else {

@@ -5,6 +5,8 @@
 use super::job::Gang;
 use super::writing::Writing;
 use crate::deadline::{Deadlines, MANIFEST_ATTEMPTS_MAX};
+use crate::event::Event;
+use crate::head::Ended;
 use crate::outbox::Outbox;
 use proto::checkpoint::{CheckpointManifest, CheckpointRef};
 use proto::id::{Rank, Step};
@@ -105,7 +107,9 @@ pub(super) fn apply_result(
     let world = writing.manifest.shards.len();
     job.writing = None;
     job.checkpoints.push(checkpoint);
+    job.head.committed_ms = Some(outbox.wall);
     job.ledger_commit(world, checkpoint.step);
+    job.request_evaluation(checkpoint, outbox);
     job.head.restarts_without_progress = 0;
     // The timeout for the remaining shards starts again now.
     if let Some(running) = job.running_mut() {
@@ -164,15 +168,32 @@ impl Gang {
         apply_result(self, checkpoint, result, outbox)
     }
 
+    /// The checkpoint is due for an evaluation, if the job's plan says so.
+    fn request_evaluation(&mut self, checkpoint: CheckpointRef, outbox: &mut Outbox) {
+        let work = self.head.spec.training();
+        let plan = work.and_then(|work| work.evaluation.as_deref());
+        let is_due = plan.is_some_and(|plan| plan.is_due(checkpoint.step, self.steps_max()));
+        // A user has cancelled it while the manifest was being written.
+        if !is_due || matches!(self.ended(), Some(Ended::Cancelled { .. })) {
+            return;
+        }
+        if let Some(former) = self.evaluations.due.replace(checkpoint) {
+            self.evaluations.skipped += 1;
+            outbox.emit(Event::EvaluationSkipped {
+                job: self.head.id.clone(),
+                step: former.step,
+            });
+        }
+    }
+
     /// Removes surplus checkpoints from the record and requests their deletion. `pinned` are those
-    /// that another job reads.
+    /// that another job reads. Those that are evaluated and the best one stay, too.
     pub(crate) fn retain(&mut self, pinned: &BTreeSet<CheckpointRef>, outbox: &mut Outbox) {
         let surplus = self.checkpoints.len().saturating_sub(self.plan.keep);
         let old: Vec<CheckpointRef> = self.checkpoints[..surplus].to_vec();
-        for checkpoint in old
-            .into_iter()
-            .filter(|checkpoint| !pinned.contains(checkpoint))
-        {
+        let is_kept = |it: &CheckpointRef| pinned.contains(it) || self.evaluations.keeps(*it);
+        let old: Vec<CheckpointRef> = old.into_iter().filter(|it| !is_kept(it)).collect();
+        for checkpoint in old {
             self.checkpoints.retain(|other| *other != checkpoint);
             self.save(outbox);
             outbox.delete(self.head.id.clone(), checkpoint);

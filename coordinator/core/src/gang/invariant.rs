@@ -47,6 +47,14 @@ fn record(job: &Gang) {
         head.incidents.len() <= INCIDENTS_MAX,
         "{id}: too many incidents"
     );
+    let evaluations = &job.evaluations;
+    for needed in evaluations.due.into_iter().chain(evaluations.best()) {
+        assert!(
+            job.checkpoints.contains(&needed),
+            "{id}: the checkpoint of step {} is due for an evaluation or the best, and deleted",
+            needed.step
+        );
+    }
     if let Some(writing) = &job.writing {
         assert_eq!(
             writing.checkpoint().generation,

@@ -7,6 +7,7 @@ use super::running::Running;
 use super::standbys::Standbys;
 use super::writing::Writing;
 use crate::deadline::Deadlines;
+use crate::evaluation::Evaluations;
 use crate::head::{Ended, Head};
 use crate::outbox::Outbox;
 use crate::record::{JobPhase, JobRecord, Member, Millis, RECORD_VERSION};
@@ -25,6 +26,7 @@ pub(crate) struct Gang {
     pub(super) state: State,
     /// Committed checkpoints that still exist, oldest first.
     pub(crate) checkpoints: Vec<CheckpointRef>,
+    pub(crate) evaluations: Evaluations,
     /// The newest step ever reported or committed, as of the end of the last generation.
     pub(super) reached: Step,
     pub(super) ledger: Ledger,
@@ -125,6 +127,7 @@ impl Gang {
             plan,
             state,
             checkpoints: record.checkpoints,
+            evaluations: record.evaluations.unwrap_or_default(),
             reached: record.reached,
             ledger: Ledger::new(record.ledger),
             writing: None,
@@ -141,11 +144,12 @@ impl Gang {
     pub(crate) fn record(&self) -> JobRecord {
         JobRecord {
             job_toml: self.head.job_toml.clone(),
+            evaluations: self.evaluations.used().cloned(),
             ..self.brief_record()
         }
     }
 
-    /// The same without its text, which may be long.
+    /// The same without its text and most of its evaluations, which may be long.
     pub(crate) fn brief_record(&self) -> JobRecord {
         let head = &self.head;
         JobRecord {
@@ -160,6 +164,8 @@ impl Gang {
             adapted: head.adapted,
             source: None,
             models: Vec::new(),
+            parent: None,
+            evaluations: self.evaluations.used().map(Evaluations::brief),
             submitted_ms: head.submitted_ms,
             paused: head.paused,
             paused_because: head.paused_because.clone(),
@@ -183,6 +189,10 @@ impl Gang {
             restarts: head.restarts,
             incidents: head.incidents.clone(),
             units: None,
+            about: head.about.clone(),
+            account: head.book.account().clone(),
+            faults: head.faults.clone(),
+            committed_ms: head.committed_ms,
         }
     }
 

@@ -9,6 +9,7 @@ mod change;
 mod commit;
 mod deadlines;
 mod graceful_stop;
+mod holdings;
 mod invariant;
 mod job;
 mod ledger;

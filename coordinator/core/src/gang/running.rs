@@ -129,6 +129,7 @@ impl Running {
         if rank.apply(&report.phase, now) && newest.last_step.is_none() {
             self.stepped_at = now;
         }
+        rank.totals = report.totals.or(rank.totals);
         rank.activity = report
             .activity
             .filter(|activity| !bounds.excludes(activity.step));

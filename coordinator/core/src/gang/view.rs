@@ -13,6 +13,7 @@ impl Gang {
                     worker: &running.owner(*rank)?.worker,
                     phase: live.phase.as_ref(),
                     activity: live.activity,
+                    totals: live.totals,
                 })
             })
         });

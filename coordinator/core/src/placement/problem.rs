@@ -25,9 +25,21 @@ pub(crate) struct Demand {
     pub(crate) warm: Vec<WorkerId>,
     /// Workers in back-off, because its processes ended there. They are not assigned to it.
     pub(crate) avoid: Vec<WorkerId>,
+    pub(crate) takes: Takes,
     /// Unreachable pairs, except between workers that it holds. It is never assigned both workers
     /// of a pair.
     pub(crate) partitions: Partitions,
+}
+
+/// Which workers a job may take, besides those that it holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Takes {
+    /// Free ones, and those of others by the rules of placement.
+    Any,
+    /// Only free ones. It reserves none.
+    Free,
+    /// The same, or else those of this job beyond its minimum.
+    FreeOrOf(JobId),
 }
 
 /// A worker that is up.

@@ -1,7 +1,7 @@
 //! The assignments while a solution is computed. This module computes which nodes a gang may take
 //! and at what cost; [`super`] decides the order in which gangs take them.
 
-use super::problem::{Access, Demand, NodeCapacity, Problem};
+use super::problem::{Access, Demand, NodeCapacity, Problem, Takes};
 use super::shortage::shortage;
 use super::solution::{Decision, Solution};
 use proto::id::WorkerId;
@@ -158,6 +158,9 @@ impl<'a> Table<'a> {
                 Constraint::Workers
             },
         );
+        if demand.takes != Takes::Any {
+            return;
+        }
         let usable = |state: &NodeState<'_>| {
             state.node.access != Access::Drained && fits(demand, state.node)
         };
@@ -256,10 +259,24 @@ impl<'a> Table<'a> {
     fn over_quota(&self, job: usize, workers: u32) -> Option<Constraint> {
         let demand = self.demand(job);
         let quota = *self.problem.quotas.get(&demand.team)?;
-        let used = self.team_devices(job);
+        let mut used = self.team_devices(job);
+        if demand.takes == Takes::Free {
+            used += self.held_by_team(job);
+        }
         let needs = u64::from(workers) * u64::from(demand.devices_per_worker);
         let over = u64::from(quota) < u64::from(used) + needs;
         over.then_some(Constraint::Quota { quota, used })
+    }
+
+    /// Devices that other jobs of the team hold and that were not assigned to them yet.
+    fn held_by_team(&self, job: usize) -> u32 {
+        let of_team =
+            |other: &usize| *other != job && self.demand(*other).team == self.demand(job).team;
+        let held = |other: usize| {
+            let workers = u32::try_from(self.jobs[other].holds.len()).unwrap_or(u32::MAX);
+            workers.saturating_mul(self.demand(other).devices_per_worker)
+        };
+        (0..self.jobs.len()).filter(of_team).map(held).sum()
     }
 
     /// The cost of each node that the job may take.
@@ -292,6 +309,9 @@ impl<'a> Table<'a> {
             return Some(Cost::Free);
         }
         let victims = self.victims(job, index);
+        if !self.may_take_from(job, index, &victims) {
+            return None;
+        }
         let importance = |victim: &usize| {
             (
                 self.demand(*victim).priority,
@@ -307,12 +327,31 @@ impl<'a> Table<'a> {
         })
     }
 
+    /// Whether the job may take what these jobs hold on a node, if that is enough.
+    fn may_take_from(&self, job: usize, index: usize, victims: &[usize]) -> bool {
+        let devices = |victim: &usize| self.demand(*victim).devices_per_worker;
+        match &self.demand(job).takes {
+            Takes::Any => true,
+            Takes::Free => false,
+            Takes::FreeOrOf(_) => {
+                let state = &self.nodes[index];
+                let idle = state.free.saturating_sub(state.held);
+                let room = idle + victims.iter().map(devices).sum::<u32>();
+                let spares = victims.iter().all(|victim| self.has_surplus(*victim));
+                self.demand(job).devices_per_worker <= room && spares
+            }
+        }
+    }
+
     /// The jobs that must leave a node to make room: first those above their minimum, then by
     /// lowest priority, then the youngest.
     fn victims(&self, job: usize, index: usize) -> Vec<usize> {
         let state = &self.nodes[index];
         let mut idle = state.free.saturating_sub(state.held);
         let mut holders = state.holders.clone();
+        if let Takes::FreeOrOf(owner) = &self.demand(job).takes {
+            holders.retain(|holder| self.demand(*holder).job == *owner);
+        }
         holders.sort_by_key(|holder| {
             let demand = self.demand(*holder);
             (

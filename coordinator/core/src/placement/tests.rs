@@ -20,6 +20,7 @@ fn gang(number: u64, workers_min: u32, workers_max: u32, devices_per_worker: u32
         holds: vec![],
         warm: vec![],
         avoid: vec![],
+        takes: Takes::Any,
         partitions: Partitions::default(),
     }
 }
@@ -652,5 +653,144 @@ proptest! {
             });
         }
         prop_assert!(waiting.is_empty(), "{:?} never started", waiting);
+    }
+}
+
+/// An evaluation of `job-{parent}`.
+fn evaluation(number: u64, takes: Takes) -> Demand {
+    Demand {
+        takes,
+        ..gang(number, 1, 1, 1)
+    }
+}
+
+fn of(parent: u64) -> Takes {
+    Takes::FreeOrOf(JobId(format!("job-{parent}")))
+}
+
+#[test]
+fn a_job_that_takes_only_free_workers_takes_no_others_and_reserves_none() {
+    let parent = holding(gang(1, 1, 3, 1), &[1, 2, 3]);
+    let low = Demand {
+        priority: -1,
+        ..holding(gang(2, 1, 1, 1), &[4])
+    };
+    let free = evaluation(3, Takes::Free);
+    let demands = [parent.clone(), low.clone(), free.clone()];
+    let waits = "1x1 cpu, busy w1 w2 w3 w4";
+    expect(&problem(&demands, nodes(4)), &["w1 w2 w3", "w4", waits]);
+    expect(&problem(&demands, nodes(5)), &["w1 w2 w3", "w4", "w5"]);
+    // It reserves nothing: a later job makes the first one shrink as if it were not there.
+    let later = [parent, low, free, gang(4, 1, 1, 1)];
+    let solution = solve(&problem(&later, nodes(4)));
+    assert!(matches!(
+        &solution[&JobId("job-4".to_owned())],
+        Decision::Run(_)
+    ));
+}
+
+#[test]
+fn an_evaluation_takes_a_worker_of_its_own_job_and_of_no_other_above_the_minimum() {
+    let waits = "1x1 cpu, busy w1 w2 w3";
+    let both = |min, parent| {
+        [
+            holding(gang(1, min, 2, 1), &[1, 2]),
+            holding(gang(2, 1, 1, 1), &[3]),
+            evaluation(3, of(parent)),
+        ]
+    };
+    expect(&problem(&both(1, 1), nodes(3)), &["w1", "w3", "w2"]);
+    expect(&problem(&both(2, 1), nodes(3)), &["w1 w2", "w3", waits]);
+    expect(&problem(&both(1, 2), nodes(3)), &["w1 w2", "w3", waits]);
+    expect(&problem(&both(1, 9), nodes(3)), &["w1 w2", "w3", waits]);
+    expect(&problem(&both(1, 1), nodes(4)), &["w1 w2", "w3", "w4"]);
+}
+
+#[test]
+fn an_evaluation_on_free_workers_leaves_its_team_s_quota_to_those_that_hold_devices() {
+    let demands = |takes| [holding(gang(1, 1, 2, 1), &[1, 2]), evaluation(2, takes)];
+    let mut limited = problem(&demands(Takes::Free), nodes(3));
+    limited.quotas = BTreeMap::from([("default".to_owned(), 2)]);
+    let solution = solve(&limited);
+    assert!(matches!(
+        &solution[&JobId("job-2".to_owned())],
+        Decision::Wait(_)
+    ));
+    limited.demands = demands(of(1)).to_vec();
+    let solution = solve(&limited);
+    assert!(matches!(
+        &solution[&JobId("job-2".to_owned())],
+        Decision::Run(_)
+    ));
+}
+
+/// Some of these jobs are evaluations.
+fn any_evaluations() -> impl Strategy<Value = Vec<Demand>> {
+    let takes = prop::collection::vec(0..4_u64, 9);
+    (any_demands(2), takes).prop_map(|(demands, takes)| {
+        let with = |(demand, takes): (Demand, u64)| match takes {
+            0 => Demand {
+                takes: Takes::Free,
+                workers_min: 1,
+                workers_max: 1,
+                ..demand
+            },
+            1 => Demand {
+                takes: of(demand.number.saturating_sub(1)),
+                workers_min: 1,
+                workers_max: 1,
+                ..demand
+            },
+            _ => demand,
+        };
+        demands.into_iter().zip(takes).map(with).collect()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 1_000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn a_solution_with_evaluations_is_solved_again_as_itself(
+        demands in any_evaluations(),
+        nodes in any_nodes(),
+    ) {
+        let mut problem = problem(&demands, nodes);
+        let first = solve(&problem);
+        apply_solution(&mut problem, &first);
+        prop_assert_eq!(solve(&problem), first);
+    }
+
+    /// Those that take only free workers take nothing from the others.
+    #[test]
+    fn waiting_evaluations_change_nothing_for_jobs_that_run(
+        demands in any_demands(2),
+        nodes in any_nodes(),
+        number in 0..9_usize,
+    ) {
+        let mut problem = problem(&demands, nodes);
+        let settled = solve(&problem);
+        apply_solution(&mut problem, &settled);
+        let mut with = problem.clone();
+        with.demands.push(Demand {
+            priority: i32::try_from(number % 3).expect("a few"),
+            ..evaluation(100, Takes::Free)
+        });
+        let solution = solve(&with);
+        for (job, decision) in &settled {
+            if let Decision::Run(workers) = decision {
+                let Decision::Run(now) = &solution[job] else {
+                    panic!("{job:?} stops for an evaluation");
+                };
+                prop_assert!(
+                    workers.iter().all(|worker| now.contains(worker)),
+                    "{:?} gives up a worker", job
+                );
+            }
+        }
     }
 }

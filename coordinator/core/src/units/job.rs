@@ -120,6 +120,8 @@ impl Units {
             adapted: head.adapted,
             source: None,
             models: Vec::new(),
+            parent: head.parent.clone(),
+            evaluations: None,
             submitted_ms: head.submitted_ms,
             paused: head.paused,
             paused_because: head.paused_because.clone(),
@@ -146,6 +148,10 @@ impl Units {
             restarts: head.restarts,
             incidents: head.incidents.clone(),
             units: Some(units),
+            about: head.about.clone(),
+            account: head.book.account().clone(),
+            faults: head.faults.clone(),
+            committed_ms: head.committed_ms,
         }
     }
 

@@ -6,8 +6,9 @@ use crate::deadline::Deadlines;
 use crate::event::Event;
 use crate::outbox::Outbox;
 use crate::partitions::Partitions;
-use crate::placement::Demand;
+use crate::placement::{Demand, Takes};
 use crate::record::Member;
+use proto::during::EvaluateOn;
 use proto::id::{Rank, WorkerId};
 use proto::reason::{Fault, GenerationEnd, StopCause, Stopped, Waiting};
 
@@ -50,6 +51,13 @@ impl Units {
             avoid: self.backing_off.keys().cloned().collect(),
             // Its workers need not reach each other.
             partitions: Partitions::default(),
+            takes: match &head.parent {
+                None => Takes::Any,
+                Some(parent) if parent.on == EvaluateOn::Shrink => {
+                    Takes::FreeOrOf(parent.job.clone())
+                }
+                Some(_) => Takes::Free,
+            },
         })
     }
 

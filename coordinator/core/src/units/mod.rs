@@ -6,6 +6,7 @@
 mod assignment;
 mod deadlines;
 mod fail;
+mod holdings;
 mod invariant;
 mod job;
 mod lease;

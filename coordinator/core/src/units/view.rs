@@ -15,6 +15,7 @@ impl Units {
                 worker: participant.worker(),
                 phase: units.live.phase.as_ref(),
                 activity: units.live.activity,
+                totals: None,
             })
         });
         JobView {

@@ -2,7 +2,7 @@
 //! durable state like a state store. Time passes only if a test advances it.
 
 use coordinator_core::event::{
-    DatasetPin, Durable, Effect, Event, Input, JobPhase, JobRecord, Reply, RequestId,
+    About, DatasetPin, Durable, Effect, Event, Input, JobPhase, JobRecord, Reply, RequestId,
 };
 use coordinator_core::{Config, Coordinator, WaitingQuotas};
 use proto::architecture::{Diffusion, Latents, Noise, Objective, Retrinet};
@@ -104,6 +104,7 @@ impl Harness {
                 ..DatasetPin::default()
             },
             spec: Box::new(spec),
+            about: About::default(),
             archived,
         });
         let Reply::Refused { reason } = reply else {
@@ -123,6 +124,7 @@ impl Harness {
                 ..DatasetPin::default()
             },
             spec: Box::new(spec),
+            about: About::default(),
             archived,
         });
         let Reply::Accepted { job } = reply else {
@@ -294,6 +296,7 @@ pub(crate) fn rank(job: &JobId, generation: u64, rank: u32, phase: RankPhase) ->
         digests: vec![],
         units: UnitReport::default(),
         activity: None,
+        totals: None,
     }
 }
 
@@ -575,7 +578,11 @@ pub(crate) fn spec(workers_min: u32, workers_max: u32) -> JobSpec {
         time_limit: None,
     };
     let model = model();
-    let checkpoint = CheckpointPolicy { every: 2, keep: 1 };
+    let checkpoint = CheckpointPolicy {
+        every: 2,
+        keep: 1,
+        keep_best: None,
+    };
     JobSpec {
         name: "toy".to_owned(),
         resources,
@@ -585,6 +592,7 @@ pub(crate) fn spec(workers_min: u32, workers_max: u32) -> JobSpec {
             model,
             train,
             checkpoint,
+            evaluation: None,
         })),
     }
 }

@@ -10,14 +10,19 @@ mod stored;
 
 use super::patience::aloud;
 use super::submit::{self, SubmitArgs};
-use super::{Global, Outcome};
+use super::{Global, Outcome, client};
+use crate::pin::check_init;
 use crate::text::errln;
 use anyhow::{Result, anyhow};
 use clap::{Args, Subcommand};
 use model_data::evaluation;
 use model_data::loader::{Loader, LoaderOptions};
-use proto::evaluate::{EvaluateWork, FACES_FILES, LPIPS_FILES, VqaSettings};
+use proto::evaluate::{
+    EvaluateWork, EvaluatedModel, EvaluationPlan, FACES_FILES, LPIPS_FILES, MetricSettings,
+    VqaSettings,
+};
 use proto::pb;
+use proto::spec::TrainWork;
 use std::path::PathBuf;
 use vqa::{Client, Options};
 
@@ -45,24 +50,83 @@ pub(crate) enum EvaluateCommand {
 
 /// Checks the plan's characters and prompts against the data set of the first model's job, if this
 /// machine can read it. Workers check again.
-pub(crate) async fn check(work: &EvaluateWork, trained: &pb::JobView) -> Result<()> {
-    if let Some(url) = &work.metrics.clip {
+pub(crate) async fn check(
+    global: &Global,
+    client: &mut client::Client,
+    work: &EvaluateWork,
+    trained: &pb::JobView,
+) -> Result<()> {
+    check_metrics(&work.metrics).await?;
+    for model in work.models.iter().filter(|model| model.init.is_some()) {
+        let job = client::describe(global, client, &model.job.0).await?;
+        check_model_init(model, &work.plan, &job).await?;
+    }
+    let spec = training(trained)?;
+    let version = Some(trained.dataset_version.clone());
+    check_characters(&work.plan, &work.models[0], spec, version).await
+}
+
+/// The same for the plan by which a job is evaluated while it trains.
+pub(crate) async fn check_during(work: &TrainWork, version: &str) -> Result<()> {
+    let Some(evaluation) = &work.evaluation else {
+        return Ok(());
+    };
+    check_metrics(&evaluation.metrics).await?;
+    let version = Some(version.to_owned());
+    check_characters(&evaluation.plan, &evaluation.model, work.clone(), version).await
+}
+
+async fn check_metrics(metrics: &MetricSettings) -> Result<()> {
+    if let Some(url) = &metrics.clip {
         folders::check_clip(url).await?;
     }
-    let lpips = ("evaluate.lpips", &work.metrics.lpips, &LPIPS_FILES[..]);
-    let faces = ("evaluate.faces", &work.metrics.faces, &FACES_FILES[..]);
+    let lpips = ("evaluate.lpips", &metrics.lpips, &LPIPS_FILES[..]);
+    let faces = ("evaluate.faces", &metrics.faces, &FACES_FILES[..]);
     for (field, url, files) in [lpips, faces] {
         if let Some(url) = url {
             folders::check_files(field, url, files).await?;
         }
     }
-    if let Some(settings) = &work.metrics.vqa {
+    if let Some(settings) = &metrics.vqa {
         check_server(settings).await?;
     }
+    Ok(())
+}
+
+fn training(trained: &pb::JobView) -> Result<TrainWork> {
     let file = format!("job.toml of {}", trained.job);
-    let mut spec = proto::job::parse_training(&file, &trained.job_toml)?;
-    work.plan.adapt(&work.models[0], &mut spec);
-    let version = Some(trained.dataset_version.clone());
+    Ok(proto::job::parse_training(&file, &trained.job_toml)?)
+}
+
+/// Whether the folder that replaces a model's weights fits it, if this machine can read the folder.
+async fn check_model_init(
+    model: &EvaluatedModel,
+    plan: &EvaluationPlan,
+    job: &pb::JobView,
+) -> Result<()> {
+    let mut spec = training(job)?;
+    model.read_by(plan, &mut spec);
+    let url = model.init.as_deref().unwrap_or_default();
+    match aloud(url, check_init(&spec)).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.is_unreachable() => {
+            errln!(
+                "evaluate.models: {:?}: init: not seen from here: {error}",
+                model.name
+            );
+            Ok(())
+        }
+        Err(error) => Err(anyhow!("evaluate.models: {:?}: init: {error}", model.name)),
+    }
+}
+
+async fn check_characters(
+    plan: &EvaluationPlan,
+    model: &EvaluatedModel,
+    mut spec: TrainWork,
+    version: Option<String>,
+) -> Result<()> {
+    plan.adapt(model, &mut spec);
     let options = LoaderOptions::new(&spec.model.architecture, 0, version);
     let unseen = |why: &str| {
         errln!(
@@ -82,8 +146,8 @@ pub(crate) async fn check(work: &EvaluateWork, trained: &pb::JobView) -> Result<
         Ok(loader) => loader,
         Err(error) => return unseen(&proto::text::chain(&error)),
     };
-    let characters = evaluation::characters(&loader, &work.plan)?;
-    evaluation::prompts(&loader, &work.plan, &characters)?;
+    let characters = evaluation::characters(&loader, plan)?;
+    evaluation::prompts(&loader, plan, &characters)?;
     Ok(())
 }
 

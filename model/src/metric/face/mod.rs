@@ -119,3 +119,63 @@ fn load<T>(
     source.load(&parameters.tensors(), named, is_used)?;
     Ok(network)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use image::Rgb;
+
+    /// Random weights. Agreement with `facenet-pytorch` is in `make parity`.
+    fn faces() -> Faces {
+        let parameters = [1, 2, 3, 4].map(|seed| Parameters::seeded(seed, Device::Cpu));
+        let [first, second, third, fourth] = &parameters;
+        Faces {
+            detector: Detector {
+                proposal: Proposal::new(&first.root()),
+                small: Refinement::small(&second.root()),
+                large: Refinement::large(&third.root()),
+            },
+            embedder: InceptionResnet::new(&fourth.root()),
+            device: Device::Cpu,
+        }
+    }
+
+    #[test]
+    fn a_face_is_a_vector_of_length_1_and_another_face_is_another() {
+        tch::set_num_threads(1);
+        let faces = faces();
+        let flat = RgbImage::from_pixel(40, 50, Rgb([200, 150, 120]));
+        let striped = RgbImage::from_fn(40, 50, |x, _| Rgb([if x % 8 < 4 { 255 } else { 0 }; 3]));
+        let vectors = [&flat, &striped, &flat].map(|it| faces.embed_face(it).unwrap());
+        assert_eq!(vectors[0].len(), 512);
+        assert_eq!(vectors[0], vectors[2]);
+        assert_ne!(vectors[0], vectors[1]);
+        let square: f32 = vectors[0].iter().map(|it| it * it).sum();
+        assert!((square - 1.0).abs() < 1e-5, "{square}");
+        // Smaller than the smallest face.
+        assert_eq!(faces.detect(&RgbImage::new(19, 40)).unwrap(), []);
+    }
+
+    #[test]
+    fn a_face_at_the_edge_is_cut_and_one_outside_is_none() {
+        let image = RgbImage::new(100, 80);
+        let cut_at = |sides| {
+            let face = FaceBox {
+                sides,
+                probability: 1.0,
+            };
+            cut(&image, &face).map(|it| it.dimensions())
+        };
+        assert_eq!(cut_at([-10.0, 5.9, 30.0, 45.0]), Some((30, 40)));
+        assert_eq!(cut_at([90.0, 70.0, 130.0, 99.0]), Some((10, 10)));
+        assert_eq!(cut_at([101.0, 0.0, 130.0, 40.0]), None);
+    }
+
+    #[test]
+    fn a_folder_without_a_file_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = Faces::open(folder.path(), Device::Cpu).unwrap_err();
+        assert!(error.to_string().contains("pnet.safetensors"), "{error}");
+    }
+}

@@ -11,6 +11,7 @@ use crate::job::faults::Faults;
 use crate::job::raw::{CharactersToml, EvaluateToml, EvaluatedToml, FileCharacterToml, VqaToml};
 use crate::limits::{LIST, PROMPT_BYTES, TEXT_BYTES};
 use crate::sample::{SampleMethod, SamplePrompt, Weights};
+use crate::score::{Expression, Source};
 use crate::spec::Pairing;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -36,7 +37,90 @@ pub(super) fn evaluate(
     directory: Option<&Path>,
     faults: &mut Faults,
 ) -> EvaluateWork {
-    let is_local = directory.is_some();
+    let plan = plan(raw, directory.is_some(), faults);
+    let work = EvaluateWork {
+        models: models(raw, directory, faults),
+        metrics: metrics(raw, directory, faults),
+        failed_share_max: failed_share_max(raw, faults),
+        plan,
+    };
+    for model in &work.models {
+        check_model(model, &work.plan, &format!("{:?}: ", model.name), faults);
+    }
+    check_images(work.images(), faults);
+    work
+}
+
+pub(super) fn check_images(images: u64, faults: &mut Faults) {
+    faults.need(images <= IMAGES_MAX, "evaluate", || {
+        format!(
+            "results in {images} images (models times characters times prompts times seeds times \
+             samples); at most {IMAGES_MAX} are allowed"
+        )
+    });
+}
+
+/// `named`: the model, where there are several.
+pub(super) fn check_model(
+    model: &EvaluatedModel,
+    plan: &EvaluationPlan,
+    named: &str,
+    faults: &mut Faults,
+) {
+    let mut found = Faults::default();
+    check_settings(&model.as_sample(plan), &mut found);
+    for fault in found.0 {
+        let field = fault.field.strip_prefix("sample.").unwrap_or(&fault.field);
+        if named.is_empty() {
+            faults.add(&format!("evaluate.{field}"), fault.message);
+        } else {
+            let message = format!("{named}{field}: {}", fault.message);
+            faults.add("evaluate.models", message);
+        }
+    }
+}
+
+pub(super) fn failed_share_max(raw: &EvaluateToml, faults: &mut Faults) -> f64 {
+    let share = raw.failed_share_max.unwrap_or(FAILED_SHARE);
+    faults.fraction("evaluate.failed_share_max", share);
+    share
+}
+
+/// An expression of scores.
+pub(super) fn expression(field: &str, text: &str, faults: &mut Faults) -> Option<Expression> {
+    match Expression::parse(text) {
+        Ok(expression) => Some(expression),
+        Err(why) => {
+            faults.add(field, why);
+            None
+        }
+    }
+}
+
+/// The scores that an expression names must be computed.
+pub(super) fn check_scores(
+    field: &str,
+    expression: &Expression,
+    metrics: &MetricSettings,
+    faults: &mut Faults,
+) {
+    let absent = expression.scores().find(|(_, source)| match source {
+        Source::Clip => metrics.clip.is_none(),
+        Source::Lpips => metrics.lpips.is_none(),
+        Source::Faces => metrics.faces.is_none(),
+        Source::Vqa => metrics.vqa.is_none(),
+    });
+    if let Some((name, source)) = absent {
+        let needed = source.field();
+        faults.add(
+            field,
+            format!("is \"{expression}\", but {name} is absent without {needed}: set it"),
+        );
+    }
+}
+
+/// `is_local`: the user's files are readable.
+pub(super) fn plan(raw: &EvaluateToml, is_local: bool, faults: &mut Faults) -> EvaluationPlan {
     let plan = EvaluationPlan {
         resolution: raw.resolution,
         in_domain: characters("in_domain", raw.in_domain.as_ref(), is_local, faults),
@@ -53,32 +137,7 @@ pub(super) fn evaluate(
         pairing: raw.pairing.unwrap_or(Pairing::B),
     };
     check_plan(&plan, faults);
-    let work = EvaluateWork {
-        models: models(raw, directory, faults),
-        metrics: metrics(raw, directory, faults),
-        failed_share_max: raw.failed_share_max.unwrap_or(FAILED_SHARE),
-        plan,
-    };
-    for model in &work.models {
-        let mut found = Faults::default();
-        check_settings(&model.as_sample(&work.plan), &mut found);
-        for fault in found.0 {
-            let field = fault.field.strip_prefix("sample.").unwrap_or(&fault.field);
-            faults.add(
-                "evaluate.models",
-                format!("{:?}: {field}: {}", model.name, fault.message),
-            );
-        }
-    }
-    faults.fraction("evaluate.failed_share_max", work.failed_share_max);
-    let images = work.images();
-    faults.need(images <= IMAGES_MAX, "evaluate", || {
-        format!(
-            "results in {images} images (models times characters times prompts times seeds times \
-             samples); at most {IMAGES_MAX} are allowed"
-        )
-    });
-    work
+    plan
 }
 
 fn check_plan(plan: &EvaluationPlan, faults: &mut Faults) {
@@ -289,7 +348,7 @@ fn models(
     models
 }
 
-fn model(
+pub(super) fn model(
     raw: &EvaluateToml,
     one: &EvaluatedToml,
     directory: Option<&Path>,
@@ -339,7 +398,11 @@ fn model(
             .clone()
             .or_else(|| raw.negative_prompt.clone())
             .unwrap_or_default(),
-        knobs: one.knobs.clone().unwrap_or_default(),
+        knobs: one
+            .knobs
+            .clone()
+            .or_else(|| raw.knobs.clone())
+            .unwrap_or_default(),
         name,
     }
 }
@@ -356,17 +419,27 @@ fn without_number(id: &str) -> &str {
     }
 }
 
-fn metrics(raw: &EvaluateToml, directory: Option<&Path>, faults: &mut Faults) -> MetricSettings {
+pub(super) fn metrics(
+    raw: &EvaluateToml,
+    directory: Option<&Path>,
+    faults: &mut Faults,
+) -> MetricSettings {
+    let score = raw.score.as_deref();
     let mut folder = |field: &str, url: &Option<String>| {
         let url = url.as_ref();
         url.map(|url| absolute(field, url, directory, faults))
     };
-    MetricSettings {
+    let metrics = MetricSettings {
         clip: folder("evaluate.clip", &raw.clip),
         lpips: folder("evaluate.lpips", &raw.lpips),
         faces: folder("evaluate.faces", &raw.faces),
         vqa: raw.vqa.as_ref().map(|raw| vqa(raw, directory, faults)),
+        score: score.and_then(|text| expression("evaluate.score", text, faults)),
+    };
+    if let Some(score) = &metrics.score {
+        check_scores("evaluate.score", score, &metrics, faults);
     }
+    metrics
 }
 
 fn vqa(raw: &VqaToml, directory: Option<&Path>, faults: &mut Faults) -> VqaSettings {

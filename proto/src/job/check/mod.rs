@@ -4,6 +4,7 @@
 
 mod build;
 pub(crate) mod data;
+mod during;
 mod evaluate;
 mod model;
 mod sample;
@@ -62,14 +63,28 @@ fn work(
     (directory, origin): (Option<&Path>, Origin),
     faults: &mut Faults,
 ) -> Option<(Resources, Work)> {
-    let tables = tables(raw);
+    let mut tables = tables(raw);
+    if raw
+        .train
+        .as_ref()
+        .is_some_and(|train| train.evaluate_every.is_some())
+    {
+        // The plan of the evaluations while the job trains, not a second kind of work.
+        tables.retain(|table| *table != "evaluate");
+    }
     if 1 < tables.iter().filter(|it| KINDS.contains(it)).count() {
         let second = tables.iter().rfind(|it| KINDS.contains(it));
+        let hint = match second {
+            Some(&"evaluate") if raw.train.is_some() => {
+                "; to evaluate the job's checkpoints while it trains, set train.evaluate_every"
+            }
+            _ => "",
+        };
         faults.add(
             second.copied().unwrap_or_default(),
             format!(
                 "is a second kind of work; a job has exactly one of [train], [sample], \
-                 [evaluate] and [build], but this one has {}",
+                 [evaluate] and [build], but this one has {}{hint}",
                 listed(&tables)
             ),
         );
@@ -162,13 +177,17 @@ fn training(
     let model = model::model(model, &written, (directory, origin), faults);
     let defaults = model.architecture.facts().defaults;
     let data = data::data(data, defaults, directory, faults);
+    let checkpoint = checkpoint(raw.checkpoint.as_ref(), faults);
+    let evaluation = during::during(raw, train, &checkpoint, directory, faults);
     let train = train::train(train, defaults, faults);
     let work = TrainWork {
         data,
         model,
         train,
-        checkpoint: checkpoint(raw.checkpoint.as_ref(), faults),
+        checkpoint,
+        evaluation: evaluation.map(Box::new),
     };
+    during::check_across_sections(&work, faults);
     check_across_sections(&work, resources, faults);
     Some(work)
 }
@@ -193,6 +212,9 @@ fn checkpoint(raw: Option<&CheckpointToml>, faults: &mut Faults) -> CheckpointPo
     let checkpoint = CheckpointPolicy {
         every: raw.and_then(|raw| raw.every).unwrap_or(500),
         keep: raw.and_then(|raw| raw.keep).unwrap_or(3),
+        keep_best: raw
+            .and_then(|raw| raw.keep_best.as_deref())
+            .and_then(|text| evaluate::expression("checkpoint.keep_best", text, faults)),
     };
     faults.positive("checkpoint.every", checkpoint.every);
     faults.positive("checkpoint.keep", checkpoint.keep.into());
@@ -229,7 +251,9 @@ fn name(name: &str, faults: &mut Faults) {
     });
 }
 
-fn is_name(name: &str) -> bool {
+/// Whether a job can have this name.
+#[must_use]
+pub fn is_name(name: &str) -> bool {
     let is_allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     (1..=40).contains(&name.len())
         && name.chars().all(is_allowed)

@@ -91,6 +91,11 @@ impl StableHash for coordinator::Input {
                 hasher.put(result.is_ok());
             }
             Self::Deadline => hasher.put(10_u8),
+            Self::ScoresRead { evaluation, result } => {
+                hasher.put(13_u8);
+                hasher.job(evaluation);
+                hasher.put(result.is_ok());
+            }
         }
     }
 }
@@ -123,6 +128,10 @@ impl StableHash for coordinator::Effect {
                 hasher.put(24_u8);
                 hasher.job(job);
                 hasher.checkpoint(*checkpoint);
+            }
+            Self::ReadScores { evaluation } => {
+                hasher.put(26_u8);
+                hasher.job(evaluation);
             }
             Self::Emit(event) => {
                 hasher.put(25_u8);
@@ -298,6 +307,22 @@ impl StableHash for coordinator::Event {
             Self::UnitSetAside { job, unit, .. } => {
                 hasher.of_job(18, job);
                 hasher.put(*unit);
+            }
+            Self::EvaluationSubmitted { job, step, .. } => {
+                hasher.of_job(22, job);
+                hasher.put(step.0);
+            }
+            Self::EvaluationScored { job, step, .. } => {
+                hasher.of_job(23, job);
+                hasher.put(step.0);
+            }
+            Self::EvaluationUnscored { job, step, .. } => {
+                hasher.of_job(24, job);
+                hasher.put(step.0);
+            }
+            Self::EvaluationSkipped { job, step } => {
+                hasher.of_job(25, job);
+                hasher.put(step.0);
             }
         }
     }

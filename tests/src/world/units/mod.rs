@@ -160,7 +160,8 @@ impl World {
             Work::Evaluate(work) => &work.plan.seeds,
         };
         let mark = *seeds.first()?;
-        self.plan.units.iter().find(|planned| planned.mark == mark)
+        let mut all = self.plan.units.iter().chain(&self.plan.evaluations);
+        all.find(|planned| planned.mark == mark)
     }
 
     pub(crate) fn unit_ends(&mut self, pid: Pid, begun: u64) {

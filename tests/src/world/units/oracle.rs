@@ -3,6 +3,7 @@
 //! kinds of jobs together respect devices and quotas.
 
 use crate::world::World;
+use crate::world::evaluations::orphan;
 use crate::world::oracle::Oracle;
 use crate::world::specs::Specs;
 use crate::world::store::Store;
@@ -131,6 +132,11 @@ impl Oracle {
                 *used.entry(&member.worker).or_default() += member.ranks;
             }
         }
+        let orphan = orphan(durable);
+        self.require(orphan.is_none(), || {
+            let orphan = orphan.map_or("", |id| &id.0);
+            format!("{orphan} evaluates a job that is cancelled")
+        });
         for (worker, used) in used {
             let has = devices.get(&worker.name).copied().unwrap_or(0);
             self.require(used <= has, || {

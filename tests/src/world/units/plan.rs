@@ -164,7 +164,7 @@ impl PlannedUnits {
 }
 
 impl Poison {
-    fn new(rng: &mut Rng) -> Self {
+    pub(crate) fn new(rng: &mut Rng) -> Self {
         match rng.between(1, 4) {
             1 => Self::Kills,
             2 => Self::Fails,

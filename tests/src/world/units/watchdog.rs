@@ -124,6 +124,8 @@ impl World {
         let jobs = || self.durable.jobs.values();
         let waiting =
             jobs().filter(|job| matches!(job.phase, JobPhase::Queued { .. }) && !job.paused);
+        // An evaluation of a training job takes nothing from other jobs.
+        let waiting = waiting.filter(|job| job.parent.is_none());
         let waiting: Vec<&JobRecord> = waiting.filter(|job| self.may_start(job)).collect();
         let priority = |job: &JobRecord| {
             self.specs

@@ -188,6 +188,7 @@ pub(crate) fn rank_report(key: &RankKey, phase: RankPhase) -> RankReport {
         digests: vec![],
         units: UnitReport::default(),
         activity: None,
+        totals: None,
     }
 }
 

@@ -43,11 +43,7 @@ impl Evaluation<'_> {
         let own = spec.data.resolution;
         spec.data = self.data.clone();
         spec.data.resolution = own;
-        plan.adapt(model, &mut spec);
-        if model.init.is_some() {
-            spec.model.init.clone_from(&model.init);
-        }
-        spec.model.architecture.prepare_for_sampling(&model.knobs);
+        model.read_by(plan, &mut spec);
         let kind = rank.job.resources.device;
         let device = device::choose(kind, rank.task.device, spec.train.precision)?;
         let mut trainer = build(rank, &spec, device)?;

@@ -46,7 +46,7 @@ struct Evaluation<'a> {
     /// Digest of plan and data set.
     plan: String,
     /// The data of the first model's job, for all models: their characters and references are the
-    /// same.
+    /// same. The coordinator refuses models that were trained on other samples.
     data: Data,
     characters: Vec<Character>,
     prompts: Vec<String>,
