@@ -3,7 +3,8 @@
 
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
-use figures::synthetic::{Backgrounds, Similar, SynthesizeOptions, identities};
+use figures::synthetic::{Backgrounds, Similar, SynthesizeOptions, identities, synthesize};
+use model_data::sample::Sample;
 use serde_json::{Value, json};
 
 /// A post, and what is true of its picture.
@@ -23,17 +24,39 @@ pub struct FakePost {
     pub outfit: String,
 }
 
-/// Posts of synthetic figures: `images` of each of `characters` in two outfits.
-pub fn posts(characters: u32, images: u32) -> Vec<FakePost> {
-    let options = SynthesizeOptions {
+fn options(characters: u32, images: u32, size: u32) -> SynthesizeOptions {
+    SynthesizeOptions {
         characters,
         outfits: 2,
         images,
-        size: 16,
+        size,
         seed: 7,
         similar: Similar::All,
         backgrounds: Backgrounds::Plain,
-    };
+    }
+}
+
+/// Posts with the pictures that they are of, which have this side in pixels.
+pub fn drawn(characters: u32, images: u32, size: u32) -> Vec<(FakePost, Sample)> {
+    let samples: Vec<Sample> = synthesize(&options(characters, images, size)).collect();
+    let posts = posts(characters, images).into_iter();
+    posts
+        .map(|post| {
+            // Posts are sorted by id; the picture of one is that of its attributes.
+            let prompts = post.general.join(", ");
+            let found = samples.iter().find(|it| {
+                it.metadata.character == post.identity.0
+                    && it.metadata.outfit == post.identity.1
+                    && it.metadata.prompts == prompts
+            });
+            (post, found.unwrap().clone())
+        })
+        .collect()
+}
+
+/// Posts of synthetic figures: `images` of each of `characters` in two outfits.
+pub fn posts(characters: u32, images: u32) -> Vec<FakePost> {
+    let options = options(characters, images, 16);
     let mut posts = Vec::new();
     for identity in identities(&options) {
         let cloths = identity.iter().flat_map(|it| it.metadata.cloths.clone());

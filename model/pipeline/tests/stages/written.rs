@@ -2,7 +2,6 @@
 
 use crate::danbooru::{self, FakePost};
 use crate::run::build;
-use figures::synthetic::{Backgrounds, Similar, SynthesizeOptions, synthesize};
 use model_data::dataset::Dataset;
 use model_data::sample::Sample;
 use model_data::verify::verify;
@@ -19,29 +18,7 @@ const TEXT: &str = "out = \"out\"\n[[posts]]\nfrom = \"posts\"\n[clusters]\nsign
 
 /// 4 characters in 2 outfits, 4 images each, with the pictures that the posts are of.
 pub(crate) fn drawn() -> Vec<(FakePost, Sample)> {
-    let options = SynthesizeOptions {
-        characters: 4,
-        outfits: 2,
-        images: 4,
-        size: 64,
-        seed: 7,
-        similar: Similar::All,
-        backgrounds: Backgrounds::Plain,
-    };
-    let samples: Vec<Sample> = synthesize(&options).collect();
-    let posts = danbooru::posts(4, 4).into_iter();
-    posts
-        .map(|post| {
-            // Posts are sorted by id; the picture of one is that of its attributes.
-            let prompts = post.general.join(", ");
-            let found = samples.iter().find(|it| {
-                it.metadata.character == post.identity.0
-                    && it.metadata.outfit == post.identity.1
-                    && it.metadata.prompts == prompts
-            });
-            (post, found.unwrap().clone())
-        })
-        .collect()
+    danbooru::drawn(4, 4, 64)
 }
 
 fn metadata(drawn: &[(FakePost, Sample)], folder: &Path) {
