@@ -173,6 +173,7 @@ pub(crate) fn kind(event: &Event) -> &'static str {
 }
 
 /// The event as a line, without number and time. None for steps, which are in the curve.
+#[allow(clippy::too_many_lines)] // One arm for each kind.
 pub(crate) fn line(event: &Event) -> Option<pb::EventLine> {
     let line = |job: Option<&JobId>, worker: Option<&WorkerId>, text: String| pb::EventLine {
         kind: kind(event).to_owned(),
