@@ -35,6 +35,7 @@ const SLEEP_MIN_MS: u64 = 5;
 pub(crate) struct Handle {
     commands: mpsc::Sender<Call>,
     changes: watch::Receiver<u64>,
+    event_log: EventLog,
 }
 
 /// The loop has ended, and the process is about to exit.
@@ -200,6 +201,11 @@ impl Handle {
         self.changes.clone()
     }
 
+    /// The newest events.
+    pub(crate) fn event_log(&self) -> &EventLog {
+        &self.event_log
+    }
+
     async fn send<T>(
         &self,
         command: impl FnOnce(oneshot::Sender<T>) -> Command,
@@ -251,19 +257,19 @@ impl Daemon {
         store: StateStore,
         store_url: String,
         journal: Journal,
-        event_log: EventLog,
         archive: CheckpointStore,
         last_steps: BTreeMap<JobId, pb::StepReport>,
         max_workers: u32,
     ) -> (Self, Handle) {
         let (sender, commands) = mpsc::channel(COMMANDS_MAX);
         let (changes, receiver) = watch::channel(0);
+        let event_log = EventLog::new();
         let daemon = Self {
             machine,
             store,
             store_url,
             journal,
-            event_log,
+            event_log: event_log.clone(),
             archive,
             commands,
             changes,
@@ -280,6 +286,7 @@ impl Daemon {
             Handle {
                 commands: sender,
                 changes: receiver,
+                event_log,
             },
         )
     }

@@ -254,6 +254,7 @@ fn evaluation_line(event: &Event) -> Option<pb::EventLine> {
 }
 
 /// The event as a line, without number and time. None for steps, which are in the curve.
+#[allow(clippy::too_many_lines)] // One arm for each kind.
 pub(crate) fn line(event: &Event) -> Option<pb::EventLine> {
     let line = |job: Option<&JobId>, worker: Option<&WorkerId>, text: String| pb::EventLine {
         kind: kind(event).to_owned(),

@@ -63,16 +63,11 @@ pub(crate) struct ControlService {
 }
 
 impl ControlService {
-    pub(crate) fn new(
-        jobs: Jobs,
-        event_log: EventLog,
-        quotas: EndedQuotas,
-        pressures: Pressures,
-    ) -> Self {
+    pub(crate) fn new(jobs: Jobs, quotas: EndedQuotas, pressures: Pressures) -> Self {
         Self {
             handle: jobs.handle.clone(),
             journal: jobs.journal.clone(),
-            event_log,
+            event_log: jobs.handle.event_log().clone(),
             streams: Streams::new(),
             admission: Admission::new(jobs.clone(), quotas),
             inspector: Inspector::new(),

@@ -11,7 +11,6 @@ use crate::connections::{
     Gate, MetricsListener, RESERVED_FILES, STREAMS_PER_CONNECTION, UNATTACHED, raise_file_limit,
 };
 use crate::daemon::Daemon;
-use crate::event_log::EventLog;
 use crate::jobs::Jobs;
 use crate::journal::Journal;
 use crate::metrics;
@@ -176,13 +175,11 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
     };
     let machine = Coordinator::restore(core, durable, now_ms());
     let journal = Journal::start(store.clone());
-    let event_log = EventLog::new();
     let (mut daemon, handle) = Daemon::new(
         machine,
         store.clone(),
         config.store.clone(),
         journal.clone(),
-        event_log.clone(),
         archive.clone(),
         last_steps,
         config.max_workers,
@@ -203,12 +200,7 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
     let keepalive = Duration::from_millis(config.detect_within_ms);
     let pressures = Pressures::default();
     let budgets = Budgets::new(pressures.clone());
-    let control = ControlService::new(
-        jobs.clone(),
-        event_log,
-        config.ended.clone(),
-        pressures.clone(),
-    );
+    let control = ControlService::new(jobs.clone(), config.ended.clone(), pressures.clone());
     let control = ControlServer::new(control)
         .max_decoding_message_size(REQUEST_BYTES)
         .max_encoding_message_size(REPLY_BYTES);
