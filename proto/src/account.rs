@@ -1,6 +1,6 @@
 //! Where the time of a job's devices went. A device that a job holds spends every millisecond of
-//! that time in one bucket, so the buckets, and what is not yet divided, add up to the devices times
-//! the time that they were held. Counted by `coordinator/core/src/account`.
+//! that time in one bucket, so the buckets, and what is not yet divided, add up to the devices
+//! times the time that they were held. Counted by `coordinator/core/src/account`.
 //!
 //! | bucket | the device |
 //! |---|---|

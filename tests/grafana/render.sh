@@ -3,9 +3,9 @@
 #
 #   tests/grafana/render.sh http://127.0.0.1:9090 JOB OUT_FOLDER [MINUTES]
 #
-# With Grafana's own components from npm (@grafana/ui), in headless Chromium. No Grafana server runs:
-# panel plug-ins and the dashboard application are no packages. Needs node, npm and chromium; the
-# packages (450 MB) are kept in $RETRI_CACHE or ~/.cache/retri.
+# With Grafana's own components from npm (@grafana/ui), in headless Chromium. No Grafana server
+# runs: panel plug-ins and the dashboard application are no packages. Needs node, npm and chromium;
+# the packages (450 MB) are kept in $RETRI_CACHE or ~/.cache/retri.
 set -eu -o pipefail
 
 prometheus=$1 job=$2 out=$3 minutes=${4:-10}
@@ -35,7 +35,8 @@ trap 'kill $server' EXIT
 until url=$(grep -o 'http://127.0.0.1:[0-9]*' preview.log); do sleep 0.2; done
 profile=$(mktemp -d)
 for name in training fleet incident; do
-    height=$(node -e "const d=JSON.parse(require('fs').readFileSync('public/dashboards/$name.json'));
+    height=$(node -e "const \
+    d=JSON.parse(require('fs').readFileSync('public/dashboards/$name.json'));
         console.log(Math.max(...d.panels.map(p=>p.gridPos.y+p.gridPos.h))*38+60)")
     chromium --headless --no-sandbox --disable-gpu --disable-quic --no-first-run \
         --disable-background-networking --disable-component-update --disable-sync \

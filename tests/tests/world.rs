@@ -146,9 +146,10 @@ fn seeds_that_once_broke_end_well() {
 /// as free. 20122: a worker that was to shut down waited for a process that had not begun. 21442:
 /// the watchdog reported a job whose source had no checkpoint yet. 43586: the watchdog reported a
 /// job that waited for a gang that was stopping.
+/// 424: a restarted coordinator dropped a job's last survivor and did not save that.
 #[test]
 fn mixed_seeds_that_once_broke_end_well() {
-    for seed in [14_707, 5_277, 20_122, 21_442, 43_586] {
+    for seed in [14_707, 5_277, 20_122, 21_442, 43_586, 424] {
         if let Err(broken) = run_of(Kinds::Mixed, seed, None, TraceMode::Off) {
             panic!("{broken}");
         }

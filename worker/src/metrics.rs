@@ -1,6 +1,6 @@
-//! `/metrics` and `/healthz` of the daemon, by the table [`proto::metric::worker`]. The page is made
-//! from what the daemon's loop last passed here after an input ([`Metrics::update`]). The daemon
-//! itself never reads the metrics.
+//! `/metrics` and `/healthz` of the daemon, by the table [`proto::metric::worker`]. The page is
+//! made from what the daemon's loop last passed here after an input ([`Metrics::update`]). The
+//! daemon itself never reads the metrics.
 
 use axum::http::HeaderMap;
 use axum::http::header::{ACCEPT, CONTENT_TYPE};
@@ -192,7 +192,8 @@ mod tests {
             "retri_worker_capacity 2.0",
             "retri_worker_rank_step{training_job=\"demo-1\",rank=\"1\"} 9.0",
             "retri_worker_rank_steps_total{training_job=\"demo-1\",rank=\"1\"} 11.0",
-            "retri_worker_rank_phase_seconds_total{training_job=\"demo-1\",rank=\"1\",phase=\"backward\"} 2.5",
+            "retri_worker_rank_phase_seconds_total\
+             {training_job=\"demo-1\",rank=\"1\",phase=\"backward\"} 2.5",
             "retri_worker_rank_failures_total{training_job=\"demo-1\"} 1.0",
         ] {
             assert!(

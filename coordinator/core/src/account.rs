@@ -1,8 +1,8 @@
 //! Counts what the devices of a job spend their time with ([`proto::account`]). Time passes with
-//! the coordinator's wall clock, as far as that goes forward; a restart of the coordinator continues
-//! where the last saved record ends. Each device that a job holds is a seat. The time of a seat goes
-//! into the bucket of what its rank was last known to do. Steps are divided when the rank reports
-//! what it did in them: until then their time is open.
+//! the coordinator's wall clock, as far as that goes forward; a restart of the coordinator
+//! continues where the last saved record ends. Each device that a job holds is a seat. The time of
+//! a seat goes into the bucket of what its rank was last known to do. Steps are divided when the
+//! rank reports what it did in them: until then their time is open.
 
 use crate::record::{JobPhase, JobRecord, Member, Millis};
 use proto::account::{Account, Bucket};

@@ -77,7 +77,8 @@ fn scalars(step: &pb::StepReport) -> Vec<(String, f64)> {
     all
 }
 
-/// Lines of CSV with a header. Terms that only some steps have (validation) are empty in the others.
+/// Lines of CSV with a header. Terms that only some steps have (validation) are empty in the
+/// others.
 fn table(steps: &[pb::StepReport]) -> Vec<String> {
     let names: BTreeSet<String> = steps
         .iter()

@@ -64,7 +64,8 @@ pub(crate) fn new(_: &Global, args: &NewArgs) -> Result<Outcome> {
 fn named(text: &str, name: &str) -> Result<String> {
     if !is_name(name) {
         return Err(anyhow!(
-            "--name is {name:?}; it must be 1 to 40 lower-case letters, digits and dashes, starting with a \
+            "--name is {name:?}; it must be 1 to 40 lower-case letters, digits and dashes, \
+            starting with a \
              letter"
         ));
     }

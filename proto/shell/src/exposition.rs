@@ -311,7 +311,8 @@ mod tests {
             classic,
             "# HELP retri_up Whether it \"runs\"\n\
              # TYPE retri_up gauge\n\
-             retri_up{worker=\"\\\\u{1b}[2Jw1\\\\n\\\"} 1\\\\nretri_forged{a=\\\"\\\\u{202e}\"} 1.0\n\
+             retri_up{worker=\
+             \"\\\\u{1b}[2Jw1\\\\n\\\"} 1\\\\nretri_forged{a=\\\"\\\\u{202e}\"} 1.0\n\
              # HELP retri_spent_seconds_total Time\n\
              # TYPE retri_spent_seconds_total counter\n\
              retri_spent_seconds_total 1.5\n\

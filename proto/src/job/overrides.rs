@@ -122,8 +122,8 @@ pub fn parse_with_overrides(
     parse_from(&file, &text, None, Origin::Stored).map_err(invalid)
 }
 
-/// The text of a job that is not submitted yet with these keys set; any key may be. Its comments are
-/// lost.
+/// The text of a job that is not submitted yet with these keys set; any key may be. Its comments
+/// are lost.
 ///
 /// # Errors
 /// The text is not TOML, or a part of a key is no table.

@@ -19,7 +19,8 @@ table! {
     JOB_STEPS_TARGET: "retri_job_steps_target" Gauge, "steps", [TRAINING_JOB],
         "Total steps of the job";
     JOB_LOSS: "retri_job_loss" Gauge, "", [TRAINING_JOB, "term"],
-        "Loss of the newest step by term (total; equation 3: target, face); term validation: of the newest validation";
+        "Loss of the newest step by term (total; equation 3: target, face); term validation: of \
+        the newest validation";
     JOB_GRADIENT_NORM: "retri_job_gradient_norm" Gauge, "", [TRAINING_JOB],
         "L2 norm of the newest gradient before clipping";
     JOB_LEARNING_RATE: "retri_job_learning_rate" Gauge, "", [TRAINING_JOB],
@@ -44,11 +45,13 @@ table! {
         "Time from the end of a generation by a fault to the next step of the job";
     JOB_DEVICE_SECONDS: "retri_job_device_seconds_total" Counter, "seconds",
         [TRAINING_JOB, "bucket"],
-        "Where the time of the job's devices went, since it was submitted; the buckets add up to the devices times the time that they were held, up to the step in progress";
+        "Where the time of the job's devices went, since it was submitted; the buckets add up to \
+        the devices times the time that they were held, up to the step in progress";
     JOB_WAITED_SECONDS: "retri_job_waited_seconds_total" Counter, "seconds", [TRAINING_JOB],
         "Time that the job has waited to run, since it was submitted";
     JOB_STRAGGLER_RATIO: "retri_job_straggler_ratio" Gauge, "ratio", [TRAINING_JOB],
-        "Own work per step of the slowest rank divided by that of the median rank, since their processes began; 1: all are equally fast";
+        "Own work per step of the slowest rank divided by that of the median rank, since their \
+        processes began; 1: all are equally fast";
     JOB_PEAK_MEMORY: "retri_job_peak_memory_bytes" Gauge, "bytes", [TRAINING_JOB],
         "Largest resident memory of rank 0 on its host so far";
     JOB_PEAK_DEVICE_MEMORY: "retri_job_peak_device_memory_bytes" Gauge, "bytes", [TRAINING_JOB],
@@ -60,9 +63,11 @@ table! {
     JOB_CUT_PROMPTS: "retri_job_cut_prompts" Gauge, "samples", [TRAINING_JOB],
         "Training samples whose prompt is longer than what the model reads";
     JOB_LOST_TAG_SAMPLES: "retri_job_lost_tag_samples" Gauge, "samples", [TRAINING_JOB, "tag"],
-        "Training samples that lose the tag, because their prompt is too long; the most frequent tags";
+        "Training samples that lose the tag, because their prompt is too long; the most frequent \
+        tags";
     JOB_ADAPTED_SAMPLES: "retri_job_adapted_samples" Gauge, "samples", [TRAINING_JOB, "how"],
-        "Samples that the job uses otherwise than its data set has them: held-out, left-out, enlarged, padded, repeated-references";
+        "Samples that the job uses otherwise than its data set has them: held-out, left-out, \
+        enlarged, padded, repeated-references";
     JOB_UNITS: "retri_job_units" Gauge, "units", [TRAINING_JOB, "state"],
         "Units of the job by state: total, done, leased, failed, set-aside";
     JOB_UNITS_PER_SECOND: "retri_job_units_per_second" Gauge, "units/s", [TRAINING_JOB],
@@ -91,7 +96,8 @@ table! {
     WORKER_DEVICES: "retri_worker_devices" Gauge, "devices", ["worker", "state"],
         "Devices of the worker by state: used, free";
     STORE_REQUESTS: "retri_store_requests_total" Counter, "", ["operation", "outcome"],
-        "Requests of the coordinator to the object store by outcome: ok, refused (a condition of a put or get did not hold, there is no such object, or the store cannot do this), error";
+        "Requests of the coordinator to the object store by outcome: ok, refused (a condition of a \
+        put or get did not hold, there is no such object, or the store cannot do this), error";
     STORE_REQUEST_SECONDS: "retri_store_request_seconds" Histogram(REQUEST_SECONDS), "seconds",
         ["operation"], "Time of requests to the object store until their answer begins";
     RPC_REQUESTS: "retri_rpc_requests_total" Counter, "", ["method", "code"],

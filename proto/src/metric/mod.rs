@@ -1,10 +1,10 @@
-//! The metrics of the programs: one table each. What a program serves, what the dashboards query and
-//! what the alerts watch is taken from here, so that none can name what does not exist. No I/O;
+//! The metrics of the programs: one table each. What a program serves, what the dashboards query
+//! and what the alerts watch is taken from here, so that none can name what does not exist. No I/O;
 //! `shell::exposition` writes the text that Prometheus reads.
 //!
-//! Names follow Prometheus' rules: base units as suffixes, `_total` for counters. No label is called
-//! `job` or `instance`, which Prometheus sets itself. The values of every label are bounded: they are
-//! names of a fixed list, or of jobs and workers that exist.
+//! Names follow Prometheus' rules: base units as suffixes, `_total` for counters. No label is
+//! called `job` or `instance`, which Prometheus sets itself. The values of every label are bounded:
+//! they are names of a fixed list, or of jobs and workers that exist.
 
 pub mod coordinator;
 pub mod worker;
@@ -50,7 +50,8 @@ pub const TRAINING_JOB: &str = "training_job";
 
 /// A table of metrics: a constant of each, and all of them as `TABLE`, in this order.
 macro_rules! table {
-    ($($id:ident: $name:literal $kind:expr, $unit:literal, [$($label:expr),*], $help:literal;)*) => {
+    ($($id:ident: $name:literal $kind:expr, $unit:literal, [$($label:expr),*],
+        $help:literal;)*) => {
         $(pub const $id: Metric = Metric {
             name: $name,
             kind: $kind,

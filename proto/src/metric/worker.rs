@@ -20,7 +20,8 @@ table! {
         "Steps that the rank's process has finished";
     RANK_PHASE_SECONDS: "retri_worker_rank_phase_seconds_total" Counter, "seconds",
         [TRAINING_JOB, "rank", "phase"],
-        "Wall time of all steps of the rank's process by phase; communication: waiting for the gradients of others, their transfer included";
+        "Wall time of all steps of the rank's process by phase; communication: waiting for the \
+        gradients of others, their transfer included";
     RANK_STARTS: "retri_worker_rank_starts_total" Counter, "", [TRAINING_JOB],
         "Rank processes started, of the newest jobs on this worker";
     RANK_FAILURES: "retri_worker_rank_failures_total" Counter, "", [TRAINING_JOB],

@@ -193,7 +193,8 @@ pub fn alerts() -> Vec<Alert> {
             expression: format!("increase({}[30m]) > 3", all(&table::JOB_RESTARTS)),
             hold: "0m",
             severity: "ticket",
-            summary: "Job {{ $labels.training_job }} has restarted more than three times in half an \
+            summary: "Job {{ $labels.training_job }} has restarted more than three times in half \
+            an \
                       hour",
             runbook: "why-did-my-job-fail",
             fires: vec![(demo(&table::JOB_RESTARTS, &[]), "0+1x30")],
@@ -204,7 +205,8 @@ pub fn alerts() -> Vec<Alert> {
         Alert {
             name: "RetriCheckpointOld",
             expression: format!(
-                "({step} - on ({TRAINING_JOB}) {committed}) > on ({TRAINING_JOB}) 3 * {interval} or \
+                "({step} - on ({TRAINING_JOB}) {committed}) > on ({TRAINING_JOB}) 3 * {interval} \
+                or \
                  ({step} > on ({TRAINING_JOB}) 3 * {interval} unless on ({TRAINING_JOB}) \
                  {committed})",
                 step = all(&table::JOB_STEP),

@@ -1,4 +1,5 @@
-//! The dashboard of the whole cluster: what is up, what waits, and whether the coordinator keeps up.
+//! The dashboard of the whole cluster: what is up, what waits, and whether the coordinator keeps
+//! up.
 
 use super::panel::{AMBER, Dashboard, GREEN, Panel, RED, bars, graph, stat, target, timeline};
 use super::training::{goodput, or_none};
@@ -107,7 +108,8 @@ fn now() -> Vec<Panel> {
         .or_text("none"),
         stat(
             "Store errors, 1 h",
-            "Requests in the last hour of the coordinator that the object store answered with an error",
+            "Requests in the last hour of the coordinator that the object store answered with an \
+            error",
             "short",
             format!("sum(increase({errors}[1h]))"),
             &[(NEVER, GREEN), (1.0, RED)],
@@ -117,7 +119,10 @@ fn now() -> Vec<Panel> {
             "Restarts, 1 h",
             "Generations of all jobs that ended early in the last hour",
             "short",
-            format!("sum(increase({}[1h])) or vector(0)", all(&table::JOB_RESTARTS)),
+            format!(
+                "sum(increase({}[1h])) or vector(0)",
+                all(&table::JOB_RESTARTS)
+            ),
             &[(NEVER, GREEN), (1.0, AMBER), (10.0, RED)],
         )
         .decimals(0),
@@ -244,7 +249,10 @@ fn coordinator() -> Vec<Panel> {
             "Requests",
             "gRPC requests per second by method and code",
             "reqps",
-            vec![target(rate(&table::RPC_REQUESTS, "method, code"), "{{method}} {{code}}")],
+            vec![target(
+                rate(&table::RPC_REQUESTS, "method, code"),
+                "{{method}} {{code}}",
+            )],
         )
         .from_zero()
         .sized(8, 7),
@@ -252,13 +260,17 @@ fn coordinator() -> Vec<Panel> {
             "Slowest requests",
             "99th percentile until the answer begins, by method",
             "s",
-            vec![target(slowest(&table::RPC_REQUEST_SECONDS, "method"), "{{method}}")],
+            vec![target(
+                slowest(&table::RPC_REQUEST_SECONDS, "method"),
+                "{{method}}",
+            )],
         )
         .from_zero()
         .sized(8, 7),
         graph(
             "The loop",
-            "99th percentile: how long an input waits for the loop, and how long the loop takes for \
+            "99th percentile: how long an input waits for the loop, and how long the loop takes \
+            for \
              one. Above a second reports pile up",
             "s",
             vec![
@@ -284,7 +296,10 @@ fn coordinator() -> Vec<Panel> {
             "Slowest store requests",
             "99th percentile until the answer begins, by operation",
             "s",
-            vec![target(slowest(&table::STORE_REQUEST_SECONDS, "operation"), "{{operation}}")],
+            vec![target(
+                slowest(&table::STORE_REQUEST_SECONDS, "operation"),
+                "{{operation}}",
+            )],
         )
         .from_zero()
         .sized(8, 7),

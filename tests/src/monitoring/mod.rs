@@ -1,7 +1,7 @@
 //! Makes the monitoring files of `deploy/` from the tables of metrics ([`proto::metric`]): three
-//! Grafana dashboards, Prometheus' rules, and their test cases. A query names metrics by the tables'
-//! constants and is checked against their labels, so that nothing can name what does not exist.
-//! `make monitoring` writes the files; a test fails while they differ from what this makes.
+//! Grafana dashboards, Prometheus' rules, and their test cases. A query names metrics by the
+//! tables' constants and is checked against their labels, so that nothing can name what does not
+//! exist. `make monitoring` writes the files; a test fails while they differ from what this makes.
 
 mod alert;
 mod fleet;
@@ -61,10 +61,10 @@ fn select_of(metric: &Metric, suffix: &str, matchers: &[(&str, &str, &str)]) -> 
 
 /// All metrics, for people.
 fn table() -> String {
-    let mut text =
-        "# Metrics\n\nMade by `make monitoring` from `proto/src/metric`. A counter begins \
+    let mut text = "# Metrics\n\nMade by `make monitoring` from `proto/src/metric`. A counter\n\
+                    begins \
                     at 0 again when its program restarts.\n"
-            .to_owned();
+        .to_owned();
     for (program, metrics) in proto::metric::TABLES {
         text += &format!(
             "\n## {program}\n\n| name | kind | unit | labels | meaning |\n|---|---|---|---|---|\n"

@@ -3,8 +3,8 @@
 use super::alert::{Alert, Series, alerts};
 use std::fmt::Write as _;
 
-/// The runbook, as a path in the checkout. An installation that serves it somewhere replaces this by
-/// its address.
+/// The runbook, as a path in the checkout. An installation that serves it somewhere replaces this
+/// by its address.
 pub(super) const RUNBOOK: &str = "deploy/README.md";
 
 const HEAD: &str = "# Made by `make monitoring` from tests/src/monitoring; do not edit.\n";
@@ -28,7 +28,8 @@ pub(super) fn rules() -> String {
         let _ = write!(
             text,
             "      - alert: {}\n        expr: {}\n        for: {}\n        labels:\n          \
-             severity: {}\n        annotations:\n          summary: {}\n          runbook_url: {}\n",
+             severity: {}\n        annotations:\n          summary: {}\n          \
+             runbook_url: {}\n",
             alert.name,
             quoted(&alert.expression),
             alert.hold,

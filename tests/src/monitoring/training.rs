@@ -230,7 +230,8 @@ fn speed() -> Vec<panel::Panel> {
         .from_zero(),
         graph(
             "Own work per step, by rank",
-            "Data, forward, backward and optimizer of each rank, without waiting for others: a line \
+            "Data, forward, backward and optimizer of each rank, without waiting for others: a \
+            line \
              above the others is the straggler",
             "s",
             vec![target(per_step, "rank {{rank}}")],
@@ -242,7 +243,10 @@ fn speed() -> Vec<panel::Panel> {
             "Own work per step of the slowest rank by that of the median one; 1: all are equally \
              fast. Empty with one rank",
             "short",
-            vec![target(of_job(&table::JOB_STRAGGLER_RATIO), "slowest / median")],
+            vec![target(
+                of_job(&table::JOB_STRAGGLER_RATIO),
+                "slowest / median",
+            )],
         )
         .from_zero()
         .sized(8, 7),
@@ -270,7 +274,8 @@ fn speed() -> Vec<panel::Panel> {
         .sized(12, 7),
         graph(
             "Memory of rank 0",
-            "Largest so far: on the host, and of tensors on the GPU (0 on a CPU). A line that never \
+            "Largest so far: on the host, and of tensors on the GPU (0 on a CPU). A line that \
+            never \
              stops rising is a leak",
             "bytes",
             vec![
@@ -286,7 +291,8 @@ fn speed() -> Vec<panel::Panel> {
 /// Sums by a label; a zero called none while there are no series.
 pub(super) fn or_none(label: &str, series: &str) -> String {
     format!(
-        "sum by ({label}) ({series}) or label_replace(vector(0) unless on () {series}, \"{label}\", \
+        "sum by ({label}) ({series}) or label_replace(vector(0) unless on () {series}, \
+        \"{label}\", \
          \"none\", \"\", \"\")"
     )
 }

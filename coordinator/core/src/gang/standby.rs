@@ -60,6 +60,8 @@ impl Gang {
             outbox.send_to_all(self.standbys.members());
             let workers: Vec<WorkerId> = self.standby_workers().cloned().collect();
             self.begin(0);
+            // Also if none of them is left: the record must not name a device that is another's.
+            self.save(outbox);
             if let State::Queued(queued) = &mut self.state {
                 queued.ended_world = None;
             }
