@@ -59,7 +59,8 @@ python3 - "$run" <<'E2'
 import sys
 from statistics import harmonic_mean
 rates = {
-    name: [float(line) for line in open(f"{sys.argv[1]}/{name}.rates")] for name in ("loop", "1", "2")
+    name: [float(line) for line in open(f"{sys.argv[1]}/{name}.rates")]
+    for name in ("loop", "1", "2")
 }
 for name, found in rates.items():
     title = "plain loop" if name == "loop" else f"evaluation, {name} worker(s)"

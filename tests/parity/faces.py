@@ -76,7 +76,8 @@ def main():
         same = len(row["faces"]) == len(boxes)
         faces += len(boxes)
         if not same:
-            print(f"OVER faces: {len(row['faces'])} in {row['image']}, facenet-pytorch {len(boxes)}")
+            other = f"facenet-pytorch {len(boxes)}"
+            print(f"OVER faces: {len(row['faces'])} in {row['image']}, {other}")
             sys.exit(1)
         if not boxes:
             assert row["face"] == 0 and "face_distance" not in row

@@ -47,8 +47,8 @@ pub fn resize_bilinear(image: &RgbImage, width: u32, height: u32) -> RgbImage {
     resize(image, (width, height), region, Filter::Bilinear)
 }
 
-/// A region of the image resized to `size`, bicubic; the rest is not computed, so that a long image costs no
-/// more than a square one.
+/// A region of the image resized to `size`, bicubic; the rest is not computed, so that a long image
+/// costs no more than a square one.
 ///
 /// # Panics
 /// A side of length zero, or a region outside of `size`.

@@ -1,7 +1,7 @@
 //! The networks behind the scores of images: CLIP for CLIP-I and CLIP-T, and a sentence encoder for
 //! the answers of the VQA score, which turn images and texts into vectors of length 1; FaceNet,
-//! which does so with faces; and LPIPS, which compares two images. What is computed of vectors is in
-//! the crate `metric`.
+//! which does so with faces; and LPIPS, which compares two images. What is computed of vectors is
+//! in the crate `metric`.
 //!
 //! Images and texts are embedded one by one, so that a vector does not depend on its neighbours and
 //! scores have the same bits whoever computes them, in whatever order.

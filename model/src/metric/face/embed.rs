@@ -40,8 +40,8 @@ struct BatchNorm {
     variance: Tensor,
 }
 
-/// Sequences of convolutions side by side, whose outputs are concatenated; the last one may be a max
-/// pooling of 3 with stride 2.
+/// Sequences of convolutions side by side, whose outputs are concatenated; the last one may be a
+/// max pooling of 3 with stride 2.
 #[derive(Debug)]
 struct Branches {
     convolutions: Vec<Vec<Convolution>>,
