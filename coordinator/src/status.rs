@@ -5,6 +5,7 @@ use coordinator_core::event::{
     Adapted, Evaluation, EvaluationState, Evaluations, Incident, JobPhase, LostTag, Member,
 };
 use coordinator_core::{JobView, RankView, UnitsView, WorkerView};
+use proto::job::overrides::Override;
 use proto::message::RankPhase;
 use proto::pb;
 use proto::phase::Phase;
@@ -87,14 +88,7 @@ pub(crate) fn job_view(
         source: job
             .spec
             .and_then(|spec| Some(spec.work.sampling()?.job.0.clone())),
-        overrides: record
-            .overrides
-            .iter()
-            .map(|it| pb::Override {
-                key: it.key.clone(),
-                value: it.value.clone(),
-            })
-            .collect(),
+        overrides: record.overrides.iter().map(overridden).collect(),
         owner: record.about.owner.clone(),
         labels: record.about.labels.clone().into_iter().collect(),
         note: record.about.note.clone(),
@@ -116,6 +110,13 @@ pub(crate) fn job_view(
             .spec
             .map(|spec| spec.after.iter().map(|job| job.0.clone()).collect())
             .unwrap_or_default(),
+    }
+}
+
+fn overridden(it: &Override) -> pb::Override {
+    pb::Override {
+        key: it.key.clone(),
+        value: it.value.clone(),
     }
 }
 

@@ -220,6 +220,7 @@ fn build_of_another_user(checkout_copy: &Path) -> Result<()> {
     let made = [
         "target/debug/worker",
         "target/debug/worker-rank",
+        "target/debug/worker-build",
         "target/debug/coordinator",
         "libtorch/lib/libtorch_cpu.so",
         "libtorch/lib/sub/libc10.so",
@@ -309,15 +310,14 @@ fn every_metric_that_is_named_is_served() -> Result<()> {
         .flat_map(|(_, table)| table.iter())
         .map(|metric| metric.name.to_owned())
         .collect();
-    for file in ["deploy/README.md"] {
-        let named = metrics_in(&read(file)?);
-        ensure!(!named.is_empty(), "{file} names no metric");
-        let unknown: Vec<&String> = named.difference(&served).collect();
-        ensure!(
-            unknown.is_empty(),
-            "{file} names {unknown:?}, which no daemon serves"
-        );
-    }
+    let file = "deploy/README.md";
+    let named = metrics_in(&read(file)?);
+    ensure!(!named.is_empty(), "{file} names no metric");
+    let unknown: Vec<&String> = named.difference(&served).collect();
+    ensure!(
+        unknown.is_empty(),
+        "{file} names {unknown:?}, which no daemon serves"
+    );
     Ok(())
 }
 

@@ -163,23 +163,7 @@ fn print(view: &pb::JobView, summary: Option<&Summary>) {
         );
     }
     if let Some(summary) = summary {
-        line(
-            "curve",
-            &format!(
-                "{:.4} -> {:.4} over {} steps",
-                summary.loss_first, summary.loss_last, summary.steps
-            ),
-        );
-        if let Some((step, terms)) = &summary.validation {
-            let terms = terms_text(terms.iter().cloned());
-            line("validation", &format!("{terms} after step {step}"));
-        }
-        line(
-            "speed",
-            &format!("{:.1} samples/s", summary.samples_per_second),
-        );
-        line("step time", &summary.fractions_text());
-        line("memory", &summary.memory_text());
+        print_summary(summary);
     }
     let steps: Vec<String> = view
         .checkpoints
@@ -196,6 +180,26 @@ fn print(view: &pb::JobView, summary: Option<&Summary>) {
         .as_str(),
     );
     line("store", &view.store_url);
+}
+
+fn print_summary(summary: &Summary) {
+    line(
+        "curve",
+        &format!(
+            "{:.4} -> {:.4} over {} steps",
+            summary.loss_first, summary.loss_last, summary.steps
+        ),
+    );
+    if let Some((step, terms)) = &summary.validation {
+        let terms = terms_text(terms.iter().cloned());
+        line("validation", &format!("{terms} after step {step}"));
+    }
+    line(
+        "speed",
+        &format!("{:.1} samples/s", summary.samples_per_second),
+    );
+    line("step time", &summary.fractions_text());
+    line("memory", &summary.memory_text());
 }
 
 /// How the samples are used.

@@ -73,8 +73,8 @@ table! {
     JOB_UNITS_PER_SECOND: "retri_job_units_per_second" Gauge, "units/s", [TRAINING_JOB],
         "Units done per second over the last minute";
     JOB_EVALUATION_SCORE: "retri_job_evaluation_score" Gauge, "", [TRAINING_JOB, "score"],
-        "Mean of each score over the images of the newest evaluation of a checkpoint; keep_best: of \
-         that expression";
+        "Mean of each score over the images of the newest evaluation of a checkpoint; keep_best: \
+        of that expression";
     JOB_EVALUATION_STEP: "retri_job_evaluation_step" Gauge, "steps", [TRAINING_JOB],
         "Step of the checkpoint that has these scores";
     JOBS: "retri_jobs" Gauge, "jobs", ["phase"], "Jobs in memory by phase";

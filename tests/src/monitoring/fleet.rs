@@ -26,7 +26,15 @@ pub(super) fn dashboard() -> Value {
 }
 
 fn now() -> Vec<Panel> {
-    let all = |metric: &Metric| select(metric, &[]);
+    let panels = states().into_iter().chain(faults());
+    panels.map(|panel| panel.sized(4, 4)).collect()
+}
+
+fn all(metric: &Metric) -> String {
+    select(metric, &[])
+}
+
+fn states() -> [Panel; 7] {
     let jobs = |phase| format!("sum({})", select(&table::JOBS, &[("phase", "=~", phase)]));
     let devices = |state| {
         format!(
@@ -38,12 +46,6 @@ fn now() -> Vec<Panel> {
         "count(({} == 0) unless on (worker) ({} == 1)) or vector(0)",
         all(&table::WORKER_UP),
         all(&table::WORKER_DRAINED)
-    );
-    let errors = select(&table::STORE_REQUESTS, &[("outcome", "=", "error")]);
-    let oldest = format!(
-        "max(time() - {} and on (training_job) {} > 0)",
-        all(&table::CHECKPOINT_TIMESTAMP),
-        all(&table::JOB_WORLD_SIZE)
     );
     [
         stat(
@@ -98,6 +100,17 @@ fn now() -> Vec<Panel> {
             jobs("failed"),
             &[(NEVER, GREEN), (1.0, RED)],
         ),
+    ]
+}
+
+fn faults() -> [Panel; 5] {
+    let errors = select(&table::STORE_REQUESTS, &[("outcome", "=", "error")]);
+    let oldest = format!(
+        "max(time() - {} and on (training_job) {} > 0)",
+        all(&table::CHECKPOINT_TIMESTAMP),
+        all(&table::JOB_WORLD_SIZE)
+    );
+    [
         stat(
             "Oldest checkpoint",
             "Of the jobs that run: what is lost if all ranks fail",
@@ -145,8 +158,6 @@ fn now() -> Vec<Panel> {
             &[(NEVER, GREEN), (0.5, AMBER), (1.0, RED)],
         ),
     ]
-    .map(|panel| panel.sized(4, 4))
-    .into()
 }
 
 fn fleet() -> Vec<Panel> {

@@ -40,12 +40,8 @@ pub(super) fn goodput(range: &str, job: &str) -> String {
     format!("sum(increase({good}[{range}])) / sum(increase({all}[{range}]))")
 }
 
-fn now() -> Vec<panel::Panel> {
-    let term = |term| {
-        let matchers = [(TRAINING_JOB, "=", "$job"), ("term", "=", term)];
-        select(&table::JOB_LOSS, &matchers)
-    };
-    let progress = format!(
+fn progress() -> String {
+    format!(
         "{} / ({} > 0) or {} / ignoring (state) {}",
         of_job(&table::JOB_STEP),
         of_job(&table::JOB_STEPS_TARGET),
@@ -57,7 +53,14 @@ fn now() -> Vec<panel::Panel> {
             &table::JOB_UNITS,
             &[(TRAINING_JOB, "=", "$job"), ("state", "=", "total")]
         ),
-    );
+    )
+}
+
+fn now() -> Vec<panel::Panel> {
+    let term = |term| {
+        let matchers = [(TRAINING_JOB, "=", "$job"), ("term", "=", term)];
+        select(&table::JOB_LOSS, &matchers)
+    };
     let left = format!(
         "({} - {}) / (deriv({}[15m]) > 0)",
         of_job(&table::JOB_STEPS_TARGET),
@@ -79,7 +82,7 @@ fn now() -> Vec<panel::Panel> {
             "Progress",
             "Finished steps of all steps, or units of all units",
             "percentunit",
-            progress,
+            progress(),
             &[(NEVER, "blue"), (1.0, GREEN)],
         )
         .decimals(1),
@@ -204,7 +207,7 @@ fn speed() -> Vec<panel::Panel> {
         of_job(&worker::RANK_STEPS)
     );
     let bucket = of_job(&table::JOB_DEVICE_SECONDS);
-    vec![
+    let mut panels = vec![
         graph(
             "Where the time of a step goes",
             "Share of wall time by phase, mean over ranks. Much data: the store is slow. Much \
@@ -231,8 +234,7 @@ fn speed() -> Vec<panel::Panel> {
         graph(
             "Own work per step, by rank",
             "Data, forward, backward and optimizer of each rank, without waiting for others: a \
-            line \
-             above the others is the straggler",
+             line above the others is the straggler",
             "s",
             vec![target(per_step, "rank {{rank}}")],
         )
@@ -262,6 +264,13 @@ fn speed() -> Vec<panel::Panel> {
         .stacked()
         .from_zero()
         .sized(8, 7),
+    ];
+    panels.extend(bounds());
+    panels
+}
+
+fn bounds() -> [panel::Panel; 2] {
+    [
         graph(
             "Step and committed step",
             "The gap is lost if all ranks fail; checkpoint.every bounds it",
@@ -275,8 +284,7 @@ fn speed() -> Vec<panel::Panel> {
         graph(
             "Memory of rank 0",
             "Largest so far: on the host, and of tensors on the GPU (0 on a CPU). A line that \
-            never \
-             stops rising is a leak",
+             never stops rising is a leak",
             "bytes",
             vec![
                 target(of_job(&table::JOB_PEAK_MEMORY), "host"),

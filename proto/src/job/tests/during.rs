@@ -110,8 +110,8 @@ fn what_makes_no_sense_together_is_refused_by_what_would() {
     );
     refused(
         &format!("{GOOD}[evaluate]\nprompts = [\"1girl\"]\n{CHARACTERS}"),
-        "evaluate: is a second kind of work; a job has exactly one of [train], [sample] and \
-         [evaluate]",
+        "evaluate: is a second kind of work; a job has exactly one of [train], [sample], \
+         [evaluate] and [build]",
     );
     let zero = GOOD.replace("micro_batch = 8\n", "micro_batch = 8\nevaluate_every = 0\n");
     refused(

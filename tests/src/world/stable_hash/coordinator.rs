@@ -285,10 +285,7 @@ impl StableHash for coordinator::Event {
                 hasher.of_job(11, job);
                 hasher.checkpoint(*checkpoint);
             }
-            Self::JobDone { job, step } => {
-                hasher.of_job(12, job);
-                hasher.put(step.0);
-            }
+            Self::JobDone { job, step } => hasher.of_step(12, job, *step),
             Self::JobFailed { job, .. } => hasher.of_job(13, job),
             Self::JobCancelled { job } => hasher.of_job(14, job),
             Self::Unreachable { .. } => hasher.put(15_u8),
@@ -308,22 +305,10 @@ impl StableHash for coordinator::Event {
                 hasher.of_job(18, job);
                 hasher.put(*unit);
             }
-            Self::EvaluationSubmitted { job, step, .. } => {
-                hasher.of_job(22, job);
-                hasher.put(step.0);
-            }
-            Self::EvaluationScored { job, step, .. } => {
-                hasher.of_job(23, job);
-                hasher.put(step.0);
-            }
-            Self::EvaluationUnscored { job, step, .. } => {
-                hasher.of_job(24, job);
-                hasher.put(step.0);
-            }
-            Self::EvaluationSkipped { job, step } => {
-                hasher.of_job(25, job);
-                hasher.put(step.0);
-            }
+            Self::EvaluationSubmitted { job, step, .. } => hasher.of_step(22, job, *step),
+            Self::EvaluationScored { job, step, .. } => hasher.of_step(23, job, *step),
+            Self::EvaluationUnscored { job, step, .. } => hasher.of_step(24, job, *step),
+            Self::EvaluationSkipped { job, step } => hasher.of_step(25, job, *step),
         }
     }
 }

@@ -89,6 +89,11 @@ impl StableHasher {
         self.job(job);
     }
 
+    fn of_step(&mut self, kind: u8, job: &JobId, step: Step) {
+        self.of_job(kind, job);
+        self.put(step.0);
+    }
+
     fn of_generation(&mut self, kind: u8, job: &JobId, generation: Generation) {
         self.of_job(kind, job);
         self.put(generation.0);
