@@ -15,6 +15,23 @@ use tests::monitoring;
 const TRIES_MAX: usize = 2000;
 const DASHBOARDS: [&str; 3] = ["training", "fleet", "incident"];
 
+/// What a program serves is as Prometheus wants it.
+fn check_page(address: &str) -> Result<()> {
+    let page = http::get(&format!("http://{address}/metrics"))?;
+    let found = lint_metrics(&page)?;
+    ensure!(
+        found.trim().is_empty(),
+        "promtool on {address}: {found}\n{page}"
+    );
+    // Prometheus sets this label itself, and would rename ours to `exported_job`.
+    ensure!(
+        page.contains("{training_job=") && !page.contains("{job=") && !page.contains(",job="),
+        "{address} serves a label `job`, or no label `training_job`:\n{page}"
+    );
+    http::get(&format!("http://{address}/healthz"))?;
+    Ok(())
+}
+
 #[test]
 fn every_panel_shows_data_of_a_running_job() -> Result<()> {
     let cluster = Cluster::start(Options::with_workers(2))?;
@@ -73,24 +90,10 @@ fn every_panel_shows_data_of_a_running_job() -> Result<()> {
     }
     ensure!(left.is_empty(), "these panels show nothing: {left:#?}");
 
-    for address in addresses
-        .iter()
-        .map(String::as_str)
-        .chain([strip(cluster.coordinator_metrics()).as_str()])
-    {
-        let page = http::get(&format!("http://{address}/metrics"))?;
-        let found = lint_metrics(&page)?;
-        ensure!(
-            found.trim().is_empty(),
-            "promtool on {address}: {found}\n{page}"
-        );
-        // Prometheus sets this label itself, and would rename ours to `exported_job`.
-        ensure!(
-            page.contains("{training_job=") && !page.contains("{job=") && !page.contains(",job="),
-            "{address} serves a label `job`, or no label `training_job`:\n{page}"
-        );
-        http::get(&format!("http://{address}/healthz"))?;
+    for address in addresses {
+        check_page(&address)?;
     }
+    check_page(&strip(cluster.coordinator_metrics()))?;
     cluster.ok(&["cancel", &id])?;
 
     // A job that fails: its time is used up after the first step.
