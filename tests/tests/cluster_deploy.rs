@@ -217,18 +217,13 @@ fn installing_keeps_settings_that_are_there() -> Result<()> {
 /// A checkout that is somebody else's, with what `make release` makes, and every right on it for
 /// all.
 fn build_of_another_user(checkout_copy: &Path) -> Result<()> {
-    let made = [
-        "target/debug/worker",
-        "target/debug/worker-rank",
-        "target/debug/worker-build",
-        "target/debug/coordinator",
-        "libtorch/lib/libtorch_cpu.so",
-        "libtorch/lib/sub/libc10.so",
-    ];
-    for file in made {
-        let file = checkout_copy.join(file);
+    let programs = ["worker", "worker-rank", "worker-build", "coordinator"];
+    let programs = programs.map(|name| checkout_copy.join("target/debug").join(name));
+    let libraries = ["libtorch/lib/libtorch_cpu.so", "libtorch/lib/sub/libc10.so"];
+    let libraries = libraries.map(|file| checkout_copy.join(file));
+    for file in programs.iter().chain(&libraries) {
         std::fs::create_dir_all(file.parent().context("a folder above")?)?;
-        std::fs::write(&file, "#!/bin/sh\n")?;
+        std::fs::write(file, "#!/bin/sh\n")?;
     }
     std::os::unix::fs::symlink("libtorch", checkout_copy.join(".libtorch"))?;
     let mut copy = Command::new("cp");
@@ -240,11 +235,9 @@ fn build_of_another_user(checkout_copy: &Path) -> Result<()> {
     open.args(["-R", "a+rwX"]).arg(checkout_copy);
     open.arg(checkout_copy.join("target/debug"));
     run(open)?.success()?;
-    let mut programs = Command::new("chmod");
-    programs
-        .args(["a+x"])
-        .args(made[..3].iter().map(|file| checkout_copy.join(file)));
-    run(programs)?.success()?;
+    let mut executable = Command::new("chmod");
+    executable.arg("a+x").args(&programs);
+    run(executable)?.success()?;
     // Only root can give files away; for others the rights alone are checked.
     if rustix::process::geteuid().is_root() {
         let mut give = Command::new("chown");
