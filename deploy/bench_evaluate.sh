@@ -26,7 +26,7 @@ foreground $bin/coordinator watch "$model" >/dev/null || fail "job $model did no
 
 evaluate() { # number of workers; appends the rate to a file
   cat >"$run/plan.toml" <<E2
-name = "bench-$1"
+name = "evaluation-of-$1"
 [resources]
 workers = { min = $1, max = $1 }
 [evaluate]
