@@ -32,7 +32,10 @@ cp -r public/dashboards dist/
 npx vite preview --host 127.0.0.1 --port 0 > preview.log 2>&1 &
 server=$!
 trap 'kill $server' EXIT
-until url=$(grep -o 'http://127.0.0.1:[0-9]*' preview.log); do sleep 0.2; done
+until url=$(grep -o 'http://127.0.0.1:[0-9]*' preview.log); do
+    kill -0 "$server" 2>/dev/null || { cat preview.log >&2; exit 1; }
+    sleep 0.2
+done
 profile=$(mktemp -d)
 for name in training fleet incident; do
     height=$(node -e "const \
