@@ -31,7 +31,7 @@ SIM_FLAGS := --seeds $(SEEDS) $(if $(SEED),--seed $(SEED)) $(if $(BUG),--bug $(B
 
 .PHONY: help setup build programs release test sim lint monitoring demo chaos bench \
 	bench-evaluate bench-recovery bench-loader bench-model bench-schedule bench-stages \
-	bench-writer benchmark measure-images leakage parity peers gpu-check clean
+	bench-writer benchmark measure-images measure-masks leakage parity peers gpu-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s  %s\n", $$1, $$2} \
@@ -52,6 +52,7 @@ programs: setup
 
 release: setup ## compile the programs for installation: optimized, with symbol names
 ## CUDA=1: against CUDA and NCCL; then deploy/systemd/install.sh
+	@python3 deploy/setup/onnx.py
 	$(CARGO) build --locked --workspace --release $(CARGO_FLAGS) $(PROGRAMS) $(BUILD_PROGRAM)
 
 test: build ## run every test
@@ -122,6 +123,13 @@ bench-stages: setup ## time and memory of a data set's tabular stages
 	@target/debug/examples/bench_stages .demo/bench-stages-$(or $(POSTS),116729) \
 		$(or $(POSTS),116729)
 
+measure-masks: setup ## masks of the default model on COUNT (100) sprites of Wesnoth, against their alpha
+	@python3 deploy/setup/onnx.py
+	@python3 deploy/data/wesnoth.py --out .demo/wesnoth-sprites
+	@$(CARGO) build --locked --quiet --workspace --example measure_masks
+	@target/debug/examples/measure_masks .demo/wesnoth-sprites .demo/measure-masks \
+		$(or $(COUNT),100)
+
 bench-evaluate: programs ## images/s of an evaluation beside a plain loop over the same sampler
 	@$(CARGO) build --locked --quiet --workspace --example sample_loop
 	@deploy/bench_evaluate.sh
@@ -144,4 +152,4 @@ gpu-check: setup ## pack a stripped program and a script for a check on a machin
 	@deploy/setup/gpu_pack.sh
 
 clean: ## delete build outputs and results in this folder (libtorch stays in its cache)
-	rm -rf target target-cuda target-gpu-check .demo .libtorch .libtorch-cuda .libtorch-gpu-check
+	rm -rf target target-cuda target-gpu-check .demo .libtorch .onnx .libtorch-cuda .libtorch-gpu-check

@@ -3,6 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python3 deploy/setup/test_tools.py
+python3 deploy/setup/onnx.py
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 status=0

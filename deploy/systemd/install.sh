@@ -44,6 +44,8 @@ install -D -m 644 "deploy/systemd/$unit" "$root/etc/systemd/system/$unit"
 if [ "$role" = worker ]; then
   mkdir -p "$root/opt/retri/torch"
   copy ".libtorch$flavour/lib" "$root/opt/retri/torch/"
+  # What [masks] and [faces] of a data set's pipeline run; `make release` installs it.
+  if [ -d .onnx ]; then copy "$(readlink -f .onnx)" "$root/opt/retri/"; fi
   # libtorch looks for the CUDA libraries beside its own folder.
   if [ -n "$flavour" ]; then copy .libtorch-cuda/../nvidia "$root/opt/retri/"; fi
 fi

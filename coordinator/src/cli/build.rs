@@ -12,6 +12,7 @@ use object_store::path::Path as ObjectPath;
 use object_store::{Error as ObjectError, ObjectStore, PutMode, PutPayload};
 use proto::build::pipeline::{Pipeline, Planned};
 use proto::build::report::StageManifest;
+use proto::build::settings::OnBadRow;
 use proto::build::{Stage, StageKey, funnel};
 use proto::phase::Phase;
 use serde_json::json;
@@ -32,6 +33,9 @@ pub(crate) struct BuildArgs {
     /// Say which stages are complete and which would be built, and submit nothing
     #[arg(long)]
     dry_run: bool,
+    /// Fail on the first row that cannot be used, as on_bad_row = "stop" does
+    #[arg(long)]
+    strict: bool,
     /// Follow the jobs until the last one ends, then print the funnel
     #[arg(long, conflicts_with = "dry_run")]
     watch: bool,
@@ -85,7 +89,10 @@ pub(crate) async fn build(global: &Global, args: &BuildArgs) -> Result<Outcome> 
         std::fs::read_to_string(&args.file).with_context(|| format!("cannot read {name}"))?;
     let absolute = std::path::absolute(&args.file)?;
     let folder = absolute.parent().unwrap_or(&absolute);
-    let pipeline = Pipeline::parse(&name, &text, folder)?;
+    let mut pipeline = Pipeline::parse(&name, &text, folder)?;
+    if args.strict {
+        pipeline.on_bad_row = OnBadRow::Stop;
+    }
     let found = aloud("the list of files", inputs(&pipeline)).await;
     let found = found.with_context(|| name.clone())?;
     let (objects, prefix) = storage::open(&pipeline.out)?;

@@ -1,6 +1,7 @@
 //! Lists what a `pipeline.toml` names ([`proto::build::pipeline`]), so that it can be divided into
 //! stages. Called by `coordinator dataset build`.
 
+use proto::build::image_stages::ImageInputs;
 use proto::build::pipeline::{Inputs, Listing, Pipeline, PipelineSignature};
 use proto::build::settings::{ListedFolder, SourceFile};
 use proto::text::hex;
@@ -53,11 +54,38 @@ pub async fn inputs(pipeline: &Pipeline) -> Result<Inputs, InputError> {
             inputs.boxes = Some(listing("dataset.boxes", url).await?);
         }
     }
+    image_inputs(pipeline, &mut inputs.image).await?;
     if let Some(url) = &pipeline.cloth_tags {
         inputs.cloth_tags = Some(text("filter.cloth_tags", url).await?);
     }
     inputs.check(pipeline).map_err(InputError::Files)?;
     Ok(inputs)
+}
+
+/// Of the stages that run models.
+async fn image_inputs(pipeline: &Pipeline, inputs: &mut ImageInputs) -> Result<(), InputError> {
+    if let Some(masks) = &pipeline.masks {
+        if let Some(url) = &masks.model {
+            inputs.masks_model = Some(listing("masks.model", url).await?);
+        }
+        if let Some(url) = &masks.truth {
+            inputs.masks_truth = Some(folder("masks.truth", url).await?);
+        }
+    }
+    if let Some(faces) = &pipeline.faces {
+        if let Some(url) = &faces.model {
+            inputs.faces_model = Some(listing("faces.model", url).await?);
+        }
+        if let Some(url) = &faces.truth {
+            inputs.faces_truth = Some(listing("faces.truth", url).await?);
+        }
+    }
+    if let Some(tagger) = &pipeline.tagger {
+        inputs.tagged = Some(folder("tagger.images", &tagger.images).await?);
+        inputs.tagger_model = Some(listing("tagger.model", &tagger.model).await?);
+        inputs.tagger_labels = Some(listing("tagger.labels", &tagger.labels).await?);
+    }
+    Ok(())
 }
 
 async fn listing(field: &'static str, url: &str) -> Result<Listing, InputError> {

@@ -1,10 +1,11 @@
 //! The stage `clusters`: figures of one character and artist in one outfit are similar (paper
 //! section 3). Outfits are equal if their signatures are: the answers to all questions, or, without
-//! a model, the set of cloth tags. Figures that are alone are dropped.
+//! a model, the set of cloth tags: the post's, or those that a tagger finds. Figures that are alone
+//! are dropped.
 
 use crate::engine::Engine;
 use crate::error::{BuildError, Result};
-use crate::figure::{ANSWERS, CLUSTERED, FIGURES, PART_ROWS};
+use crate::figure::{ANSWERS, CLUSTERED, FIGURES, PART_ROWS, TAGGED};
 use crate::filter::push;
 use crate::output::{Outputs, StageFolder};
 use crate::sources::{join, unchanged};
@@ -17,6 +18,7 @@ use std::path::Path;
 
 pub const ALONE: &str = "no other figure in the same outfit";
 pub const UNANSWERED: &str = "a question without an answer";
+pub const UNTAGGED: &str = "no image, or no cloth tag that the tagger finds";
 
 /// Titles of the tables in the report.
 pub const SIMILAR: &str = "similar figures of a figure";
@@ -82,9 +84,10 @@ pub async fn run(
             load_answers(&engine, answers, &mut report).await?;
             sign_by_answers(&engine, &mut report)?;
         }
+        Signature::Tagger => sign_by_tags(plan, outputs, &engine, &mut report).await?,
     }
     group(&engine, settings, &mut report)?;
-    if settings.signature != Signature::Tags {
+    if !matches!(settings.signature, Signature::Tags | Signature::Tagger) {
         count_splits(&engine, &mut report)?;
     }
     count(&engine, &mut report)?;
@@ -140,6 +143,36 @@ fn sign_by_answers(engine: &Engine, report: &mut Report) -> Result<()> {
     engine.run("cannot sign", sign)?;
     let signed = engine.number("cannot count", "SELECT count(*) FROM signed")?;
     report.lose(UNANSWERED, report.rows_in - signed);
+    Ok(())
+}
+
+/// Those whose character and artist have no others were not tagged.
+async fn sign_by_tags(
+    plan: &StagePlan,
+    outputs: &Outputs,
+    engine: &Engine,
+    report: &mut Report,
+) -> Result<()> {
+    let (folder, manifest) = outputs.input(plan, Stage::Tagger).await?;
+    engine.run(
+        "cannot sign",
+        "CREATE TABLE signed(id INTEGER PRIMARY KEY, outfit)",
+    )?;
+    for part in &manifest.parts {
+        let bytes = folder.part(part).await?;
+        let insert = "INSERT INTO signed VALUES (?1, ?2)";
+        let rows = engine.load(&part.path, bytes, &TAGGED, insert)?;
+        report.count("figures tagged", rows);
+    }
+    let context = "cannot count";
+    let signed = engine.number(context, "SELECT count(*) FROM signed")?;
+    let alone = engine.number(
+        context,
+        "SELECT count(*) FROM (SELECT 1 FROM figures GROUP BY character, artist
+            HAVING count(*) = 1)",
+    )?;
+    report.lose(ALONE, alone);
+    report.lose(UNTAGGED, report.rows_in - alone - signed);
     Ok(())
 }
 

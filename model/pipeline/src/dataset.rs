@@ -4,20 +4,21 @@
 
 use crate::engine::Engine;
 use crate::error::{BuildError, Result};
-use crate::figure::{CLUSTERED, FIGURES};
+use crate::batches::is_table;
+use crate::figure::{CLUSTERED, FACES, FIGURES, MASKED};
 use crate::images::Images;
 use crate::near;
 use crate::output::Outputs;
-use crate::sources::{join, unchanged};
+use crate::table::Column;
+use crate::truth::read_boxes;
 use bytes::Bytes;
 use futures::StreamExt;
 use model_data::decode::{Expect, MaskSource, Origin, decode};
 use model_data::import::{ImageFiles, ImportError, ImportOptions, ImportReport, import_rows};
 use proto::build::report::{BadRow, EXAMPLES_MAX, Report, UnitOutput};
-use proto::build::settings::{DatasetSettings, NamedFile, NearDuplicates};
+use proto::build::settings::{DatasetSettings, NamedFile, NearDuplicates, OnBadRow};
 use proto::build::{Stage, StagePlan};
 use proto::text::hex_sha256;
-use serde::Deserialize;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -40,16 +41,14 @@ const TABLES: &str = "
     CREATE TABLE figures(id INTEGER PRIMARY KEY, rating, md5, ext, width, height, parent,
         character, artist, general, cloths);
     CREATE TABLE clustered(id INTEGER PRIMARY KEY, cluster, size, character, artist, outfit);
+    CREATE TABLE masked(id INTEGER PRIMARY KEY);
     CREATE TABLE boxes(id INTEGER PRIMARY KEY, box);
     CREATE TABLE usable(id INTEGER PRIMARY KEY, cluster);";
 
-/// A line of the file of face boxes.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct BoxRow {
-    id: i64,
-    bbox: [f64; 4],
-}
+/// The second columns are not stored, and the names of all must be bound.
+const INSERT_MASKED: &str = "INSERT INTO masked SELECT ?1 WHERE ?2 IS ?2";
+const INSERT_FACE: &str = "INSERT INTO boxes SELECT ?1, json_array(?2, ?3, ?4, ?5)
+    WHERE ?6 IS ?6 AND ?7 IS ?7";
 
 /// Images by the names that rows have for them: `image/7` and `mask/7`.
 struct Files {
@@ -85,34 +84,15 @@ pub async fn run(
     let engine = Engine::open(scratch)?;
     engine.run("cannot make its tables", TABLES)?;
     let mut report = Report::default();
-    for (stage, columns, insert) in [
-        (
-            Stage::Filter,
-            &FIGURES[..],
-            "INSERT INTO figures VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
-        ),
-        (
-            Stage::Clusters,
-            &CLUSTERED[..],
-            "INSERT INTO clustered VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-        ),
-    ] {
-        let (folder, manifest) = outputs.input(plan, stage).await?;
-        for part in &manifest.parts {
-            let bytes = folder.part(part).await?;
-            let rows = engine.load(&part.path, bytes, columns, insert)?;
-            report.rows_in += if stage == Stage::Clusters { rows } else { 0 };
-        }
-    }
+    load(&engine, plan, outputs).await?;
+    report.rows_in = engine.number("cannot count", "SELECT count(*) FROM clustered")?;
     if let Some(boxes) = &settings.boxes {
         load_boxes(&engine, boxes).await?;
     }
+    let has_boxes = settings.boxes.is_some() || plan.input(Stage::Faces).is_some();
     let files = Files {
         images: Images::open(&settings.images).await?,
-        masks: match &settings.masks {
-            Some(masks) => Some(Images::open(masks).await?),
-            None => None,
-        },
+        masks: masks(plan, settings, outputs).await?,
         runtime: Handle::current(),
     };
     report.found.push(format!(
@@ -127,7 +107,7 @@ pub async fn run(
     ));
     report.count("further images of a post", files.images.repeated);
     report.count("files that are no image of a post", files.images.others);
-    find(&engine, &files, settings.boxes.is_some(), &mut report)?;
+    find(&engine, &files, has_boxes, &mut report)?;
     compare(&engine, &files.images, settings, &mut report).await?;
     drop_alone(&engine, &mut report)?;
     let (rows, ids) = scratch_file(&engine, &files, scratch)?;
@@ -144,6 +124,11 @@ pub async fn run(
     let source: Arc<dyn ImageFiles> = Arc::clone(&files) as Arc<dyn ImageFiles>;
     let written = import_rows(lines, name, source, &url, &options).await;
     let (written, import) = written.map_err(failed)?;
+    let refused = import.rejected.first().map(|it| bad_row(it, &ids, &files.images));
+    if let Some(row) = refused.filter(|_| settings.on_bad_row == OnBadRow::Stop) {
+        let row = Box::new(row);
+        return Err(BuildError::BadRow { row, after: None });
+    }
     let manifest = serde_json::to_vec_pretty(&written.manifest).expect("plain values are JSON");
     report.found.push(format!(
         "data set stages/{}/…/data, version {}, {} samples",
@@ -171,28 +156,73 @@ fn failed(error: ImportError) -> BuildError {
     }
 }
 
+/// Loads the tables of earlier stages. Figures that one of them has dropped are not in `clustered`.
+async fn load(engine: &Engine, plan: &StagePlan, outputs: &Outputs) -> Result<()> {
+    let tables: [(Stage, &[(&str, Column)], &str); 4] = [
+        (
+            Stage::Filter,
+            &FIGURES,
+            "INSERT INTO figures VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+        ),
+        (
+            Stage::Clusters,
+            &CLUSTERED,
+            "INSERT INTO clustered VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        ),
+        (Stage::Masks, &MASKED, INSERT_MASKED),
+        (Stage::Faces, &FACES, INSERT_FACE),
+    ];
+    for (stage, columns, insert) in tables {
+        let is_optional = matches!(stage, Stage::Masks | Stage::Faces);
+        if is_optional && plan.input(stage).is_none() {
+            continue;
+        }
+        let (folder, manifest) = outputs.input(plan, stage).await?;
+        for part in manifest.parts.iter().filter(|it| is_table(&it.path)) {
+            let bytes = folder.part(part).await?;
+            let _ = engine.load(&part.path, bytes, columns, insert)?;
+        }
+        let table = match stage {
+            Stage::Masks => "masked",
+            Stage::Faces => "boxes",
+            _ => continue,
+        };
+        let drop = format!("DELETE FROM clustered WHERE id NOT IN (SELECT id FROM {table})");
+        engine.run("cannot drop figures", &drop)?;
+    }
+    Ok(())
+}
+
+/// None: the alpha channels of the images are the masks.
+async fn masks(
+    plan: &StagePlan,
+    settings: &DatasetSettings,
+    outputs: &Outputs,
+) -> Result<Option<Images>> {
+    if let Some(masks) = &settings.masks {
+        return Ok(Some(Images::open(masks).await?));
+    }
+    if plan.input(Stage::Masks).is_none() {
+        return Ok(None);
+    }
+    let (folder, manifest) = outputs.input(plan, Stage::Masks).await?;
+    Ok(Some(Images::of_parts(&folder, &manifest.parts).await?))
+}
+
 async fn load_boxes(engine: &Engine, boxes: &NamedFile) -> Result<()> {
-    let (store, prefix) = storage::open(&boxes.folder)?;
-    let path = join(&prefix, &boxes.file.path);
-    unchanged(&*store, &path, &boxes.file).await?;
-    let text = storage::read::read_bounded(&*store, &path, 1 << 30).await;
-    let text = text.map_err(|error| BuildError::input(path.as_ref(), error))?;
     let context = "cannot load face boxes";
     engine.run(context, "BEGIN")?;
     let insert = "INSERT INTO boxes VALUES (?1, ?2) ON CONFLICT DO NOTHING";
     let mut insert = engine.prepare(context, insert)?;
-    for (number, line) in (1..).zip(text.split(|it| *it == b'\n')) {
-        if line.trim_ascii().is_empty() {
-            continue;
-        }
-        let fault = |why: String| BuildError::input(path.as_ref(), format!("row {number}: {why}"));
-        let row: BoxRow =
-            serde_json::from_slice(line).map_err(|error| fault(format!("no face box: {error}")))?;
+    read_boxes(boxes, |row| {
         let list = serde_json::to_string(&row.bbox).expect("numbers are JSON");
-        if insert.run((row.id, list))? == 0 {
-            return Err(fault(format!("post {} has a box already", row.id)));
+        match insert.run((row.id, list)) {
+            Ok(0) => Err(format!("post {} has a box already", row.id)),
+            Ok(_) => Ok(()),
+            Err(error) => Err(proto::text::chain(&error)),
         }
-    }
+    })
+    .await?;
     engine.run(context, "COMMIT")
 }
 
@@ -361,20 +391,24 @@ fn scratch_file(
     Ok((file, ids))
 }
 
+/// A row that the import has refused.
+fn bad_row((line, reason): &(u64, String), ids: &[i64], images: &Images) -> BadRow {
+    let index = usize::try_from(line.saturating_sub(1)).unwrap_or(usize::MAX);
+    let id = ids.get(index).copied().unwrap_or_default();
+    BadRow {
+        file: images.path(id).unwrap_or_default(),
+        row: *line,
+        offset: None,
+        reason: format!("post {id}: {reason}"),
+    }
+}
+
 /// What the import says.
 fn add(import: &ImportReport, ids: &[i64], images: &Images, report: &mut Report) {
     report.rows_out = import.accepted;
     report.lose(REFUSED, import.rejected.len() as u64);
-    for (line, reason) in import.rejected.iter().take(EXAMPLES_MAX) {
-        let index = usize::try_from(line.saturating_sub(1)).unwrap_or(usize::MAX);
-        let id = ids.get(index).copied().unwrap_or_default();
-        report.bad_rows.push(BadRow {
-            file: images.path(id).unwrap_or_default(),
-            row: *line,
-            offset: None,
-            reason: format!("post {id}: {reason}"),
-        });
-    }
+    let rejected = import.rejected.iter().take(EXAMPLES_MAX);
+    report.bad_rows.extend(rejected.map(|it| bad_row(it, ids, images)));
     let counts: BTreeMap<&str, u64> = BTreeMap::from([
         ("faces guessed from masks", import.guessed_boxes),
         (

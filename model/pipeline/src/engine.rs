@@ -216,6 +216,7 @@ impl ToSql for Bound<'_> {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
         Ok(ToSqlOutput::Borrowed(match self.0 {
             Value::Number(number) => ValueRef::Integer(number),
+            Value::Real(real) => ValueRef::Real(real),
             Value::Text(text) => ValueRef::Text(text.as_bytes()),
         }))
     }

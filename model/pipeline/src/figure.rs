@@ -41,5 +41,32 @@ pub const ANSWERS: [(&str, Column); 3] = [
     ("answer", Column::Text),
 ];
 
+/// Figures that a tagger has tagged with clothes.
+pub const TAGGED: [(&str, Column); 2] = [
+    ("id", Column::Number),
+    // As those of [`FIGURES`].
+    ("cloths", Column::Text),
+];
+
+/// Figures that have a mask, cluster by cluster.
+pub const MASKED: [(&str, Column); 2] = [
+    ("id", Column::Number),
+    // Fraction of the image's pixels that are at least half on the figure.
+    ("area", Column::Real),
+];
+
+/// Figures that have a face, in the order of the stage before.
+pub const FACES: [(&str, Column); 7] = [
+    ("id", Column::Number),
+    // Of the centre, as fractions of the image.
+    ("x", Column::Real),
+    ("y", Column::Real),
+    ("width", Column::Real),
+    ("height", Column::Real),
+    ("score", Column::Real),
+    // Faces that were detected. That with the highest score counts.
+    ("faces", Column::Number),
+];
+
 /// Rows of one part.
 pub const PART_ROWS: u64 = 1 << 18;

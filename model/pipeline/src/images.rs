@@ -4,11 +4,13 @@
 //! read by range and never unpacked.
 
 use crate::error::{BuildError, Result};
+use crate::output::StageFolder;
 use bytes::Bytes;
 use model_data::image_file::IMAGE_FILE_BYTES_MAX;
 use model_data::pipeline_inputs::digest;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
+use proto::build::report::Part;
 use proto::build::settings::ListedFolder;
 use proto::text::hex_sha256;
 use serde::Deserialize;
@@ -79,14 +81,7 @@ impl Images {
             return Err(BuildError::input(&listed.folder, reason));
         }
         let (store, prefix) = storage::open(&folder)?;
-        let mut images = Self {
-            store,
-            prefix,
-            places: BTreeMap::new(),
-            repeated: 0,
-            others: 0,
-            tars: 0,
-        };
+        let mut images = Self::empty(store, prefix);
         let names: BTreeSet<&str> = found.iter().map(|file| file.path.as_str()).collect();
         for file in &found {
             let (stem, ending) = file.path.rsplit_once('.').unwrap_or((&file.path, ""));
@@ -107,6 +102,37 @@ impl Images {
             }
         }
         Ok(images)
+    }
+
+    /// The images in the tars that a stage has written.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub async fn of_parts(folder: &StageFolder, parts: &[Part]) -> Result<Self> {
+        let (store, prefix) = folder.place();
+        let mut images = Self::empty(store, prefix);
+        for part in parts {
+            if let Some(stem) = part.path.strip_suffix(".tar") {
+                let tar = Listed {
+                    path: part.path.clone(),
+                    size: part.size,
+                    tag: String::new(),
+                };
+                images.add_tar(&tar, &format!("{stem}.json")).await?;
+            }
+        }
+        Ok(images)
+    }
+
+    fn empty(store: Arc<dyn ObjectStore>, prefix: Path) -> Self {
+        Self {
+            store,
+            prefix,
+            places: BTreeMap::new(),
+            repeated: 0,
+            others: 0,
+            tars: 0,
+        }
     }
 
     /// `name` is that of the image, and `path` that of the object which it is in.

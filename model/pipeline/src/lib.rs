@@ -7,22 +7,30 @@
 //! storage ([`output`]).
 //!
 //! Read in this order: [`post`] (a row), [`sources`] (where rows come from), [`cloths`],
-//! [`filter`], [`outfits`], [`clusters`], [`images`], [`dataset`], [`unit`] (which stage a unit is
-//! of).
+//! [`filter`], [`outfits`], [`onnx`] and [`tagger`] (models that run here), [`clusters`],
+//! [`images`], [`masks`], [`faces`], [`dataset`], [`unit`] (which stage a unit is of).
 
+mod batches;
 pub mod cloths;
 pub mod clusters;
 pub mod dataset;
 pub mod engine;
 pub mod error;
+pub mod faces;
 pub mod figure;
 pub mod filter;
 pub mod images;
+pub mod masks;
 pub mod near;
+pub mod onnx;
 pub mod outfits;
 pub mod output;
 pub mod post;
 mod scratch;
+mod sheet;
 pub mod sources;
 pub mod table;
+pub mod tagger;
+mod tar;
+mod truth;
 pub mod unit;

@@ -2,13 +2,14 @@
 //! figures are asked about whose character and artist have others; answers are cached by their
 //! content, so that a repetition pays nothing twice.
 
+use crate::batches::{NO_IMAGE, NOT_READ, refuse};
 use crate::engine::Engine;
 use crate::error::{BuildError, Result};
 use crate::figure::{ANSWERS, FIGURES};
 use crate::images::Images;
 use crate::output::Outputs;
 use crate::table::{Table, Value};
-use proto::build::report::{BadRow, EXAMPLES_MAX, Report, UnitOutput};
+use proto::build::report::{BadRow, Report, UnitOutput};
 use proto::build::settings::OutfitsSettings;
 use proto::build::{Stage, StagePlan};
 use std::path::Path;
@@ -16,10 +17,6 @@ use vqa::{Cache, Client, Image, Options, Question, Questions, Reply};
 
 /// Images in memory.
 const BATCH: usize = 16;
-
-/// Reasons for which a figure has no answer.
-pub const NO_IMAGE: &str = "no image";
-pub const NOT_READ: &str = "an image that cannot be read";
 
 const TABLES: &str = "
     CREATE TABLE figures(id INTEGER PRIMARY KEY, rating, md5, ext, width, height, parent,
@@ -121,15 +118,14 @@ impl Asker<'_> {
                     read.push(Image { name, bytes });
                 }
                 Err(reason) => {
-                    self.report.lose(NOT_READ, 1);
-                    if self.report.bad_rows.len() < EXAMPLES_MAX {
-                        self.report.bad_rows.push(BadRow {
-                            file: name,
-                            row: u64::try_from(*id).unwrap_or(0),
-                            offset: None,
-                            reason: format!("post {id}: it {reason}"),
-                        });
-                    }
+                    let row = BadRow {
+                        file: name,
+                        row: u64::try_from(*id).unwrap_or(0),
+                        offset: None,
+                        reason: format!("post {id}: it {reason}"),
+                    };
+                    let on_bad_row = self.settings.on_bad_row;
+                    refuse(row, NOT_READ, on_bad_row, &mut self.report)?;
                 }
             }
         }

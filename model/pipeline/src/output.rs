@@ -136,15 +136,44 @@ impl StageFolder {
     /// # Errors
     /// It cannot be written.
     pub async fn put_part(&self, stem: &str, rows: u64, bytes: Vec<u8>) -> Result<Part> {
-        let sha256 = hex_sha256(&bytes);
+        let name = format!("{stem}-{}.parquet", &hex_sha256(&bytes)[..16]);
+        self.put_file(name, rows, bytes).await
+    }
+
+    /// Writes a file of a stage beside its tables. Equal names have equal bytes.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub async fn put_file(&self, path: String, rows: u64, bytes: Vec<u8>) -> Result<Part> {
         let part = Part {
-            path: format!("{stem}-{}.parquet", &sha256[..16]),
+            path,
             rows,
             size: bytes.len() as u64,
-            sha256,
+            sha256: hex_sha256(&bytes),
         };
         self.put_new(&part.path, bytes).await?;
         Ok(part)
+    }
+
+    /// The output of a batch of a unit. None: it is not complete.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub async fn batch(&self, number: usize) -> Result<Option<UnitOutput>> {
+        self.json(&batch_name(number)).await
+    }
+
+    /// Completes a batch whose parts are written, so that a unit that is repeated skips it.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub async fn put_batch(&self, number: usize, output: &UnitOutput) -> Result<()> {
+        self.put_json(&batch_name(number), output).await
+    }
+
+    /// Where its files are.
+    pub(crate) fn place(&self) -> (Arc<dyn ObjectStore>, Path) {
+        (Arc::clone(&self.store), self.folder.clone())
     }
 
     /// The bytes of a part.
@@ -231,6 +260,10 @@ impl StageFolder {
             }),
         }
     }
+}
+
+fn batch_name(number: usize) -> String {
+    format!("batch-{number:06}.json")
 }
 
 /// Units of another division of the same stage have other names.

@@ -1,10 +1,10 @@
-//! Rows of numbers and texts as Parquet: the form of all tables between stages.
+//! Rows of numbers, fractions and texts as Parquet: the form of all tables between stages.
 
 use crate::error::{BuildError, Result};
-use arrow_array::builder::{Int64Builder, StringBuilder};
+use arrow_array::builder::{Float64Builder, Int64Builder, StringBuilder};
 use arrow_array::cast::AsArray;
-use arrow_array::types::Int64Type;
-use arrow_array::{ArrayRef, Int64Array, RecordBatch, StringArray};
+use arrow_array::types::{Float64Type, Int64Type};
+use arrow_array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray};
 use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use bytes::Bytes;
 use parquet::arrow::ArrowWriter;
@@ -20,6 +20,7 @@ const BATCH_ROWS: usize = 8192;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Column {
     Number,
+    Real,
     Text,
 }
 
@@ -27,20 +28,23 @@ impl Column {
     fn kind(self) -> DataType {
         match self {
             Self::Number => DataType::Int64,
+            Self::Real => DataType::Float64,
             Self::Text => DataType::Utf8,
         }
     }
 }
 
 /// A value of a row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Value<'a> {
     Number(i64),
+    Real(f64),
     Text(&'a str),
 }
 
 enum Builder {
     Number(Int64Builder),
+    Real(Float64Builder),
     Text(StringBuilder),
 }
 
@@ -79,6 +83,7 @@ impl Table {
             .expect("numbers and texts are Parquet");
         let builders = columns.iter().map(|(_, column)| match column {
             Column::Number => Builder::Number(Int64Builder::new()),
+            Column::Real => Builder::Real(Float64Builder::new()),
             Column::Text => Builder::Text(StringBuilder::new()),
         });
         Self {
@@ -96,7 +101,8 @@ impl Table {
             match (builder, value) {
                 (Builder::Number(builder), Value::Number(value)) => builder.append_value(value),
                 (Builder::Text(builder), Value::Text(value)) => builder.append_value(value),
-                (Builder::Number(_), Value::Text(_)) | (Builder::Text(_), Value::Number(_)) => {
+                (Builder::Real(builder), Value::Real(value)) => builder.append_value(value),
+                (Builder::Number(_) | Builder::Real(_) | Builder::Text(_), _) => {
                     unreachable!("rows are made beside their columns")
                 }
             }
@@ -111,6 +117,7 @@ impl Table {
     fn encode(&mut self) {
         let columns = self.builders.iter_mut().map(|builder| match builder {
             Builder::Number(builder) => Arc::new(builder.finish()) as ArrayRef,
+            Builder::Real(builder) => Arc::new(builder.finish()) as ArrayRef,
             Builder::Text(builder) => Arc::new(builder.finish()) as ArrayRef,
         });
         let batch = RecordBatch::try_new(Arc::clone(&self.schema), columns.collect());
@@ -189,6 +196,7 @@ pub(crate) fn check_columns(
 
 enum Values<'a> {
     Numbers(&'a Int64Array),
+    Reals(&'a Float64Array),
     Texts(&'a StringArray),
 }
 
@@ -208,14 +216,17 @@ impl std::fmt::Debug for Rows<'_> {
 
 impl<'a> Rows<'a> {
     fn of(batch: &'a RecordBatch) -> Self {
-        let columns =
-            batch
-                .columns()
-                .iter()
-                .map(|column| match column.as_primitive_opt::<Int64Type>() {
-                    Some(numbers) => Values::Numbers(numbers),
-                    None => Values::Texts(column.as_string()),
-                });
+        let columns = batch.columns().iter().map(|column| {
+            let numbers = column.as_primitive_opt::<Int64Type>().map(Values::Numbers);
+            let reals = || {
+                column
+                    .as_primitive_opt::<Float64Type>()
+                    .map(Values::Reals)
+            };
+            numbers
+                .or_else(reals)
+                .unwrap_or_else(|| Values::Texts(column.as_string()))
+        });
         Self {
             columns: columns.collect(),
             count: batch.num_rows(),
@@ -231,6 +242,7 @@ impl<'a> Rows<'a> {
     pub fn row(&self, row: usize) -> impl Iterator<Item = Value<'_>> {
         self.columns.iter().map(move |column| match column {
             Values::Numbers(numbers) => Value::Number(numbers.value(row)),
+            Values::Reals(reals) => Value::Real(reals.value(row)),
             Values::Texts(texts) => Value::Text(texts.value(row)),
         })
     }

@@ -3,7 +3,7 @@
 use crate::error::{BuildError, Result};
 use crate::output::Outputs;
 use crate::sources::{LINES, Piece, Span, read_piece, recognise};
-use crate::{clusters, dataset, filter, outfits};
+use crate::{clusters, dataset, faces, filter, masks, outfits, tagger, truth};
 use proto::build::report::{Report, StageManifest, UnitOutput};
 use proto::build::settings::{PostsSettings, Settings, SourcesSettings};
 use proto::build::{BuildWork, Stage, StagePlan};
@@ -35,6 +35,11 @@ pub async fn run(work: &BuildWork, unit: u64, scratch: &Path) -> Result<()> {
             let units = (unit, units);
             outfits::run(&plan, settings, (&outputs, &work.out), units, scratch).await?
         }
+        Settings::Tagger(settings) => {
+            tagger::run(&plan, settings, &outputs, (unit, units), scratch).await?
+        }
+        Settings::Masks(settings) => masks::run(&plan, settings, &outputs, (unit, units)).await?,
+        Settings::Faces(settings) => faces::run(&plan, settings, &outputs, (unit, units)).await?,
         Settings::Clusters(settings) => clusters::run(&plan, settings, &outputs, scratch).await?,
         Settings::Dataset(settings) => {
             dataset::run(&plan, settings, (&outputs, &work.out), scratch).await?
@@ -47,7 +52,7 @@ pub async fn run(work: &BuildWork, unit: u64, scratch: &Path) -> Result<()> {
 async fn close(plan: &StagePlan, units: u32, outputs: &Outputs) -> Result<()> {
     let folder = outputs.stage(&plan.key());
     if plan.stage() != Stage::Posts {
-        folder.close(plan, units, |_| {}).await?;
+        folder.close(plan, units, truth::conclude).await?;
         return Ok(());
     }
     let (_, sources) = outputs.input(plan, Stage::Sources).await?;

@@ -47,7 +47,7 @@ pub fn steps(manifests: &[StageManifest]) -> Vec<Step> {
         };
         let (first, last) = match stage {
             // They lose no figures: who is not answered is dropped with the clusters.
-            Stage::Sources | Stage::Outfits => continue,
+            Stage::Sources | Stage::Outfits | Stage::Tagger => continue,
             Stage::Posts => (
                 remain("rows of metadata", report.rows_in, None),
                 remain("posts", report.rows_out, None),
@@ -67,6 +67,14 @@ pub fn steps(manifests: &[StageManifest]) -> Vec<Step> {
                     report.rows_out,
                     Some(PAPER[2]),
                 ),
+            ),
+            Stage::Masks => (
+                remain("figures", report.rows_in, None),
+                remain("figures with a mask", report.rows_out, None),
+            ),
+            Stage::Faces => (
+                remain("figures", report.rows_in, None),
+                remain("figures with a face", report.rows_out, None),
             ),
             Stage::Dataset => (
                 remain("figures", report.rows_in, None),

@@ -8,6 +8,7 @@
 //! which is written last.
 
 pub mod funnel;
+pub mod image_stages;
 pub mod pipeline;
 pub mod report;
 pub mod settings;
@@ -34,19 +35,28 @@ pub enum Stage {
     Filter,
     /// Asks a model about the figures' outfits.
     Outfits,
+    /// Tags the figures' clothes with a model that runs on workers.
+    Tagger,
     /// Groups the figures of a character and artist by outfit, and drops those that are alone.
     Clusters,
+    /// Segments the clusters' figures from their backgrounds.
+    Masks,
+    /// Detects the faces of figures.
+    Faces,
     /// Finds the images of the clusters' figures, and writes a data set.
     Dataset,
 }
 
 impl Stage {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 9] = [
         Self::Sources,
         Self::Posts,
         Self::Filter,
         Self::Outfits,
+        Self::Tagger,
         Self::Clusters,
+        Self::Masks,
+        Self::Faces,
         Self::Dataset,
     ];
 
@@ -58,7 +68,10 @@ impl Stage {
             Self::Posts => "posts",
             Self::Filter => "filter",
             Self::Outfits => "outfits",
+            Self::Tagger => "tagger",
             Self::Clusters => "clusters",
+            Self::Masks => "masks",
+            Self::Faces => "faces",
             Self::Dataset => "dataset",
         }
     }
@@ -71,7 +84,10 @@ impl Stage {
             | Self::Posts
             | Self::Filter
             | Self::Outfits
+            | Self::Tagger
             | Self::Clusters
+            | Self::Masks
+            | Self::Faces
             | Self::Dataset => 1,
         }
     }

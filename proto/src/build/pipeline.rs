@@ -1,8 +1,12 @@
 //! `pipeline.toml`: parsed, checked and divided into stages. Pure: the files that it names are
 //! listed by the caller. `deploy/pipelines/danbooru.toml` documents the fields for users.
 
+use super::image_stages::{
+    self, FacesToml, ImageInputs, MasksToml, PipelineFaces, PipelineMasks, PipelineTagger,
+    TaggerToml,
+};
 use super::settings::{
-    ListedFolder, NearDuplicates, OnBadRow, OutfitQuestion, SourceFile, TagTypes,
+    ListedFolder, NamedFile, NearDuplicates, OnBadRow, OutfitQuestion, SourceFile, TagTypes,
 };
 use super::{StagePlan, UNITS_MAX};
 use crate::job::check::data::absolute;
@@ -31,6 +35,9 @@ struct PipelineToml {
     #[serde(default)]
     clusters: ClustersToml,
     outfits: Option<OutfitsToml>,
+    tagger: Option<TaggerToml>,
+    masks: Option<MasksToml>,
+    faces: Option<FacesToml>,
     dataset: Option<DatasetToml>,
     #[serde(default)]
     units: UnitsToml,
@@ -88,6 +95,7 @@ enum SignatureToml {
     Tags,
     Model,
     Answers,
+    Tagger,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -95,6 +103,9 @@ enum SignatureToml {
 struct UnitsToml {
     posts: Option<u32>,
     outfits: Option<u32>,
+    tagger: Option<u32>,
+    masks: Option<u32>,
+    faces: Option<u32>,
     piece_mib: Option<u32>,
     piece_rows: Option<u32>,
 }
@@ -116,10 +127,19 @@ pub struct Pipeline {
     pub size_min: u32,
     /// None: no model is asked.
     pub outfits: Option<PipelineOutfits>,
+    /// None: no tagger runs.
+    pub tagger: Option<PipelineTagger>,
+    /// None: masks are given.
+    pub masks: Option<PipelineMasks>,
+    /// None: face boxes are given, or guessed.
+    pub faces: Option<PipelineFaces>,
     /// None: the pipeline ends with clusters.
     pub dataset: Option<PipelineDataset>,
     pub posts_units: u32,
     pub outfits_units: u32,
+    pub tagger_units: u32,
+    pub masks_units: u32,
+    pub faces_units: u32,
     pub piece_bytes: u64,
     pub piece_rows: u64,
 }
@@ -172,6 +192,8 @@ pub enum PipelineSignature {
         file: String,
         questions: Vec<String>,
     },
+    /// The tags of the stage `tagger`.
+    Tagger,
 }
 
 /// A URL that was listed: its folder, and the files in it.
@@ -195,6 +217,16 @@ pub struct Inputs {
     pub images: Option<ListedFolder>,
     pub masks: Option<ListedFolder>,
     pub boxes: Option<Listing>,
+    pub image: ImageInputs,
+}
+
+/// The file of a listing that has one.
+pub(super) fn one(listing: Option<&Listing>) -> Option<NamedFile> {
+    let listing = listing?;
+    Some(NamedFile {
+        folder: listing.folder.clone(),
+        file: listing.files.first()?.clone(),
+    })
 }
 
 /// A stage, and the number of its units.
@@ -243,16 +275,18 @@ impl Inputs {
     /// A field that names a folder where one file is needed.
     pub fn check(&self, pipeline: &Pipeline) -> Result<(), String> {
         let answers = match &pipeline.signature {
-            PipelineSignature::Tags | PipelineSignature::Model => None,
+            PipelineSignature::Tags | PipelineSignature::Model | PipelineSignature::Tagger => None,
             PipelineSignature::Answers { file, .. } => Some(file),
         };
         let dataset = pipeline.dataset.as_ref();
         let boxes = dataset.and_then(|dataset| dataset.boxes.as_ref());
-        for (field, url, listing) in [
+        let tables = [
             ("filter.figures", pipeline.figures.as_ref(), &self.figures),
             ("clusters.answers", answers, &self.answers),
             ("dataset.boxes", boxes, &self.boxes),
-        ] {
+        ];
+        let images = pipeline.image_files(&self.image);
+        for (field, url, listing) in tables.into_iter().chain(images) {
             let files = listing.as_ref().map_or(0, |listing| listing.files.len());
             if let Some(url) = url
                 && files != 1
@@ -298,14 +332,31 @@ fn check(raw: PipelineToml, directory: &Path, faults: &mut Faults) -> Pipeline {
     });
     let signature = signature(&raw.clusters, directory, faults);
     let outfits = raw.outfits.map(|raw| outfits(raw, directory, faults));
-    let asks = signature == PipelineSignature::Model;
-    faults.need(asks == outfits.is_some(), "clusters.signature", || {
-        if asks {
-            "is \"model\", but there is no table [outfits] that says whom to ask".into()
-        } else {
-            "is not \"model\", but there is a table [outfits]: leave one of them out".into()
-        }
-    });
+    let tagger = raw.tagger.map(|raw| image_stages::tagger(raw, directory, faults));
+    for (table, word, is_asked, is_there) in [
+        (
+            "outfits",
+            "model",
+            signature == PipelineSignature::Model,
+            outfits.is_some(),
+        ),
+        (
+            "tagger",
+            "tagger",
+            signature == PipelineSignature::Tagger,
+            tagger.is_some(),
+        ),
+    ] {
+        faults.need(is_asked == is_there, "clusters.signature", || {
+            if is_asked {
+                format!("is \"{word}\", but there is no table [{table}] that says what to ask")
+            } else {
+                format!(
+                    "is not \"{word}\", but there is a table [{table}]: leave one of them out"
+                )
+            }
+        });
+    }
     let size_min = raw.clusters.size_min.unwrap_or(2);
     faults.need((2..=1024).contains(&size_min), "clusters.size_min", || {
         format!("is {size_min}; a cluster has at least 2 figures, a target and a reference")
@@ -313,11 +364,14 @@ fn check(raw: PipelineToml, directory: &Path, faults: &mut Faults) -> Pipeline {
     let posts_units = raw.units.posts.unwrap_or(16);
     faults.count("units.posts", posts_units, UNITS_MAX);
     let outfits_units = raw.units.outfits.unwrap_or(16);
+    let image_units = |units: Option<u32>| units.unwrap_or(64);
     faults.count("units.outfits", outfits_units, UNITS_MAX);
     let piece_mib = raw.units.piece_mib.unwrap_or(64);
     faults.count("units.piece_mib", piece_mib, 4096);
     let piece_rows = raw.units.piece_rows.unwrap_or(250_000);
     faults.count("units.piece_rows", piece_rows, 100_000_000);
+    let masks = raw.masks.map(|raw| image_stages::masks(raw, directory, faults));
+    let faces = raw.faces.map(|raw| image_stages::faces(raw, directory, faults));
     let filter = raw.filter;
     let ratings = filter.ratings.map_or_else(Ratings::default, Ratings::new);
     faults.need(!ratings.list().is_empty(), "filter.ratings", || {
@@ -338,8 +392,11 @@ fn check(raw: PipelineToml, directory: &Path, faults: &mut Faults) -> Pipeline {
         near_duplicates: raw.near_duplicates.unwrap_or_default(),
         near_bits: bits,
     });
-    Pipeline {
+    let pipeline = Pipeline {
         outfits,
+        tagger,
+        masks,
+        faces,
         dataset,
         out: url("out", Some(raw.out)).unwrap_or_default(),
         cloth_tags: url("filter.cloth_tags", filter.cloth_tags),
@@ -353,9 +410,14 @@ fn check(raw: PipelineToml, directory: &Path, faults: &mut Faults) -> Pipeline {
         size_min,
         posts_units,
         outfits_units,
+        tagger_units: image_units(raw.units.tagger),
+        masks_units: image_units(raw.units.masks),
+        faces_units: image_units(raw.units.faces),
         piece_bytes: u64::from(piece_mib) << 20,
         piece_rows: piece_rows.into(),
-    }
+    };
+    image_stages::check(&pipeline, faults);
+    pipeline
 }
 
 fn outfits(raw: OutfitsToml, directory: Option<&Path>, faults: &mut Faults) -> PipelineOutfits {
@@ -413,6 +475,7 @@ fn signature(
         }
         return match raw.signature {
             Some(SignatureToml::Model) => PipelineSignature::Model,
+            Some(SignatureToml::Tagger) => PipelineSignature::Tagger,
             Some(SignatureToml::Tags | SignatureToml::Answers) | None => PipelineSignature::Tags,
         };
     };

@@ -1,6 +1,7 @@
 //! The settings of stages, as they are stored in a job and digested into keys. Plain data.
 
 use super::Stage;
+use super::image_stages::{FacesSettings, MasksSettings, TaggerSettings};
 use crate::rating::Ratings;
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +13,10 @@ pub enum Settings {
     Posts(PostsSettings),
     Filter(Box<FilterSettings>),
     Outfits(Box<OutfitsSettings>),
+    Tagger(Box<TaggerSettings>),
     Clusters(ClustersSettings),
+    Masks(Box<MasksSettings>),
+    Faces(Box<FacesSettings>),
     Dataset(DatasetSettings),
 }
 
@@ -24,7 +28,10 @@ impl Settings {
             Self::Posts(_) => Stage::Posts,
             Self::Filter(_) => Stage::Filter,
             Self::Outfits(_) => Stage::Outfits,
+            Self::Tagger(_) => Stage::Tagger,
             Self::Clusters(_) => Stage::Clusters,
+            Self::Masks(_) => Stage::Masks,
+            Self::Faces(_) => Stage::Faces,
             Self::Dataset(_) => Stage::Dataset,
         }
     }
@@ -84,6 +91,12 @@ pub enum OnBadRow {
     Stop,
 }
 
+impl OnBadRow {
+    pub(super) fn is_skip(&self) -> bool {
+        *self == Self::Skip
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PostsSettings {
@@ -129,6 +142,8 @@ pub enum Signature {
     Model { questions: Vec<String> },
     /// The same, from a file.
     Answers(Answers),
+    /// The set of cloth tags that a tagger finds, from the stage `tagger`. Ours.
+    Tagger,
 }
 
 /// JSON lines of `{"id": 1, "question": "colours", "answer": "blue and white"}`.
@@ -152,6 +167,8 @@ pub struct OutfitsSettings {
     pub questions: Vec<OutfitQuestion>,
     /// Requests at a time, of one rank.
     pub concurrency: u32,
+    #[serde(default, skip_serializing_if = "OnBadRow::is_skip")]
+    pub on_bad_row: OnBadRow,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -166,13 +183,17 @@ pub struct OutfitQuestion {
 pub struct DatasetSettings {
     /// Images whose file names begin with the number of their post.
     pub images: ListedFolder,
-    /// Masks, named in the same way. None: the alpha channels of the images.
+    /// Masks, named in the same way. None: those of the stage `masks`, or else the alpha channels
+    /// of the images.
     pub masks: Option<ListedFolder>,
-    /// JSON lines of `{"id": 1, "bbox": [0.5, 0.3, 0.2, 0.2]}`. None: faces are guessed from masks.
+    /// JSON lines of `{"id": 1, "bbox": [0.5, 0.3, 0.2, 0.2]}`. None: those of the stage `faces`,
+    /// or else faces are guessed from masks.
     pub boxes: Option<NamedFile>,
     pub near_duplicates: NearDuplicates,
     /// Bits in which the hashes of near-duplicates differ at most, of 128.
     pub near_bits: u32,
+    #[serde(default, skip_serializing_if = "OnBadRow::is_skip")]
+    pub on_bad_row: OnBadRow,
 }
 
 /// What happens to images of a cluster that are variants of another one in it.

@@ -1,20 +1,11 @@
 //! Divides a pipeline into stages. Pure.
 
 use super::StagePlan;
-use super::pipeline::{CLOTH_TAGS, Inputs, Listing, Pipeline, PipelineSignature, Planned};
+use super::pipeline::{CLOTH_TAGS, Inputs, Pipeline, PipelineSignature, Planned, one};
 use super::settings::{
     Answers, ClustersSettings, DatasetSettings, Figures, FilterSettings, NamedFile,
     OutfitsSettings, PostsSettings, Settings, Signature, Source, SourcesSettings,
 };
-
-/// The file of a listing that has one.
-fn one(listing: Option<&Listing>) -> Option<NamedFile> {
-    let listing = listing?;
-    Some(NamedFile {
-        folder: listing.folder.clone(),
-        file: listing.files.first()?.clone(),
-    })
-}
 
 impl Pipeline {
     /// The stages in order. Each reads only those before it.
@@ -33,15 +24,23 @@ impl Pipeline {
         };
         let filter = self.filter(inputs, &posts);
         let outfits = self.ask(inputs, &filter);
-        let clusters = self.clusters(inputs, &filter, outfits.as_ref());
-        let dataset = self.write(inputs, &filter, &clusters);
+        let tagger = self.tag(inputs, &filter, self.cloth_tags(inputs));
+        let signed = outfits.as_ref().or(tagger.as_ref());
+        let clusters = self.clusters(inputs, &filter, signed);
+        let masks = self.segment(inputs, &clusters);
+        let faces = self.detect(inputs, masks.as_ref().unwrap_or(&clusters));
+        let images = [masks.as_ref(), faces.as_ref()];
+        let dataset = self.write(inputs, &[&filter, &clusters], images);
         let mut stages = vec![
             units(&sources, 1),
             units(&posts, self.posts_units),
             units(&filter, 1),
         ];
         stages.extend(outfits.map(|outfits| units(&outfits, self.outfits_units)));
+        stages.extend(tagger.map(|tagger| units(&tagger, self.tagger_units)));
         stages.push(units(&clusters, 1));
+        stages.extend(masks.map(|masks| units(&masks, self.masks_units)));
+        stages.extend(faces.map(|faces| units(&faces, self.faces_units)));
         stages.extend(dataset.map(|dataset| units(&dataset, 1)));
         stages
     }
@@ -63,11 +62,15 @@ impl Pipeline {
         }
     }
 
+    fn cloth_tags<'a>(&self, inputs: &'a Inputs) -> &'a str {
+        inputs.cloth_tags.as_deref().unwrap_or(CLOTH_TAGS)
+    }
+
     fn filter(&self, inputs: &Inputs, posts: &StagePlan) -> StagePlan {
         let figures = one(inputs.figures.as_ref());
         StagePlan {
             settings: Settings::Filter(Box::new(FilterSettings {
-                cloth_tags: inputs.cloth_tags.clone().unwrap_or(CLOTH_TAGS.to_owned()),
+                cloth_tags: self.cloth_tags(inputs).to_owned(),
                 ratings: self.ratings.clone(),
                 deleted: self.deleted,
                 figures: figures.map(|NamedFile { folder, file }| Figures { folder, file }),
@@ -85,6 +88,7 @@ impl Pipeline {
                 model: outfits.model.clone(),
                 questions: outfits.questions.clone(),
                 concurrency: outfits.concurrency,
+                on_bad_row: self.on_bad_row,
             })),
             inputs: vec![filter.key()],
         })
@@ -94,7 +98,7 @@ impl Pipeline {
         &self,
         inputs: &Inputs,
         filter: &StagePlan,
-        outfits: Option<&StagePlan>,
+        signed: Option<&StagePlan>,
     ) -> StagePlan {
         let asked = || {
             let questions = self.outfits.iter().flat_map(|outfits| &outfits.questions);
@@ -109,9 +113,10 @@ impl Pipeline {
                     questions: questions.clone(),
                 })
             }
+            (PipelineSignature::Tagger, _) => Signature::Tagger,
             (PipelineSignature::Answers { .. } | PipelineSignature::Tags, _) => Signature::Tags,
         };
-        let answers = outfits.map(StagePlan::key);
+        let answers = signed.map(StagePlan::key);
         StagePlan {
             settings: Settings::Clusters(ClustersSettings {
                 signature,
@@ -121,13 +126,15 @@ impl Pipeline {
         }
     }
 
+    /// `tables` are the plans of its tables, and `images` those of masks and faces.
     fn write(
         &self,
         inputs: &Inputs,
-        filter: &StagePlan,
-        clusters: &StagePlan,
+        tables: &[&StagePlan],
+        images: [Option<&StagePlan>; 2],
     ) -> Option<StagePlan> {
         let dataset = self.dataset.as_ref()?;
+        let tables = tables.iter().copied();
         Some(StagePlan {
             settings: Settings::Dataset(DatasetSettings {
                 images: inputs.images.clone()?,
@@ -135,8 +142,12 @@ impl Pipeline {
                 boxes: one(inputs.boxes.as_ref()),
                 near_duplicates: dataset.near_duplicates,
                 near_bits: dataset.near_bits,
+                on_bad_row: self.on_bad_row,
             }),
-            inputs: vec![filter.key(), clusters.key()],
+            inputs: tables
+                .chain(images.into_iter().flatten())
+                .map(StagePlan::key)
+                .collect(),
         })
     }
 }

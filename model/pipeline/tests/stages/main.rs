@@ -4,10 +4,15 @@
 mod answers;
 mod asked;
 mod bad_input;
+mod captions;
 #[path = "../danbooru/mod.rs"]
 mod danbooru;
 mod editions;
+mod faces;
+mod masks;
 mod mirrors;
 mod resume;
 mod run;
+mod tagged;
+mod unfit;
 mod written;

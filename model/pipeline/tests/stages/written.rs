@@ -21,7 +21,7 @@ pub(crate) fn drawn() -> Vec<(FakePost, Sample)> {
     danbooru::drawn(4, 4, 64)
 }
 
-fn metadata(drawn: &[(FakePost, Sample)], folder: &Path) {
+pub(crate) fn metadata(drawn: &[(FakePost, Sample)], folder: &Path) {
     let posts = danbooru::lines(drawn.iter().map(|(post, _)| danbooru::new(post)));
     std::fs::write(folder.join("posts"), posts).unwrap();
     let answers = drawn
@@ -65,7 +65,7 @@ fn tar(drawn: &[(FakePost, Sample)], folder: &Path) {
     std::fs::write(folder.join("images/0000.json"), index).unwrap();
 }
 
-async fn dataset(folder: &Path, manifest: &StageManifest) -> Dataset {
+pub(crate) async fn dataset(folder: &Path, manifest: &StageManifest) -> Dataset {
     let data = folder.join("out").join(manifest.key.folder()).join("data");
     Dataset::open(&format!("file://{}", data.display()))
         .await
