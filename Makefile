@@ -123,12 +123,14 @@ bench-stages: setup ## time and memory of a data set's tabular stages
 	@target/debug/examples/bench_stages .demo/bench-stages-$(or $(POSTS),116729) \
 		$(or $(POSTS),116729)
 
-measure-masks: setup ## masks of the default model on COUNT (100) sprites of Wesnoth, against their alpha
+measure-masks: setup ## masks of the default model against the alpha of COUNT (100) sprites of Wesnoth
+## and masks and faces against synthetic figures; minutes
 	@python3 deploy/setup/onnx.py
 	@python3 deploy/data/wesnoth.py --out .demo/wesnoth-sprites
 	@$(CARGO) build --locked --quiet --workspace --example measure_masks
 	@target/debug/examples/measure_masks .demo/wesnoth-sprites .demo/measure-masks \
 		$(or $(COUNT),100)
+	@target/debug/examples/measure_masks figures .demo/measure-masks $(or $(COUNT),100)
 
 bench-evaluate: programs ## images/s of an evaluation beside a plain loop over the same sampler
 	@$(CARGO) build --locked --quiet --workspace --example sample_loop

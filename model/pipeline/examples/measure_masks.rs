@@ -1,8 +1,11 @@
-//! How well the default of `[masks]` segments drawn art whose masks are known, and how fast:
-//! `measure_masks SPRITES FOLDER COUNT`. SPRITES is what `deploy/data/wesnoth.py --out` has written:
-//! frames with alpha. They are put over white and over a meadow of noise; FOLDER gets the images and
-//! the outputs.
+//! How well the defaults of `[masks]` and `[faces]` find what is drawn, and how fast:
+//! `measure_masks SOURCE FOLDER COUNT`. SOURCE is `figures`, for synthetic figures, or what
+//! `deploy/data/wesnoth.py --out` has written: frames with alpha, which have no known faces. They are
+//! put over white and over a meadow of noise. FOLDER gets the images and the outputs.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+#[path = "../tests/danbooru/mod.rs"]
+mod danbooru;
 
 use image::{Rgb, RgbImage, RgbaImage};
 use model_data::pipeline_inputs::inputs;
@@ -16,6 +19,7 @@ use std::time::Instant;
 
 const TEXT: &str = "out = \"out\"\n[[posts]]\nfrom = \"posts\"\n[dataset]\nimages = \"images\"\n\
     [masks]\ntruth = \"truth\"\n";
+const FACES: &str = "[faces]\ntruth = \"boxes\"\n";
 
 /// A sprite over a background, of which each pixel depends on its place alone.
 fn over(sprite: &RgbaImage, is_meadow: bool) -> RgbImage {
@@ -63,8 +67,27 @@ fn write(sprites: &Path, folder: &Path, count: usize, is_meadow: bool) {
     }
 }
 
-async fn measure(folder: &Path) {
-    let pipeline = Pipeline::parse("measure", TEXT, folder).unwrap();
+/// Synthetic figures of 192 pixels, four pictures of each outfit.
+fn write_figures(folder: &Path, count: usize) {
+    let drawn = danbooru::drawn(u32::try_from(count.div_ceil(8)).unwrap(), 4, 192);
+    for part in ["images", "truth"] {
+        std::fs::create_dir_all(folder.join(part)).unwrap();
+    }
+    for (post, sample) in &drawn {
+        let name = format!("{}.png", post.id);
+        std::fs::write(folder.join("images").join(&name), &sample.image).unwrap();
+        std::fs::write(folder.join("truth").join(&name), &sample.mask).unwrap();
+    }
+    let posts = danbooru::lines(drawn.iter().map(|(post, _)| danbooru::new(post)));
+    std::fs::write(folder.join("posts"), posts).unwrap();
+    let boxes = drawn
+        .iter()
+        .map(|(post, it)| json!({"id": post.id, "bbox": it.metadata.bbox}));
+    std::fs::write(folder.join("boxes"), danbooru::lines(boxes)).unwrap();
+}
+
+async fn measure(folder: &Path, text: &str) {
+    let pipeline = Pipeline::parse("measure", text, folder).unwrap();
     for planned in pipeline.stages(&inputs(&pipeline).await.unwrap()) {
         let stage = planned.plan.stage();
         if stage == Stage::Dataset {
@@ -84,7 +107,7 @@ async fn measure(folder: &Path) {
                 .unwrap();
         }
         let report = output.manifest().await.unwrap().unwrap().report;
-        if stage == Stage::Masks {
+        if matches!(stage, Stage::Masks | Stage::Faces) {
             let seconds = begun.elapsed().as_secs_f64();
             for sentence in &report.found {
                 println!("{sentence}");
@@ -101,11 +124,18 @@ async fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     let (sprites, folder) = (PathBuf::from(&arguments[1]), PathBuf::from(&arguments[2]));
     let count: usize = arguments[3].parse().unwrap();
+    if arguments[1] == "figures" {
+        let folder = folder.join("figures");
+        std::fs::create_dir_all(&folder).unwrap();
+        write_figures(&folder, count);
+        println!("synthetic figures:");
+        return measure(&folder, &format!("{TEXT}{FACES}")).await;
+    }
     for (name, is_meadow) in [("white", false), ("meadow", true)] {
         let folder = folder.join(name);
         std::fs::create_dir_all(&folder).unwrap();
         write(&sprites, &folder, count, is_meadow);
         println!("sprites over {name}:");
-        measure(&folder).await;
+        measure(&folder, TEXT).await;
     }
 }

@@ -2,9 +2,9 @@
 //! data set, in the folder `data` of the stage. Images are read and checked as those of
 //! `coordinator dataset import`; rows are in the order of clusters.
 
+use crate::batches::is_table;
 use crate::engine::Engine;
 use crate::error::{BuildError, Result};
-use crate::batches::is_table;
 use crate::figure::{CLUSTERED, FACES, FIGURES, MASKED};
 use crate::images::Images;
 use crate::near;
@@ -124,7 +124,10 @@ pub async fn run(
     let source: Arc<dyn ImageFiles> = Arc::clone(&files) as Arc<dyn ImageFiles>;
     let written = import_rows(lines, name, source, &url, &options).await;
     let (written, import) = written.map_err(failed)?;
-    let refused = import.rejected.first().map(|it| bad_row(it, &ids, &files.images));
+    let refused = import
+        .rejected
+        .first()
+        .map(|it| bad_row(it, &ids, &files.images));
     if let Some(row) = refused.filter(|_| settings.on_bad_row == OnBadRow::Stop) {
         let row = Box::new(row);
         return Err(BuildError::BadRow { row, after: None });
@@ -408,7 +411,9 @@ fn add(import: &ImportReport, ids: &[i64], images: &Images, report: &mut Report)
     report.rows_out = import.accepted;
     report.lose(REFUSED, import.rejected.len() as u64);
     let rejected = import.rejected.iter().take(EXAMPLES_MAX);
-    report.bad_rows.extend(rejected.map(|it| bad_row(it, ids, images)));
+    report
+        .bad_rows
+        .extend(rejected.map(|it| bad_row(it, ids, images)));
     let counts: BTreeMap<&str, u64> = BTreeMap::from([
         ("faces guessed from masks", import.guessed_boxes),
         (

@@ -46,10 +46,12 @@ impl Sheet {
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Clamped to the cell.
     pub(crate) fn add_box(&mut self, mut thumbnail: RgbImage, [x, y, width, height]: [f64; 4]) {
         let (across, down) = thumbnail.dimensions();
-        let pixel = |part: f64, side: u32| {
-            (part * f64::from(side)).clamp(0.0, f64::from(side - 1)) as u32
-        };
-        let (left, right) = (pixel(x - width / 2.0, across), pixel(x + width / 2.0, across));
+        let pixel =
+            |part: f64, side: u32| (part * f64::from(side)).clamp(0.0, f64::from(side - 1)) as u32;
+        let (left, right) = (
+            pixel(x - width / 2.0, across),
+            pixel(x + width / 2.0, across),
+        );
         let (top, bottom) = (pixel(y - height / 2.0, down), pixel(y + height / 2.0, down));
         for column in left..=right {
             thumbnail.put_pixel(column, top, FRAME);

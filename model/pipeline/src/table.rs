@@ -218,11 +218,7 @@ impl<'a> Rows<'a> {
     fn of(batch: &'a RecordBatch) -> Self {
         let columns = batch.columns().iter().map(|column| {
             let numbers = column.as_primitive_opt::<Int64Type>().map(Values::Numbers);
-            let reals = || {
-                column
-                    .as_primitive_opt::<Float64Type>()
-                    .map(Values::Reals)
-            };
+            let reals = || column.as_primitive_opt::<Float64Type>().map(Values::Reals);
             numbers
                 .or_else(reals)
                 .unwrap_or_else(|| Values::Texts(column.as_string()))

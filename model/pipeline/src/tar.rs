@@ -80,7 +80,10 @@ mod tests {
         let mut unpack = Command::new("tar");
         unpack.arg("-xf").arg(&path).arg("-C").arg(folder.path());
         assert!(unpack.status().unwrap().success());
-        assert_eq!(std::fs::read(folder.path().join("1.png")).unwrap(), b"first");
+        assert_eq!(
+            std::fs::read(folder.path().join("1.png")).unwrap(),
+            b"first"
+        );
         assert_eq!(std::fs::read(folder.path().join("20.png")).unwrap(), long);
         let index: serde_json::Value = serde_json::from_slice(&index).unwrap();
         let offset = index["files"]["20.png"]["offset"].as_u64().unwrap();

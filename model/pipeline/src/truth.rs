@@ -142,19 +142,17 @@ pub(crate) fn box_overlap(a: [f64; 4], b: [f64; 4]) -> f64 {
 }
 
 /// Counts a face box with the true one. `size` is that of the image.
-pub(crate) fn compare_box(
-    found: [f64; 4],
-    truth: [f64; 4],
-    size: (u32, u32),
-    report: &mut Report,
-) {
+pub(crate) fn compare_box(found: [f64; 4], truth: [f64; 4], size: (u32, u32), report: &mut Report) {
     let (width, height) = (f64::from(size.0), f64::from(size.1));
     let longer = (truth[2] * width).max(truth[3] * height);
     let apart = ((found[0] - truth[0]) * width).hypot((found[1] - truth[1]) * height);
     let overlap = thousandths(box_overlap(found, truth));
     report.count(BOXES, 1);
     report.count(BOX_SUM, overlap);
-    report.count(CENTRE_SUM, thousandths(apart / longer.max(f64::MIN_POSITIVE)).min(1_000_000));
+    report.count(
+        CENTRE_SUM,
+        thousandths(apart / longer.max(f64::MIN_POSITIVE)).min(1_000_000),
+    );
     class("boxes", overlap, report);
 }
 
@@ -187,9 +185,15 @@ mod tests {
 
     #[test]
     fn overlaps_are_those_of_a_ruler() {
-        let half = |left: u32| GrayImage::from_fn(4, 2, |x, _| {
-            image::Luma([if (left..left + 2).contains(&x) { 200 } else { 3 }])
-        });
+        let half = |left: u32| {
+            GrayImage::from_fn(4, 2, |x, _| {
+                image::Luma([if (left..left + 2).contains(&x) {
+                    200
+                } else {
+                    3
+                }])
+            })
+        };
         assert!((mask_overlap(&half(0), &half(1)) - 1.0 / 3.0).abs() < 1e-12);
         assert!((mask_overlap(&half(2), &half(2)) - 1.0).abs() < 1e-12);
         let box_at = |x: f64| [x, 0.5, 0.2, 0.4];
@@ -200,8 +204,10 @@ mod tests {
         conclude(&mut report);
         assert_eq!(
             report.found,
-            ["1 face boxes compared with true ones: mean intersection over union 0.333, mean \
-              distance of the centres 0.500 of the true box's longer side"]
+            [
+                "1 face boxes compared with true ones: mean intersection over union 0.333, mean \
+              distance of the centres 0.500 of the true box's longer side"
+            ]
         );
     }
 }

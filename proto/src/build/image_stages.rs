@@ -34,7 +34,10 @@ const AREA: f64 = 0.01;
 #[serde(rename_all = "kebab-case")]
 pub enum Model {
     /// One that setup installs on workers.
-    Installed { name: String, sha256: String },
+    Installed {
+        name: String,
+        sha256: String,
+    },
     File(NamedFile),
 }
 

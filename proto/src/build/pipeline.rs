@@ -332,7 +332,9 @@ fn check(raw: PipelineToml, directory: &Path, faults: &mut Faults) -> Pipeline {
     });
     let signature = signature(&raw.clusters, directory, faults);
     let outfits = raw.outfits.map(|raw| outfits(raw, directory, faults));
-    let tagger = raw.tagger.map(|raw| image_stages::tagger(raw, directory, faults));
+    let tagger = raw
+        .tagger
+        .map(|raw| image_stages::tagger(raw, directory, faults));
     for (table, word, is_asked, is_there) in [
         (
             "outfits",
@@ -351,9 +353,7 @@ fn check(raw: PipelineToml, directory: &Path, faults: &mut Faults) -> Pipeline {
             if is_asked {
                 format!("is \"{word}\", but there is no table [{table}] that says what to ask")
             } else {
-                format!(
-                    "is not \"{word}\", but there is a table [{table}]: leave one of them out"
-                )
+                format!("is not \"{word}\", but there is a table [{table}]: leave one of them out")
             }
         });
     }
@@ -370,8 +370,12 @@ fn check(raw: PipelineToml, directory: &Path, faults: &mut Faults) -> Pipeline {
     faults.count("units.piece_mib", piece_mib, 4096);
     let piece_rows = raw.units.piece_rows.unwrap_or(250_000);
     faults.count("units.piece_rows", piece_rows, 100_000_000);
-    let masks = raw.masks.map(|raw| image_stages::masks(raw, directory, faults));
-    let faces = raw.faces.map(|raw| image_stages::faces(raw, directory, faults));
+    let masks = raw
+        .masks
+        .map(|raw| image_stages::masks(raw, directory, faults));
+    let faces = raw
+        .faces
+        .map(|raw| image_stages::faces(raw, directory, faults));
     let filter = raw.filter;
     let ratings = filter.ratings.map_or_else(Ratings::default, Ratings::new);
     faults.need(!ratings.list().is_empty(), "filter.ratings", || {

@@ -59,7 +59,10 @@ impl Animeface {
     /// The faces of an image, likeliest first.
     pub(crate) fn find(&mut self, image: &RgbImage) -> Result<Vec<Face>> {
         let header = format!("{} {}\n", image.width(), image.height());
-        let input = self.input.as_mut().expect("it is there until this is dropped");
+        let input = self
+            .input
+            .as_mut()
+            .expect("it is there until this is dropped");
         let sent = input
             .write_all(header.as_bytes())
             .and_then(|()| input.write_all(image.as_raw()))
@@ -69,10 +72,12 @@ impl Animeface {
         }
         let line = self.line()?;
         let rows: Vec<[f64; 5]> = serde_json::from_str(&line).map_err(|_| self.odd(&line))?;
-        let faces = rows.into_iter().map(|[score, left, top, width, height]| Face {
-            score,
-            bbox: [left + width / 2.0, top + height / 2.0, width, height],
-        });
+        let faces = rows
+            .into_iter()
+            .map(|[score, left, top, width, height]| Face {
+                score,
+                bbox: [left + width / 2.0, top + height / 2.0, width, height],
+            });
         let mut faces: Vec<Face> = faces.filter(|it| self.score_min <= it.score).collect();
         faces.sort_by(|a, b| b.score.total_cmp(&a.score));
         Ok(faces)
@@ -80,7 +85,11 @@ impl Animeface {
 
     fn line(&mut self) -> Result<String> {
         let mut line = String::new();
-        let read = self.output.by_ref().take(LINE_BYTES_MAX).read_line(&mut line);
+        let read = self
+            .output
+            .by_ref()
+            .take(LINE_BYTES_MAX)
+            .read_line(&mut line);
         match read {
             Ok(1..) => Ok(line),
             Ok(_) | Err(_) => Err(self.ended()),

@@ -182,7 +182,11 @@ impl Detector {
         if images.is_empty() {
             return Ok(Vec::new());
         }
-        let count = if self.is_fixed { self.batch } else { images.len() };
+        let count = if self.is_fixed {
+            self.batch
+        } else {
+            images.len()
+        };
         let one = 3 * self.width * self.height;
         let mut values = Vec::with_capacity(count * one);
         for image in images {
@@ -192,7 +196,9 @@ impl Detector {
             }
         }
         values.resize(count * one, 0.0);
-        let outputs = self.model.run([count, 3, self.height, self.width], values)?;
+        let outputs = self
+            .model
+            .run([count, 3, self.height, self.width], values)?;
         let faces = (0..images.len()).map(|index| {
             let found = match self.layout {
                 FaceLayout::Yolov5 => self.yolov5(&outputs, (index, count))?,
@@ -215,7 +221,9 @@ impl Detector {
             _ => false,
         };
         let output = outputs.iter().find(is_boxes).ok_or_else(|| {
-            let shapes = outputs.iter().map(|it| format!("{:?} {:?}", it.name, it.shape));
+            let shapes = outputs
+                .iter()
+                .map(|it| format!("{:?} {:?}", it.name, it.shape));
             let found = format!("its outputs are {}", shapes.collect::<Vec<_>>().join(", "));
             self.refuse(&found, &format!("one of [{count}, boxes, 6]"))
         })?;
@@ -326,7 +334,10 @@ mod tests {
             score,
             bbox: [x, 10.0, 10.0, 10.0],
         };
-        let kept = best(vec![face(0.5, 10.0), face(0.9, 12.0), face(0.7, 40.0)], 0.45);
+        let kept = best(
+            vec![face(0.5, 10.0), face(0.9, 12.0), face(0.7, 40.0)],
+            0.45,
+        );
         assert_eq!(kept, [face(0.9, 12.0), face(0.7, 40.0)]);
         assert_eq!(best(vec![face(0.5, 10.0), face(0.9, 12.0)], 0.9).len(), 2);
     }
@@ -353,7 +364,10 @@ mod tests {
         let (fit, values) = of(FaceLayout::Yunet);
         assert_eq!((fit.left, fit.top), (0.0, 0.0));
         // Blue comes first.
-        assert_eq!(values[..9], [51.0, 51.0, 51.0, 51.0, 51.0, 51.0, 51.0, 51.0, 0.0]);
+        assert_eq!(
+            values[..9],
+            [51.0, 51.0, 51.0, 51.0, 51.0, 51.0, 51.0, 51.0, 0.0]
+        );
         assert_eq!(values[32], 255.0);
     }
 }

@@ -121,7 +121,11 @@ impl Segmenter {
             return Ok(Vec::new());
         }
         let Preparation { width, height, .. } = self.preparation;
-        let count = if self.is_fixed { self.batch } else { images.len() };
+        let count = if self.is_fixed {
+            self.batch
+        } else {
+            images.len()
+        };
         let mut values: Vec<f32> = Vec::with_capacity(count * 3 * width * height);
         values.extend(images.iter().flat_map(|image| &image.values));
         values.resize(count * 3 * width * height, 0.0);

@@ -25,9 +25,8 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Vec<String>, String> {
 }
 
 fn mapping(text: &str) -> Result<Vec<String>, String> {
-    let entries: BTreeMap<usize, Entry> = serde_json::from_str(text).map_err(|error| {
-        format!("is no {{\"0\": {{\"tag\": …, \"category\": …}}, …}}: {error}")
-    })?;
+    let entries: BTreeMap<usize, Entry> = serde_json::from_str(text)
+        .map_err(|error| format!("is no {{\"0\": {{\"tag\": …, \"category\": …}}, …}}: {error}"))?;
     if let Some((gap, _)) = (0..).zip(entries.keys()).find(|(index, key)| index != *key) {
         return Err(format!("has no tag {gap}; each output has one, from 0 on"));
     }

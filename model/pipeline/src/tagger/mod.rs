@@ -130,10 +130,7 @@ impl Tagger {
     async fn open(settings: &TaggerSettings) -> Result<Self> {
         let list = ClothTags::parse(&settings.cloth_tags)
             .map_err(|reason| BuildError::input("filter.cloth_tags", reason))?;
-        let file = format!(
-            "{}/{}",
-            settings.labels.folder, settings.labels.file.path
-        );
+        let file = format!("{}/{}", settings.labels.folder, settings.labels.file.path);
         let text = read_file(&settings.labels, LABELS_BYTES_MAX).await?;
         let labels = labels::parse(&text).map_err(|reason| BuildError::input(&file, reason))?;
         let model = Model::open_file(&settings.model).await?;

@@ -9,7 +9,10 @@ use std::process::{Command, Output};
 fn convert(folder: &Path, options: &[&str]) -> Output {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/data/captions.py");
     let mut convert = Command::new("python3");
-    convert.arg("-B").arg(script).args(["--from", "captioned", "--out", "."]);
+    convert
+        .arg("-B")
+        .arg(script)
+        .args(["--from", "captioned", "--out", "."]);
     convert.args(options).current_dir(folder).output().unwrap()
 }
 
@@ -32,7 +35,11 @@ async fn folders_with_captions_become_clusters() {
     std::fs::write(captioned.join("3_nobody/a.png"), "x").unwrap();
     let done = convert(folder.path(), &[]);
     let said = String::from_utf8(done.stdout).unwrap();
-    assert!(done.status.success(), "{:?}", String::from_utf8(done.stderr));
+    assert!(
+        done.status.success(),
+        "{:?}",
+        String::from_utf8(done.stderr)
+    );
     for line in [
         "12 images of 2 characters in .",
         "12 captions with alternatives, of which the first is taken",
@@ -46,7 +53,11 @@ async fn folders_with_captions_become_clusters() {
     let text = "out = \"out\"\n[[posts]]\nfrom = \"posts.json\"\n";
     let manifests = build(folder.path(), text).await.unwrap();
     let report = &manifests[&Stage::Clusters].report;
-    assert_eq!((report.rows_out, report.counts["clusters"]), (12, 2), "{report:?}");
+    assert_eq!(
+        (report.rows_out, report.counts["clusters"]),
+        (12, 2),
+        "{report:?}"
+    );
     let cloths: Vec<&str> = report.tables["cloth tags"]
         .iter()
         .map(|(tag, _)| tag.as_str())

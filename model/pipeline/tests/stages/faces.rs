@@ -32,7 +32,8 @@ fn prepare(drawn: &mut [(FakePost, Sample)], images: &[RgbImage], folder: &Path)
         let image = &images[number % images.len()];
         sample.image = encode_rgb(image.clone()).unwrap();
         sample.metadata.bbox = [0.375, 0.25, 0.25, 0.5];
-        let whole = image::GrayImage::from_fn(128, 64, |x, _| image::Luma([u8::from(x < 100) * 255]));
+        let whole =
+            image::GrayImage::from_fn(128, 64, |x, _| image::Luma([u8::from(x < 100) * 255]));
         sample.mask = model_data::image_file::encode_gray(whole).unwrap();
     }
     metadata(drawn, folder);
@@ -75,7 +76,11 @@ async fn both_layouts_give_the_box_that_the_model_draws() {
     for (name, layout, expected) in [
         ("yolov5.onnx", "yolov5", [0.375, 0.25, 0.25, 0.5, 1.0, 1.0]),
         // The first of four cells, whose box ends at the upper edge.
-        ("yunet.onnx", "YuNet", [0.3125, 0.0625, 0.125, 0.125, 1.0, 4.0]),
+        (
+            "yunet.onnx",
+            "YuNet",
+            [0.3125, 0.0625, 0.125, 0.125, 1.0, 4.0],
+        ),
     ] {
         let text = format!("{TEXT}model = {:?}\ntruth = \"boxes\"\n", model(name));
         let manifests = build(folder.path(), &text).await.unwrap();
@@ -83,7 +88,10 @@ async fn both_layouts_give_the_box_that_the_model_draws() {
         let report = &manifest.report;
         assert_eq!((report.rows_in, report.rows_out), (8, 8), "{report:?}");
         let found = written(folder.path(), manifest).await;
-        assert!(found.values().all(|it| *it == expected), "{name}: {found:?}");
+        assert!(
+            found.values().all(|it| *it == expected),
+            "{name}: {found:?}"
+        );
         let sentence = format!("faces of {name}, with outputs as {layout}, at 64x64");
         assert!(report.found[0].contains(&sentence), "{:?}", report.found);
         let is_yolov5 = layout == "yolov5";
@@ -116,13 +124,19 @@ async fn figures_without_a_face_are_dropped_and_thresholds_are_settings() {
     let name = model("yolov5.onnx");
     let text = format!("{TEXT}model = {name:?}\n");
     let report = &build(folder.path(), &text).await.unwrap()[&Stage::Faces].report;
-    assert_eq!((report.rows_out, report.lost("no face")), (8, 8), "{report:?}");
+    assert_eq!(
+        (report.rows_out, report.lost("no face")),
+        (8, 8),
+        "{report:?}"
+    );
     let lower = format!("{text}score_min = 0.49\n");
     let manifests = build(folder.path(), &lower).await.unwrap();
     let manifest = &manifests[&Stage::Faces];
     assert_eq!(manifest.report.lost("no face"), 4);
     let found = written(folder.path(), manifest).await;
-    let scores = found.values().filter(|it| (it[4] - 128.0 / 255.0).abs() < 1e-6);
+    let scores = found
+        .values()
+        .filter(|it| (it[4] - 128.0 / 255.0).abs() < 1e-6);
     assert_eq!(scores.count(), 4);
     assert_eq!(manifests[&Stage::Dataset].report.lost("no face box"), 0);
     // What overlaps nothing is never suppressed: eight cells are dim.

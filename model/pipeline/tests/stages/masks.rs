@@ -75,7 +75,10 @@ async fn both_layouts_give_the_mask_that_the_model_draws() {
         ("brightness-320.onnx", "U²-Net at 320x320, 1 at a time"),
         ("brightness-1024.onnx", "IS-Net at 1024x1024, 3 at a time"),
     ] {
-        let text = format!("{TEXT}model = {:?}\nbatch = 3\ntruth = \"masks\"\n", model(name));
+        let text = format!(
+            "{TEXT}model = {:?}\nbatch = 3\ntruth = \"masks\"\n",
+            model(name)
+        );
         let manifests = build(folder.path(), &text).await.unwrap();
         let manifest = &manifests[&Stage::Masks];
         let report = &manifest.report;
@@ -118,7 +121,12 @@ async fn masks_that_are_empty_full_or_flat_are_dropped_for_their_reason() {
     dot.put_pixel(30, 20, Rgb([200, 30, 30]));
     let mut hole = part_red(0, 50);
     hole.put_pixel(30, 20, Rgb([50, 30, 30]));
-    for (number, image) in [(0, dot), (1, hole), (2, part_red(64, 50)), (3, part_red(60, 50))] {
+    for (number, image) in [
+        (0, dot),
+        (1, hole),
+        (2, part_red(64, 50)),
+        (3, part_red(60, 50)),
+    ] {
         paint(&mut drawn[number], &image);
     }
     let folder = tempfile::tempdir().unwrap();
@@ -139,14 +147,21 @@ async fn masks_that_are_empty_full_or_flat_are_dropped_for_their_reason() {
     for (reason, count) in [
         ("a mask that is empty", 1),
         ("a mask that is full", 1),
-        ("a model's output that is the same everywhere, or no number", 1),
+        (
+            "a model's output that is the same everywhere, or no number",
+            1,
+        ),
         ("an image that cannot be read", 1),
         ("no image", 1),
     ] {
         assert_eq!(report.lost(reason), count, "{reason}: {report:?}");
     }
     assert_eq!((report.rows_in, report.rows_out), (24, 19));
-    let reasons: Vec<&str> = report.bad_rows.iter().map(|it| it.reason.as_str()).collect();
+    let reasons: Vec<&str> = report
+        .bad_rows
+        .iter()
+        .map(|it| it.reason.as_str())
+        .collect();
     let cut = format!("post {}: the image is cut off", drawn[4].0.id);
     assert!(reasons.iter().any(|it| it.contains(&cut)), "{reasons:?}");
     let truth = format!(
@@ -157,7 +172,10 @@ async fn masks_that_are_empty_full_or_flat_are_dropped_for_their_reason() {
     assert_eq!(report.counts["true masks that cannot be used"], 1);
     // What is dropped here is no loss of the last stage.
     let last = &manifests[&Stage::Dataset].report;
-    assert_eq!((last.rows_in, last.lost("no mask"), last.lost("no image")), (19, 0, 0));
+    assert_eq!(
+        (last.rows_in, last.lost("no mask"), last.lost("no image")),
+        (19, 0, 0)
+    );
     let stop = text.replace("truth = \"masks\"\n", "");
     let stop = format!("on_bad_row = \"stop\"\n{stop}");
     let error = build(folder.path(), &stop).await.unwrap_err();
@@ -189,13 +207,18 @@ async fn a_kill_and_another_number_of_units_give_the_same_bytes() {
     let name = model("brightness-320.onnx");
     let text = format!("{TEXT}model = {name:?}\n");
     let manifests = build(folder.path(), &text).await.unwrap();
-    let stage = folder.path().join("out").join(manifests[&Stage::Masks].key.folder());
+    let stage = folder
+        .path()
+        .join("out")
+        .join(manifests[&Stage::Masks].key.folder());
     let whole = files(&stage);
     let named = |path: &Path, start: &str| {
         let name = path.file_name().unwrap().to_str().unwrap();
         name.starts_with(start)
     };
-    let tars = whole.keys().filter(|it| it.extension().is_some_and(|it| it == "tar"));
+    let tars = whole
+        .keys()
+        .filter(|it| it.extension().is_some_and(|it| it == "tar"));
     assert_eq!(tars.count(), 2);
     // An object that names others is written after them.
     let later = ["batch", "unit", "manifest"];

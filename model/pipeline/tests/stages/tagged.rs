@@ -52,7 +52,9 @@ async fn both_layouts_find_the_outfits_that_are_drawn() {
     // One shows nothing that the tagger knows.
     let id = drawn[0].0.id;
     let black = encode_rgb(RgbImage::new(40, 40)).unwrap();
-    let path = folder.path().join(format!("images/{:04}/{id}.png", id % 1000));
+    let path = folder
+        .path()
+        .join(format!("images/{:04}/{id}.png", id % 1000));
     std::fs::write(path, black).unwrap();
     let posts: Vec<FakePost> = drawn.iter().skip(1).map(|(post, _)| post.clone()).collect();
     for (name, labels, layout) in [
@@ -63,7 +65,10 @@ async fn both_layouts_find_the_outfits_that_are_drawn() {
         let manifests = build(folder.path(), &text).await.unwrap();
         let report = &manifests[&Stage::Tagger].report;
         assert_eq!(
-            (report.rows_out, report.lost("no cloth tag over the threshold")),
+            (
+                report.rows_out,
+                report.lost("no cloth tag over the threshold")
+            ),
             (31, 1),
             "{report:?}"
         );

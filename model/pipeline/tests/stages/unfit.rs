@@ -12,7 +12,11 @@ fn prepare(folder: &Path) {
     metadata(&drawn, folder);
     buckets(&drawn, folder);
     std::fs::write(folder.join("text.onnx"), "no model").unwrap();
-    std::fs::write(folder.join("few.csv"), "tag_id,name,category,count\n1,red_dress,0,1\n").unwrap();
+    std::fs::write(
+        folder.join("few.csv"),
+        "tag_id,name,category,count\n1,red_dress,0,1\n",
+    )
+    .unwrap();
     let other = "tag_id,name,category,count\n1,a,0,1\n2,b,0,1\n3,c,0,1\n4,d,0,1\n";
     std::fs::write(folder.join("other.csv"), other).unwrap();
 }
@@ -51,7 +55,10 @@ async fn a_model_with_other_inputs_or_outputs_is_named() {
             "classes.onnx: its first output \"classes\" is [1, 3]; the mask [1, 1, 320, 320] is \
              expected",
         ),
-        (masks("text.onnx"), "text.onnx: ONNX Runtime cannot load it: "),
+        (
+            masks("text.onnx"),
+            "text.onnx: ONNX Runtime cannot load it: ",
+        ),
         (
             faces(&model("classes.onnx")),
             "classes.onnx: its outputs are \"classes\" of f32 [1, 3]; a face detector has an \
@@ -101,7 +108,10 @@ async fn tables_that_contradict_each_other_are_named() {
             format!("{TEXT}boxes = \"boxes\"\n[faces]\n"),
             "dataset.boxes: is given, and there is a table [faces]",
         ),
-        (format!("{alone}[masks]\n"), "masks: needs a table [dataset]"),
+        (
+            format!("{alone}[masks]\n"),
+            "masks: needs a table [dataset]",
+        ),
         (
             format!("{TEXT}[masks]\narea_min = 0.9\narea_max = 0.1\n"),
             "masks.area_max: is 0.1; it must be more than masks.area_min, which is 0.9",
