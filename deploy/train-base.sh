@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # Trains the weights under deploy/models: an autoencoder and a CLIP, a base model on the latents of
-# the one with the text encoder of the other, and a RetriNet on that, by a coordinator and two workers of our own on loopback. It takes hours and may be
-# interrupted at any time: programs, store and data lie in one folder outside the checkout, and
-# `start` goes on from the last checkpoint. Everything runs in the background, at the lowest
-# priority.
+# the one with the text encoder of the other, and a RetriNet on that, by a coordinator and two
+# workers of our own on loopback. It takes hours and may be interrupted at any time: programs, store
+# and data lie in one folder outside the checkout, and `start` goes on from the last checkpoint.
+# Everything runs in the background, at the lowest priority.
 #   train-base.sh start             go on with whatever was training
-#   train-base.sh STAGE             begin a stage, or go on with it: autoencoder, clip, base, figures or
-#                                   clip (deploy/jobs/STAGE.toml), or decoder: the autoencoder goes
-#                                   on with a frozen encoder, so that latents, and what was trained
-#                                   on them, stay valid; the others are paused
+#   train-base.sh STAGE             begin a stage, or go on with it: autoencoder, clip, base or
+#                                   figures (deploy/jobs/STAGE.toml), or decoder: the autoencoder
+#                                   goes on with a frozen encoder, so that latents, and what was
+#                                   trained on them, stay valid; the others are paused
 #   train-base.sh STAGE again       the same from step 0, as a new job: from newer weights of the
-#                                   stage before, or with other fields
+#                                   stages before, or with other fields
 #   train-base.sh STAGE from FOLDER the same from these exported weights, such as the stage's own
 #   train-base.sh export STAGE      the newest checkpoint as fp16 weights, into weights/STAGE-STEP
 #   train-base.sh status            what runs, and how far it is
@@ -117,10 +117,10 @@ newest() { # the exported weights of a stage with the most steps
 }
 
 first_weights() { # the folder that a stage starts from, if there is one before it
-  local before folder folders=()
-  for before in $(before "$1"); do
-    folder=$(newest "$before")
-    [ -n "$folder" ] || fail "there are no weights of $before: train-base.sh export $before"
+  local earlier folder folders=()
+  for earlier in $(before "$1"); do
+    folder=$(newest "$earlier")
+    [ -n "$folder" ] || fail "there are no weights of $earlier: train-base.sh export $earlier"
     folders+=("$folder")
   done
   case ${#folders[@]} in
@@ -130,8 +130,8 @@ first_weights() { # the folder that a stage starts from, if there is one before 
       folder=$root/weights/start-of-$1
       rm -rf "$folder"
       mkdir "$folder"
-      for before in "${folders[@]}"; do
-        find "$before" -mindepth 1 -maxdepth 1 -type d ! -name scheduler ! -name tokenizer \
+      for earlier in "${folders[@]}"; do
+        find "$earlier" -mindepth 1 -maxdepth 1 -type d ! -name scheduler ! -name tokenizer \
           -exec cp -r {} "$folder" \;
       done
       ;;
