@@ -21,6 +21,7 @@ mod measured;
 mod measures;
 mod metrics;
 mod opening;
+mod paired;
 mod pin;
 mod pressure;
 mod quota;

@@ -36,6 +36,7 @@ pub mod size;
 pub mod spec;
 pub mod summary;
 pub mod text;
+pub mod twin;
 pub mod units;
 pub mod version;
 pub mod wire;

@@ -32,6 +32,7 @@ mod state;
 mod submit;
 mod target;
 mod tensorboard;
+mod twins;
 mod watch;
 mod why;
 mod worker;
