@@ -32,6 +32,7 @@ async fn server(dir: &Path) -> (Running, Client) {
             "RETRI_COORDINATOR__METRICS_LISTEN",
             "127.0.0.1:0".to_owned(),
         ),
+        ("RETRI_COORDINATOR__WEB_LISTEN", "127.0.0.1:0".to_owned()),
         (
             "RETRI_COORDINATOR__STORE",
             format!("file://{}/store", dir.display()),

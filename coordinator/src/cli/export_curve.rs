@@ -2,7 +2,7 @@
 //! TensorBoard.
 
 use super::client::{self, connect};
-use super::goodput::csv;
+use crate::text::csv;
 use super::tensorboard::EventFile;
 use super::{Global, Outcome, json};
 use crate::text::outln;
