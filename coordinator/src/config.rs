@@ -149,7 +149,7 @@ mod tests {
         let shipped = Config::load(None, std::iter::empty()).unwrap();
         assert_eq!(shipped.detect_within_ms, 3_000);
         assert_eq!(shipped.metrics_listen.port(), 7071);
-        assert_eq!(shipped.web_listen.to_string(), "127.0.0.1:7072");
+        assert_eq!(shipped.web_listen.to_string(), "127.0.0.1:7080");
         assert_eq!(shipped.quotas, BTreeMap::new());
         let quotas = load("quotas = [\"vision=16\", \"language = 8\"]")
             .unwrap()

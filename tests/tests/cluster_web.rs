@@ -10,7 +10,7 @@ use tests::cluster::job::{TinyJob, wait_training, with_figures};
 use tests::cluster::{checkout, tool};
 
 /// What a label, a note and an owner may be.
-const MARKUP: &str = "<b>\"bold\"</b>'><img src=x onerror=alert(1)><script>alert(2)</script>";
+const MARKUP: &str = "<b>\"bold\"</b><img src=x onerror=alert(1)>";
 
 #[test]
 fn pages_work_in_a_browser() -> Result<()> {

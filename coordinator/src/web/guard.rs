@@ -112,7 +112,7 @@ fn host(headers: &HeaderMap) -> &str {
     host.and_then(|it| it.to_str().ok()).unwrap_or("")
 }
 
-/// Whether a name such as `localhost:7072` or `127.0.0.1` means this machine for everybody.
+/// Whether a name such as `localhost:7080` or `127.0.0.1` means this machine for everybody.
 fn is_of_this_machine(host: &str) -> bool {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.chars().all(|it| it.is_ascii_digit()) => name,
@@ -128,10 +128,10 @@ mod tests {
 
     #[test]
     fn only_names_that_nobody_else_can_give_to_this_machine_are_accepted() {
-        for host in ["localhost", "localhost:7072", "127.0.0.1:1", "[::1]:7072", "127.8.0.1"] {
+        for host in ["localhost", "localhost:7080", "127.0.0.1:1", "[::1]:7080", "127.8.0.1"] {
             assert!(is_of_this_machine(host), "{host}");
         }
-        for host in ["", "evil.example", "localhost.evil.example", "10.0.0.1:7072", ":7072"] {
+        for host in ["", "evil.example", "localhost.evil.example", "10.0.0.1:7080", ":7080"] {
             assert!(!is_of_this_machine(host), "{host}");
         }
     }

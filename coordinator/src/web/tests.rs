@@ -11,7 +11,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
 /// What people and programs may put wherever a text is accepted.
-const HOSTILE: &str = "\"><script>alert('1')</script>\u{1b}[31m\u{202e}&<img src=x onerror=y>";
+const HOSTILE: &str = "\"><script>alert('1')</script>\u{1b}[3m\u{202e}&<img onerror=y>";
 
 async fn send(running: &Running, head: &str) -> TcpStream {
     let mut stream = TcpStream::connect(running.web).await.unwrap();
