@@ -3,8 +3,8 @@
 use super::problem::Problem;
 use super::query::Query;
 use super::{Web, query_of};
-use axum::extract::{OriginalUri, Path, State};
-use axum::http::{StatusCode, header};
+use axum::extract::{Path, State};
+use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
@@ -17,7 +17,7 @@ const POINTS: u64 = 2000;
 pub(super) async fn steps(
     State(web): State<Web>,
     Path(job): Path<String>,
-    OriginalUri(uri): OriginalUri,
+    uri: Uri,
 ) -> Response {
     match read(&web, &job, &query_of(&uri)).await {
         Ok(object) => json_answer(StatusCode::OK, &Value::Object(object)),

@@ -124,7 +124,7 @@ impl Board {
         now: u64,
     ) -> Self {
         let view = machine.view();
-        let mut holders: HashMap<&WorkerId, Vec<DeviceLine>> = HashMap::new();
+        let mut holders: BTreeMap<&WorkerId, Vec<DeviceLine>> = BTreeMap::new();
         for job in &view.jobs {
             for (member, standby) in members(job) {
                 let devices = holders.entry(&member.worker).or_default();

@@ -2,6 +2,7 @@
 //! text, logs and checkpoints in tabs.
 
 use super::board::{JobLine, RankLine, overdue_ms};
+use super::images::{self, Gallery};
 use super::curves::{Begun, History, STEPS_MAX};
 use super::logs::{LogFilter, LogRow};
 use super::problem::Problem;
@@ -14,9 +15,10 @@ use super::{Frame, Web};
 use askama::Template;
 use coordinator_core::Why;
 use proto::account::{Account, Bucket};
+use proto::id::JobId;
 use proto::message::PhaseSeconds;
 use proto::pb;
-use proto::phase::is_over;
+use proto::phase::{Phase, is_over};
 
 /// Points and size of the curve that there is without scripts.
 const POINTS: usize = 400;
@@ -42,6 +44,8 @@ struct Page {
     more_ranks: usize,
     goodput: Option<Goodput>,
     evaluations: Option<Evaluations>,
+    means: Option<ModelMeans>,
+    gallery: Option<Gallery>,
     units: Vec<(u64, String)>,
     incidents: Vec<IncidentRow>,
     events: Vec<EventRow>,
@@ -154,6 +158,14 @@ struct EvaluationRow {
     reason: String,
 }
 
+/// Mean scores of each model of an evaluation.
+#[derive(Debug)]
+struct ModelMeans {
+    names: Vec<String>,
+    rows: Vec<(String, String, Vec<String>)>,
+    note: String,
+}
+
 #[derive(Debug)]
 struct IncidentRow {
     at: Moment,
@@ -202,6 +214,8 @@ pub(super) async fn page(web: &Web, name: &str, query: &Query) -> Result<String,
         more_ranks: ranks.len().saturating_sub(RANKS),
         goodput: goodput(&view),
         evaluations: evaluations(&view),
+        means: means(web, &id, &view).await,
+        gallery: images::gallery(web, &view, query).await?,
         units: units(&view),
         incidents: incidents(&view),
         events: events.into_iter().map(EventRow::of).collect(),
@@ -483,6 +497,45 @@ fn evaluations(view: &pb::JobView) -> Option<Evaluations> {
         names,
         rows,
         note: note.join("; "),
+    })
+}
+
+/// None: it is no evaluation, or it is not over.
+async fn means(web: &Web, id: &JobId, view: &pb::JobView) -> Option<ModelMeans> {
+    if view.work != "evaluate" || view.phase != Phase::Done {
+        return None;
+    }
+    let summary = match web.jobs.checkpoints.summary(id).await {
+        Ok(summary) => summary,
+        Err(error) => {
+            return Some(ModelMeans {
+                names: Vec::new(),
+                rows: Vec::new(),
+                note: error,
+            });
+        }
+    };
+    let mut names: Vec<String> = Vec::new();
+    for name in summary.models.iter().flat_map(|it| it.means.keys()) {
+        if !names.contains(name) {
+            names.push(name.clone());
+        }
+    }
+    let rows = summary.models.iter().map(|model| {
+        let value = |name: &String| {
+            let mean = model.means.get(name);
+            mean.map_or_else(|| show::NONE.to_owned(), |it| show::number(*it))
+        };
+        let images = match model.missing {
+            0 => show::count(model.images),
+            missing => format!("{} ({missing} missing)", show::count(model.images)),
+        };
+        (model.name.clone(), images, names.iter().map(value).collect())
+    });
+    Some(ModelMeans {
+        rows: rows.collect(),
+        note: format!("coordinator evaluate report {} --out DIR", view.job),
+        names,
     })
 }
 

@@ -10,7 +10,8 @@ use super::problem::Problem;
 use super::query::Query;
 use super::{Web, query_of};
 use crate::budget::{Payer, paid};
-use axum::extract::{ConnectInfo, OriginalUri, State};
+use axum::extract::{ConnectInfo, State};
+use axum::http::Uri;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use proto::limits::{URL_BYTES, cut};
@@ -51,7 +52,7 @@ impl Shared {
 pub(super) async fn stream(
     State(web): State<Web>,
     ConnectInfo(Visitor(peer)): ConnectInfo<Visitor>,
-    OriginalUri(uri): OriginalUri,
+    uri: Uri,
 ) -> Response {
     let url = cut(query_of(&uri).text("page"), URL_BYTES);
     let made = web.shared.entry(&url);

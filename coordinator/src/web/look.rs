@@ -43,9 +43,11 @@ impl Look {
     pub(crate) async fn board(&self) -> Result<Arc<Board>, Stopping> {
         let mut last = self.0.last.lock().await;
         let change = *self.0.handle.changes().borrow();
-        if let Some(it) = &*last
-            && it.at.elapsed() < if it.change == change { AT_MOST } else { AT_LEAST }
-        {
+        let is_fresh = |it: &Last| {
+            let limit = if it.change == change { AT_MOST } else { AT_LEAST };
+            it.at.elapsed() < limit
+        };
+        if let Some(it) = last.as_ref().filter(|it| is_fresh(it)) {
             return Ok(Arc::clone(&it.board));
         }
         let board = Arc::new(self.0.handle.board().await?);

@@ -14,6 +14,7 @@ mod curves;
 mod escape;
 mod events;
 mod guard;
+mod images;
 mod incident;
 mod job;
 mod jobs;
@@ -38,12 +39,13 @@ use crate::connections::MetricsListener;
 use crate::jobs::Jobs;
 use crate::text::now_ms;
 use axum::Router;
-use axum::extract::{OriginalUri, State};
+use axum::extract::State;
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use curves::Curves;
 use guard::Visitor;
+use images::Galleries;
 use live::Shared;
 use logs::Tails;
 use look::Look;
@@ -64,6 +66,7 @@ pub(crate) struct Web {
     curves: Curves,
     tails: Tails,
     shared: Shared,
+    galleries: Galleries,
     budgets: Budgets,
 }
 
@@ -98,6 +101,7 @@ impl Web {
             curves: Curves::new(jobs.journal.clone()),
             tails: Tails::new(jobs.journal.clone()),
             shared: Shared::default(),
+            galleries: Galleries::default(),
             budgets,
             jobs,
         }
@@ -150,6 +154,7 @@ fn router(web: Web, budgets: Budgets, is_local: bool) -> Router {
     Router::new()
         .route("/assets/{name}", get(assets::file))
         .route("/api/jobs/{job}/steps", get(api::steps))
+        .route("/jobs/{job}/images/{name}", get(images::file))
         .route("/usage.csv", get(usage::csv))
         .route("/live", get(live::stream))
         .fallback(any_page)
@@ -160,7 +165,7 @@ fn router(web: Web, budgets: Budgets, is_local: bool) -> Router {
         ))
 }
 
-async fn any_page(State(web): State<Web>, method: Method, OriginalUri(uri): OriginalUri) -> Response {
+async fn any_page(State(web): State<Web>, method: Method, uri: Uri) -> Response {
     debug_assert!(method == Method::GET || method == Method::HEAD, "see guard");
     answer(web.page(uri.path(), &query_of(&uri)).await)
 }

@@ -3,7 +3,6 @@
 
 use crate::text::duration;
 use crate::time::rfc3339;
-use askama::FastWritable;
 use std::fmt::{self, Display};
 use std::time::Duration;
 
@@ -140,16 +139,6 @@ pub(crate) struct At(pub(crate) f64);
 impl Display for At {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(to, "{:.1}", self.0)
-    }
-}
-
-impl FastWritable for At {
-    fn write_into(
-        &self,
-        to: &mut dyn fmt::Write,
-        _: &dyn askama::Values,
-    ) -> Result<(), askama::Error> {
-        Ok(write!(to, "{self}")?)
     }
 }
 

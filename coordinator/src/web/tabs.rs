@@ -85,6 +85,11 @@ pub(super) struct TomlLine {
 }
 
 impl Tab {
+    /// Whether the log is in the tab already.
+    pub(super) fn is_logs(&self) -> bool {
+        matches!(self, Self::Logs { .. })
+    }
+
     fn name(&self) -> &'static str {
         match self {
             Self::Logs { .. } => "logs",
@@ -190,7 +195,7 @@ async fn ledger(
     let from = before.saturating_sub(ENTRIES as u64);
     let count = usize::try_from(before - from).unwrap_or(ENTRIES);
     let lines = web.jobs.journal.ledger(id, from, count).await?;
-    let entries = lines.iter().rev().filter_map(|it| serde_json::from_str(it).ok());
+    let entries = lines.iter().rev().filter_map(|it| serde_json::from_str::<Entry>(it).ok());
     Ok(Tab::Ledger {
         rows: entries.map(|it| ledger_row(&it)).collect(),
         entries: show::count(tip.entries),

@@ -8,8 +8,8 @@ use crate::text::{csv as field, now_ms};
 use crate::time::Since;
 use crate::usage::{By, Usage};
 use askama::Template;
-use axum::extract::{OriginalUri, State};
-use axum::http::{StatusCode, header};
+use axum::extract::State;
+use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use proto::limits::{TEXT_BYTES, cut};
 use proto::pb;
@@ -111,7 +111,7 @@ pub(super) async fn page(web: &Web, query: &Query) -> Result<String, Problem> {
     Ok(page.render()?)
 }
 
-pub(super) async fn csv(State(web): State<Web>, OriginalUri(uri): OriginalUri) -> Response {
+pub(super) async fn csv(State(web): State<Web>, uri: Uri) -> Response {
     let (asked, usage) = match read(&web, &query_of(&uri)).await {
         Ok(read) => read,
         Err(problem) => return super::answer(Err(problem)),
