@@ -21,7 +21,7 @@ const LISTED: usize = 40_000;
 /// Bytes of an image.
 const IMAGE_BYTES_MAX: u64 = 16 << 20;
 /// A list of a job that still makes images is read again after this time.
-const LISTED_FOR: Duration = Duration::from_secs(5);
+const LISTED_FOR: Duration = Duration::from_secs(30);
 const JOBS: usize = 64;
 /// How every PNG file begins. What begins otherwise is not shown.
 const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";

@@ -7,7 +7,7 @@ use super::curves::{Begun, History, STEPS_MAX};
 use super::logs::{LogFilter, LogRow};
 use super::problem::Problem;
 use super::query::Query;
-use super::rows::{self, EventRow, Link};
+use super::rows::{self, EventRow, Link, Parts};
 use super::show::{self, At, Moment};
 use super::svg::{self, Lines};
 use super::tabs::{self, Tab};
@@ -59,8 +59,8 @@ struct Head {
     phase: String,
     /// For how long it has waited for one rank, if that is far too long.
     overdue: Option<String>,
-    sentence: String,
-    remedy: String,
+    sentence: Parts,
+    remedy: Parts,
     pressure: Vec<String>,
     facts: Vec<(&'static str, String, Option<Link>)>,
     labels: Vec<(String, String)>,
@@ -259,8 +259,8 @@ fn head(view: &pb::JobView, why: Option<&Why>) -> Head {
     Head {
         phase: view.phase.clone(),
         overdue: overdue.map(show::span),
-        sentence: show::sentence(&sentence),
-        remedy: why.and_then(|it| it.remedy.clone()).unwrap_or_default(),
+        sentence: show::parts(&show::sentence(&sentence)),
+        remedy: rows::remedy(why),
         pressure: pressure.collect(),
         facts,
         labels,

@@ -3,7 +3,7 @@
 use super::board::{Board, JobLine};
 use super::curves::STEPS_OF_ROW;
 use super::problem::Problem;
-use super::rows::{EventRow, JobRow, Link, QueueRow, RunningRow, WorkerRow};
+use super::rows::{self, EventRow, JobRow, Link, Parts, QueueRow, RunningRow, WorkerRow};
 use super::show::{self, Moment};
 use super::{Frame, Web, svg};
 use askama::Template;
@@ -55,8 +55,8 @@ struct Attention {
     word: &'static str,
     link: Link,
     at: Moment,
-    text: String,
-    remedy: String,
+    text: Parts,
+    remedy: Parts,
 }
 
 pub(super) async fn page(web: &Web) -> Result<String, Problem> {
@@ -144,8 +144,8 @@ fn attention(board: &Board) -> Vec<Attention> {
                 word: "stuck",
                 link: Link::job(&job.view.job),
                 at: Moment::of(board.at_ms.saturating_sub(for_ms)),
-                text: show::sentence(&why.sentence),
-                remedy: why.remedy.clone().unwrap_or_default(),
+                text: show::parts(&show::sentence(&why.sentence)),
+                remedy: rows::remedy(Some(why)),
             });
         }
     }
@@ -155,8 +155,8 @@ fn attention(board: &Board) -> Vec<Attention> {
             word: "failed",
             link: Link::job(&job.view.job),
             at: Moment::of(job.view.ended_ms),
-            text: show::sentence(&job.view.reason_sentence()),
-            remedy: format!("coordinator retry {}", job.view.job),
+            text: show::parts(&show::sentence(&job.view.reason_sentence())),
+            remedy: show::parts(&format!("`coordinator retry {}`", job.view.job)),
         });
     }
     for worker in &board.workers {
@@ -166,9 +166,9 @@ fn attention(board: &Board) -> Vec<Attention> {
                 mark: "warn",
                 word: row.state,
                 at: Moment::of(board.at_ms.saturating_sub(worker.view.last_heard_ms)),
-                text: show::sentence(&row.remark),
+                text: show::parts(&show::sentence(&row.remark)),
                 link: row.link,
-                remedy: String::new(),
+                remedy: Vec::new(),
             });
         }
     }

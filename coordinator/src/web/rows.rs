@@ -2,6 +2,7 @@
 
 use super::board::{DeviceLine, JobLine, WorkerLine};
 use super::show::{self, Moment, colour, in_url};
+use coordinator_core::Why;
 use proto::message::PhaseSeconds;
 use proto::pb;
 
@@ -161,7 +162,7 @@ pub(super) struct RunningRow {
     pub(super) left: String,
     pub(super) end: Moment,
     pub(super) world: u32,
-    pub(super) why: String,
+    pub(super) why: Parts,
     pub(super) incident: Option<(Moment, String, Link)>,
 }
 
@@ -187,7 +188,7 @@ impl RunningRow {
             left: left_ms.map_or_else(|| show::NONE.to_owned(), show::span),
             end: Moment::of(left_ms.map_or(0, |left| now + left)),
             world: view.world,
-            why: why.map_or_else(|| view.reason_sentence(), |it| show::sentence(&it.sentence)),
+            why: explained(view, why),
             overdue,
             incident: job.last_incident.as_ref().map(|it| {
                 let all: u64 = view.faults.values().sum();
@@ -200,6 +201,20 @@ impl RunningRow {
             }),
         }
     }
+}
+
+/// A sentence with its commands marked.
+pub(super) type Parts = Vec<(bool, String)>;
+
+fn explained(view: &pb::JobView, why: Option<&Why>) -> Parts {
+    let sentence = why.map_or_else(|| view.reason_sentence(), |it| show::sentence(&it.sentence));
+    show::parts(&sentence)
+}
+
+/// What would help; empty if nothing is needed.
+pub(super) fn remedy(why: Option<&Why>) -> Parts {
+    let remedy = why.and_then(|it| it.remedy.as_deref());
+    show::parts(remedy.unwrap_or_default())
 }
 
 /// An incident is known by its time: only the newest of a job are kept.
@@ -273,8 +288,8 @@ pub(super) struct QueueRow {
     pub(super) priority: i32,
     pub(super) team: String,
     pub(super) since: Moment,
-    pub(super) why: String,
-    pub(super) remedy: String,
+    pub(super) why: Parts,
+    pub(super) remedy: Parts,
 }
 
 impl QueueRow {
@@ -289,8 +304,8 @@ impl QueueRow {
             priority: job.priority,
             team: view.team.clone(),
             since: Moment::of(view.submitted_ms),
-            why: why.map_or_else(|| view.reason_sentence(), |it| show::sentence(&it.sentence)),
-            remedy: why.and_then(|it| it.remedy.clone()).unwrap_or_default(),
+            why: explained(view, why),
+            remedy: remedy(why),
         }
     }
 }
@@ -308,7 +323,7 @@ pub(super) struct JobRow {
     pub(super) submitted: Moment,
     pub(super) ended: Moment,
     pub(super) took: String,
-    pub(super) reason: String,
+    pub(super) reason: Parts,
 }
 
 impl JobRow {
@@ -329,7 +344,7 @@ impl JobRow {
                 0 => show::NONE.to_owned(),
                 _ => show::span(took),
             },
-            reason: view.reason_sentence(),
+            reason: show::parts(&view.reason_sentence()),
         }
     }
 }

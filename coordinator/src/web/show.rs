@@ -61,7 +61,8 @@ pub(crate) fn number(value: f64) -> String {
         return format!("{value:.2e}");
     }
     let decimals = match size {
-        size if size < 10.0 => 4,
+        size if size < 1.0 => 4,
+        size if size < 10.0 => 3,
         size if size < 100.0 => 2,
         size if size < 1000.0 => 1,
         _ => 0,
@@ -106,6 +107,14 @@ pub(crate) fn sentence(text: &str) -> String {
     rest.next().map_or_else(String::new, |first| {
         first.to_uppercase().chain(rest).collect()
     })
+}
+
+/// The parts of a sentence: whether it is a command, which sentences have between backticks, and
+/// the text.
+pub(crate) fn parts(text: &str) -> Vec<(bool, String)> {
+    let parts = text.split('`').enumerate();
+    let parts = parts.map(|(index, part)| (index % 2 == 1, part.to_owned()));
+    parts.filter(|(_, part)| !part.is_empty()).collect()
 }
 
 /// Escapes a text for a path or a query of a URL.
@@ -156,7 +165,7 @@ mod tests {
             (65_536.0, "65536"),
             (0.000_012, "1.20e-5"),
             (f64::NAN, "NaN"),
-            (-3.5, "-3.5000"),
+            (-3.5, "-3.500"),
         ];
         for (value, expected) in cases {
             assert_eq!(number(value), expected);
@@ -175,6 +184,9 @@ mod tests {
         assert_eq!(Moment::of(0).text, NONE);
         assert_eq!(in_url("a b/\"é"), "a%20b%2F%22%C3%A9");
         assert_eq!(from_url("a%20b%2F%22%C3%A9+=&"), "a b/\"é+=&");
+        let found = parts("`coordinator resume a-1`, or wait");
+        assert_eq!(found[0], (true, "coordinator resume a-1".to_owned()));
+        assert_eq!(found[1], (false, ", or wait".to_owned()));
         assert_eq!(sentence("it is training"), "Is training");
         assert!(colour("demo-1") < 8 && colour("demo-1") == colour("demo-1"));
     }
