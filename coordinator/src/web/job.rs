@@ -97,7 +97,7 @@ struct Curve {
 struct Band {
     spans: Vec<BandSpan>,
     ticks: Vec<(At, u64)>,
-    marks: Vec<(At, String, String)>,
+    marks: Vec<(At, String)>,
     end: String,
 }
 
@@ -364,7 +364,7 @@ fn band(history: &History, view: &pb::JobView) -> Option<Band> {
     let ticks = view.checkpoints.iter().rev().take(TICKS);
     let marks = view.incidents.iter().filter_map(|it| {
         let step = history.after(it.generation).map_or(view.step, |next| next.from + next.lost);
-        Some((x(step), rows::incident_url(&view.job, it), it.sentence()))
+        Some((x(step), it.sentence()))
     });
     Some(Band {
         spans: spans.collect(),
