@@ -231,10 +231,8 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
         )
     });
     let gate = Gate::pages(&budgets, &pressures);
-    let web_listener = MetricsListener(web_listener.0, gate);
-    let is_local = web_address.ip().is_loopback();
-    let pages = web::serve(web_listener, jobs.clone(), budgets.clone(), is_local);
-    servers.spawn(async move { server_ended("web", pages.await) });
+    let pages = pages(web_listener, jobs.clone(), budgets.clone(), gate);
+    servers.spawn(pages);
     servers.spawn(retention::run(jobs, config.retention));
     let daemon = tokio::spawn(daemon.run(stopped));
     Ok(Running {
@@ -278,6 +276,18 @@ impl Running {
         self.store.close().await?;
         Ok(())
     }
+}
+
+/// Serves the pages for people until that fails.
+async fn pages(
+    (listener, address): (TcpListener, SocketAddr),
+    jobs: Jobs,
+    budgets: Budgets,
+    gate: Gate,
+) -> ServeError {
+    let is_local = address.ip().is_loopback();
+    let served = web::serve(MetricsListener(listener, gate), jobs, budgets, is_local);
+    server_ended("web", served.await)
 }
 
 /// The limit of open files, raised as far as possible.

@@ -135,6 +135,7 @@ struct Goodput {
 #[derive(Debug)]
 struct Part {
     word: &'static str,
+    class: String,
     x: At,
     width: At,
     time: String,
@@ -436,6 +437,7 @@ fn goodput(view: &pb::JobView) -> Option<Goodput> {
         x += 1000.0 * share;
         Part {
             word,
+            class: word.replace(' ', "-"),
             x: At(begin),
             width: At(1000.0 * share),
             time: show::span(ms),

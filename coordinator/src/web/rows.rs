@@ -82,6 +82,7 @@ pub(super) struct Square {
 pub(super) struct WorkerRow {
     pub(super) link: Link,
     pub(super) state: &'static str,
+    pub(super) class: String,
     pub(super) device: String,
     pub(super) squares: Vec<Square>,
     pub(super) used: u32,
@@ -116,6 +117,7 @@ impl WorkerRow {
         Self {
             link: Link::worker(worker.name()),
             state,
+            class: state.replace(' ', "-"),
             device: view.device.clone(),
             squares: squares
                 .map(|(index, device)| square(index, device, state))
