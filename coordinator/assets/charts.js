@@ -62,6 +62,11 @@
       { title: 'device memory', names: ['device memory'], scale: 1 / 2 ** 30, unit: 'GiB' },
       { title: 'evaluation scores', scores: true },
     ];
+  // In the order in which a step does them.
+  const PHASES = ['data', 'forward', 'backward', 'communication', 'optimizer', 'checkpoint', 'validation']
+    .map((it) => `seconds ${it}`);
+  // There is no half a step.
+  const WHOLE = [1, 2, 5].flatMap((it) => [...Array(9).keys()].map((at) => it * 10 ** at)).sort((a, b) => a - b);
   let data = [];
   let plots = [];
 
@@ -115,7 +120,9 @@
         }
         return;
       }
-      for (const [name, series] of Object.entries(set.series)) {
+      const order = (name) => { const at = PHASES.indexOf(name); return at < 0 ? PHASES.length : at; };
+      const all = Object.entries(set.series).sort(([a], [b]) => order(a) - order(b));
+      for (const [name, series] of all) {
         const begin = (figure.begin || []).find((it) => name.startsWith(it));
         if (!begin && !(figure.names || []).includes(name)) continue;
         if (figure.stacked && series.mean.every((it) => !it)) continue;
@@ -207,7 +214,7 @@
       cursor: { sync: { key: sync.key }, drag: { x: true, y: false, setScale: false }, points: { size: 6 } },
       scales: { x: { time: false }, y: isLog ? { distr: 3 } : {} },
       axes: [
-        { ...axis, size: 26, values: (_, ticks) => ticks.map((it) => (choice.x === 'time' ? hours(it) : it.toLocaleString('en'))) },
+        { ...axis, size: 26, ...(choice.x === 'step' ? { incrs: WHOLE } : {}), values: (_, ticks) => ticks.map((it) => (choice.x === 'time' ? hours(it) : it.toLocaleString('en'))) },
         { ...axis, size: 58, values: (_, ticks) => ticks.map((it) => (it === null ? '' : digits(it))) },
       ],
       hooks: {

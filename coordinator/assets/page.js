@@ -59,13 +59,19 @@
     for (const [id, html] of [...waiting]) apply(id, html);
   });
 
+  const hasParts = () => {
+    const comments = document.createTreeWalker(document.body, NodeFilter.SHOW_COMMENT);
+    while (comments.nextNode()) if (comments.currentNode.data.startsWith('live ')) return true;
+    return false;
+  };
+
   let source = null;
   const say = (state, text) => {
     link.className = `link ${state}`;
     if (label.textContent !== text) label.textContent = text;
   };
   const open = () => {
-    if (source || document.hidden || !document.querySelector('[data-job], #jobs, #tiles, #events, #workers, #devices')) return;
+    if (source || document.hidden || !hasParts()) return;
     // Earlier lines and older pages do not change.
     if (new URLSearchParams(location.search).has('before')) return;
     source = new EventSource(`/live?page=${encodeURIComponent(location.pathname + location.search)}`);

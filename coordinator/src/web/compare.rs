@@ -13,6 +13,7 @@ use proto::account::Account;
 use proto::job::overrides::flat;
 use proto::limits::{TEXT_BYTES, cut};
 use proto::pb;
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Windows of steps whose mean losses are compared.
@@ -49,8 +50,8 @@ struct Row {
     a: String,
     b: String,
     difference: String,
-    /// `b` is lower, or higher.
-    lower: bool,
+    /// Whether that of `b` is `lower`, `higher` or neither.
+    sign: &'static str,
 }
 
 /// Mean losses of both over the same steps.
@@ -108,7 +109,11 @@ async fn sides(web: &Web, a: &str, b: &str) -> Result<Sides, Problem> {
                 a: show::number(it.a),
                 b: show::number(it.b),
                 difference: signed(it.b - it.a),
-                lower: it.b < it.a,
+                sign: match it.b.total_cmp(&it.a) {
+                    Ordering::Less => "lower",
+                    Ordering::Greater => "higher",
+                    Ordering::Equal => "",
+                },
             })
             .collect(),
         curves: drawn,

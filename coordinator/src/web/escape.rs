@@ -20,7 +20,6 @@ impl Escaper for Page {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::*;
     use askama::Template;
     use std::path::Path;
 

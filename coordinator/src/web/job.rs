@@ -107,7 +107,6 @@ struct BandSpan {
     width: At,
     even: bool,
     title: String,
-    text: String,
 }
 
 #[derive(Debug)]
@@ -201,7 +200,7 @@ pub(super) async fn page(web: &Web, name: &str, query: &Query) -> Result<String,
     let tab = tabs::open(web, &id, &view, query).await?;
     let tail = web.tails.last(&id, TAIL, &LogFilter::default()).await?;
     let events = web.jobs.handle.event_log();
-    let events = events.newest(u64::MAX, EVENTS, |it| it.job == view.job);
+    let events = events.newest(u64::MAX, EVENTS, |it| it.job == view.job && rows::is_rare(it));
     let ranks = line.map_or(&[][..], |line| &line.ranks);
     let now = board.at_ms;
     let page = Page {
@@ -304,7 +303,10 @@ fn figures(
         let ranks = format!("asks {}", line.asks);
         figures.push(figure("ranks", view.world.to_string(), ranks));
     }
-    let generation = format!("{} restarts", view.restarts);
+    let generation = match view.restarts {
+        1 => "1 restart".to_owned(),
+        restarts => format!("{restarts} restarts"),
+    };
     figures.push(figure("generation", view.generation.to_string(), generation));
     if let Some(newest) = view.checkpoints.last() {
         let every = match view.checkpoint_every {
@@ -355,11 +357,6 @@ fn band(history: &History, view: &pb::JobView) -> Option<Band> {
             width: At((x(to).0 - x(from).0).max(1.0)),
             even: index % 2 == 0,
             title: band_title(it, to),
-            text: if (to - from) * 12 < end {
-                String::new()
-            } else {
-                format!("g{} · {} ranks", it.generation, it.world)
-            },
         }
     });
     let ticks = view.checkpoints.iter().rev().take(TICKS);

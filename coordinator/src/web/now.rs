@@ -81,7 +81,7 @@ pub(super) async fn page(web: &Web) -> Result<String, Problem> {
     let workers = workers.map(|index| WorkerRow::of(&board.workers[*index]));
     let mut ended: Vec<&JobLine> = board.jobs.iter().filter(|job| job.is_over()).collect();
     ended.sort_by_key(|job| std::cmp::Reverse(job.view.ended_ms));
-    let events = web.jobs.handle.event_log().newest(u64::MAX, EVENTS, |_| true);
+    let events = web.jobs.handle.event_log().newest(u64::MAX, EVENTS, rows::is_rare);
     let page = Page {
         frame: Frame::of("now"),
         tiles: tiles(&board),
@@ -150,13 +150,19 @@ fn attention(board: &Board) -> Vec<Attention> {
         }
     }
     for job in board.jobs.iter().rev().filter(|job| failed_lately(job, board.at_ms)) {
+        let reason = job.view.reason_sentence();
+        // Some reasons say how to go on.
+        let remedy = match reason.contains('`') {
+            true => String::new(),
+            false => format!("`coordinator retry {}`", job.view.job),
+        };
         list.push(Attention {
             mark: "bad",
             word: "failed",
             link: Link::job(&job.view.job),
             at: Moment::of(job.view.ended_ms),
-            text: show::parts(&show::sentence(&job.view.reason_sentence())),
-            remedy: show::parts(&format!("`coordinator retry {}`", job.view.job)),
+            text: show::parts(&show::sentence(&reason)),
+            remedy: show::parts(&remedy),
         });
     }
     for worker in &board.workers {

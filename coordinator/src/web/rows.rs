@@ -31,7 +31,6 @@ impl Link {
 
 #[derive(Debug)]
 pub(super) struct EventRow {
-    pub(super) number: u64,
     pub(super) at: Moment,
     /// Its mark: `bad`, `warn`, `good` or `plain`.
     pub(super) mark: &'static str,
@@ -45,7 +44,6 @@ impl EventRow {
     pub(super) fn of(line: pb::EventLine) -> Self {
         let some = |text: &str| !text.is_empty();
         Self {
-            number: line.number,
             at: Moment::of(line.at_ms),
             mark: mark(&line.kind),
             job: some(&line.job).then(|| Link::job(&line.job)),
@@ -54,6 +52,11 @@ impl EventRow {
             text: line.text,
         }
     }
+}
+
+/// Commits are so many that nothing else would be seen among them.
+pub(super) fn is_rare(line: &pb::EventLine) -> bool {
+    line.kind != "committed"
 }
 
 /// How much an event of this kind matters.
@@ -153,7 +156,6 @@ pub(super) struct RunningRow {
     pub(super) phase: String,
     pub(super) overdue: Option<String>,
     pub(super) colour: usize,
-    pub(super) work: String,
     pub(super) owner: String,
     /// Thousandths of the work that is done.
     pub(super) done: u64,
@@ -180,7 +182,6 @@ impl RunningRow {
             link: Link::job(&view.job),
             phase: view.phase.clone(),
             colour: colour(&view.job),
-            work: view.work.clone(),
             owner: view.owner.clone(),
             done: per_mille(at, all),
             progress: format!("{} / {}", show::count(at), show::count(all)),

@@ -100,9 +100,16 @@ pub(crate) fn fraction(part: u64, whole: u64) -> f64 {
     }
 }
 
-/// A sentence as one is shown: with a capital, and without `it ` before it.
+/// A sentence as it is shown beside a state: with a capital, without `it ` before it, and without
+/// what the state says already. A key of job.toml keeps its case.
 pub(crate) fn sentence(text: &str) -> String {
-    let text = text.strip_prefix("it ").unwrap_or(text);
+    const SAID: [&str; 4] = ["it is training: ", "it is running units: ", "it failed: ", "it "];
+    let rest = SAID.iter().find_map(|begin| text.strip_prefix(begin));
+    let text = rest.unwrap_or(text);
+    let first = text.split(' ').next().unwrap_or("");
+    if first.contains(['.', '_', '/']) {
+        return text.to_owned();
+    }
     let mut rest = text.chars();
     rest.next().map_or_else(String::new, |first| {
         first.to_uppercase().chain(rest).collect()
@@ -187,7 +194,9 @@ mod tests {
         let found = parts("`coordinator resume a-1`, or wait");
         assert_eq!(found[0], (true, "coordinator resume a-1".to_owned()));
         assert_eq!(found[1], (false, ", or wait".to_owned()));
-        assert_eq!(sentence("it is training"), "Is training");
+        assert_eq!(sentence("it waits for w1"), "Waits for w1");
+        assert_eq!(sentence("it is training: step 3"), "Step 3");
+        assert_eq!(sentence("it failed: train.steps is"), "train.steps is");
         assert!(colour("demo-1") < 8 && colour("demo-1") == colour("demo-1"));
     }
 }

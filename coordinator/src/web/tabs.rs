@@ -297,7 +297,7 @@ mod tests {
 
     #[test]
     fn what_differs_from_the_defaults_is_marked_with_them() {
-        let text = crate::fixture::job_toml("file:///data");
+        let text = crate::fixture::job_toml("file:///data") + "clip = 0.25\n";
         let spec = proto::job::parse("job.toml", &text, None).unwrap();
         let text = proto::job::to_toml(&spec);
         let lines = toml_lines(&text, &defaults(&text));
@@ -305,8 +305,8 @@ mod tests {
             let found = lines.iter().find(|it| it.text.starts_with(begin));
             found.unwrap_or_else(|| panic!("{begin}: {text}")).default.clone()
         };
-        assert_eq!(marked("workers = "), None, "{text}");
-        assert!(marked("micro_batch = 2").is_none_or(|it| it != "2"));
+        assert_eq!(marked("clip = 0.25"), Some("0.0".to_owned()), "{text}");
+        assert_eq!(marked("warmup = 0"), None, "it is the default");
         assert_eq!(marked("steps = 4"), None, "it has no default");
         assert_eq!(lines.len(), text.lines().count());
         assert!(lines.iter().any(|it| it.heading && it.text == "[train]"));

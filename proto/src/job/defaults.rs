@@ -63,7 +63,7 @@ mod tests {
         let found = defaults(&to_toml(&spec));
         assert_eq!(found.get("train.steps"), None, "it has no default");
         assert_eq!(found["resources.priority"], "0");
-        assert_eq!(found["train.clip"], "1.0");
+        assert_eq!(found["train.clip"], "0.0");
         assert_eq!(defaults("no = = toml"), BTreeMap::new());
     }
 }
