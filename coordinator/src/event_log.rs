@@ -68,7 +68,11 @@ impl EventLog {
     ) -> Vec<pb::EventLine> {
         let lines = self.lock();
         let newest = lines.iter().rev().filter(|it| it.number < before);
-        newest.filter(|it| matches(it)).take(limit).cloned().collect()
+        newest
+            .filter(|it| matches(it))
+            .take(limit)
+            .cloned()
+            .collect()
     }
 
     /// Changes with every event.

@@ -99,7 +99,10 @@ impl FakeWorker {
     }
 
     /// Reports repeatedly, as daemons do, until the desired state satisfies `accept`.
-    pub(crate) async fn until(&mut self, accept: impl Fn(&pb::DesiredState) -> bool) -> pb::DesiredState {
+    pub(crate) async fn until(
+        &mut self,
+        accept: impl Fn(&pb::DesiredState) -> bool,
+    ) -> pb::DesiredState {
         loop {
             self.reports.send(self.report.clone()).await.unwrap();
             let state = self.desired.message().await.unwrap().unwrap();
@@ -110,7 +113,11 @@ impl FakeWorker {
     }
 
     /// Sets the report: rank 0 is training and has done these steps.
-    pub(crate) fn train(&mut self, assignment: &pb::Assignment, steps: std::ops::RangeInclusive<u64>) {
+    pub(crate) fn train(
+        &mut self,
+        assignment: &pb::Assignment,
+        steps: std::ops::RangeInclusive<u64>,
+    ) {
         let step = |step| pb::StepReport {
             step,
             loss: 1.0,

@@ -22,7 +22,9 @@ fn pages_work_in_a_browser() -> Result<()> {
         steps: 1_000_000,
         checkpoint_every: 5,
     };
-    let limited = tiny.to_toml().replace("[train]", "[train]\ntime_limit = \"1s\"");
+    let limited = tiny
+        .to_toml()
+        .replace("[train]", "[train]\ntime_limit = \"1s\"");
     let failed = cluster.submit(&limited)?;
     cluster.wait(&failed, "its end", |view| view.phase == Phase::Failed)?;
 
@@ -36,7 +38,11 @@ fn pages_work_in_a_browser() -> Result<()> {
     let running = cluster.ok(&[
         "submit", &file, "--owner", MARKUP, "--note", MARKUP, "--label", &label,
     ])?;
-    let running = running.lines().next().context("submit names the job")?.to_owned();
+    let running = running
+        .lines()
+        .next()
+        .context("submit names the job")?
+        .to_owned();
     wait_training(&cluster, &running, 2)?;
     let waits = TinyJob {
         name: "waits".to_owned(),
@@ -77,6 +83,9 @@ fn pages_work_in_a_browser() -> Result<()> {
         writeln!(answers, "done")?;
     }
     let status = looking.wait()?;
-    ensure!(status.success() && said.ends_with("DONE\n"), "{status}:\n{said}");
+    ensure!(
+        status.success() && said.ends_with("DONE\n"),
+        "{status}:\n{said}"
+    );
     cluster.stop()
 }

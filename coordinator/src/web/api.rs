@@ -14,11 +14,7 @@ const POINTS: u64 = 2000;
 /// `/api/jobs/ID/steps?from=1&to=5000&max=2000`: steps `from` to `to` (all), at most `max` points a
 /// curve. Each series has means, and of cells with several steps the least and the largest value;
 /// `null` is a gap. `complete` is false while older steps are still being read; ask again then.
-pub(super) async fn steps(
-    State(web): State<Web>,
-    Path(job): Path<String>,
-    uri: Uri,
-) -> Response {
+pub(super) async fn steps(State(web): State<Web>, Path(job): Path<String>, uri: Uri) -> Response {
     match read(&web, &job, &query_of(&uri)).await {
         Ok(object) => json_answer(StatusCode::OK, &Value::Object(object)),
         Err(problem) => json_answer(problem.status, &json!({ "error": problem.text() })),
@@ -35,7 +31,11 @@ async fn read(web: &Web, job: &str, query: &Query) -> Result<Map<String, Value>,
             "`to` is {to}, before `from`, {from}; job {job} has steps 1 to {}",
             view.step
         );
-        return Err(Problem::new(StatusCode::BAD_REQUEST, "No such steps", &text));
+        return Err(Problem::new(
+            StatusCode::BAD_REQUEST,
+            "No such steps",
+            &text,
+        ));
     }
     let most = usize::try_from(max / 2).unwrap_or(2);
     let mut object = web.curves.range(&view, from..=to, most).await?;

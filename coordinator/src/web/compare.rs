@@ -92,7 +92,13 @@ async fn sides(web: &Web, a: &str, b: &str) -> Result<Sides, Problem> {
     let windows = windows(&cells_a, &cells_b);
     // Both on one scale.
     let drawn = svg::together([&first, &second], SIZE);
-    let signed = |value: f64| format!("{}{}", if 0.0 < value { "+" } else { "" }, show::number(value));
+    let signed = |value: f64| {
+        format!(
+            "{}{}",
+            if 0.0 < value { "+" } else { "" },
+            show::number(value)
+        )
+    };
     Ok(Sides {
         links: [Link::job(&a.job), Link::job(&b.job)],
         facts: facts(&a, &b),
@@ -176,7 +182,9 @@ fn differences(a: &str, b: &str) -> Vec<(String, [Option<String>; 2])> {
 fn facts(a: &pb::JobView, b: &pb::JobView) -> Vec<(&'static str, [String; 2])> {
     let of = |view: &pb::JobView| {
         let account = view.account.as_ref().map(Account::from).unwrap_or_default();
-        let goodput = account.goodput().map_or_else(|| show::NONE.to_owned(), show::percent);
+        let goodput = account
+            .goodput()
+            .map_or_else(|| show::NONE.to_owned(), show::percent);
         [
             view.phase.clone(),
             show::count(view.step),
@@ -197,10 +205,7 @@ fn facts(a: &pb::JobView, b: &pb::JobView) -> Vec<(&'static str, [String; 2])> {
         "goodput",
     ];
     let both = of(a).into_iter().zip(of(b));
-    titles
-        .into_iter()
-        .zip(both.map(|(a, b)| [a, b]))
-        .collect()
+    titles.into_iter().zip(both.map(|(a, b)| [a, b])).collect()
 }
 
 #[cfg(test)]
@@ -226,7 +231,10 @@ mod tests {
 
     #[test]
     fn only_what_differs_is_shown() {
-        let found = differences("[train]\nsteps = 4\nclip = 1.0", "[train]\nsteps = 5\nclip = 1.0");
+        let found = differences(
+            "[train]\nsteps = 4\nclip = 1.0",
+            "[train]\nsteps = 5\nclip = 1.0",
+        );
         let steps = ["4", "5"].map(|it| Some(it.to_owned()));
         assert_eq!(found, [("train.steps".to_owned(), steps)]);
     }

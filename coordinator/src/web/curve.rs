@@ -154,7 +154,10 @@ impl Curve {
                 ..Cell::default()
             });
         }
-        let cell = self.cells.last_mut().expect("one was pushed if there was none");
+        let cell = self
+            .cells
+            .last_mut()
+            .expect("one was pushed if there was none");
         cell.last = step.step;
         cell.seconds += seconds(step).total();
         let (names, mut next) = (&mut self.names, 0);
@@ -189,11 +192,15 @@ impl Curve {
 
     /// The steps of a range as columns, at most `most` cells.
     pub(super) fn json(&self, range: &RangeInclusive<u64>, most: usize) -> Map<String, Value> {
-        let before = self.cells.iter().take_while(|cell| cell.last < *range.start());
+        let before = self
+            .cells
+            .iter()
+            .take_while(|cell| cell.last < *range.start());
         let mut seconds: f64 = before.map(|cell| cell.seconds).sum();
-        let within = self.cells.iter().filter(|cell| {
-            *range.start() <= cell.last && cell.first <= *range.end()
-        });
+        let within = self
+            .cells
+            .iter()
+            .filter(|cell| *range.start() <= cell.last && cell.first <= *range.end());
         let mut cells: Vec<Cell> = within.cloned().collect();
         let mut stride = self.stride;
         while most.max(1) < cells.len() {
@@ -324,7 +331,9 @@ mod tests {
         let max = loss["max"].as_array().into_iter().flatten();
         let max = max.filter_map(Value::as_f64).fold(0.0, f64::max);
         assert!((max - 99.0).abs() < 1e-9, "{max}");
-        let seconds = object["seconds"].as_array().and_then(|it| it.last()?.as_f64());
+        let seconds = object["seconds"]
+            .as_array()
+            .and_then(|it| it.last()?.as_f64());
         assert_eq!(seconds, Some(50_000.0));
         assert_eq!((curve.pace(), Curve::new().pace()), (Some(0.5), None));
     }
@@ -342,7 +351,11 @@ mod tests {
         let object = curve.json(&(2..=9), 100);
         assert_eq!(object["steps"], json!([2, 5]));
         assert_eq!(object["series"]["loss"]["mean"], json!([null, 1.0]));
-        assert_eq!(object["series"]["loss"].get("min"), None, "each is one step");
+        assert_eq!(
+            object["series"]["loss"].get("min"),
+            None,
+            "each is one step"
+        );
         assert_eq!(object["seconds"], json!([1.0, 1.5]));
         assert!(curve.means("levity", 9).is_empty());
     }

@@ -121,7 +121,9 @@ impl History {
 
     /// The generation that followed.
     pub(super) fn after(&self, generation: u64) -> Option<&Begun> {
-        self.generations.iter().find(|it| generation < it.generation)
+        self.generations
+            .iter()
+            .find(|it| generation < it.generation)
     }
 }
 
@@ -228,11 +230,15 @@ impl Curves {
             let page = self.journal.steps(&job, after, PAGE).await?;
             let Some(last) = page.last() else { break };
             after = last.step;
-            page.iter().filter(|it| it.step <= end).for_each(|it| part.add(it));
+            page.iter()
+                .filter(|it| it.step <= end)
+                .for_each(|it| part.add(it));
         }
         let mut fine = part.json(&range, most);
         // The time before the range is known from what is kept.
-        let begun = object["seconds"].as_array().and_then(|it| it.first()?.as_f64());
+        let begun = object["seconds"]
+            .as_array()
+            .and_then(|it| it.first()?.as_f64());
         if let (Some(begun), Some(times)) = (begun, fine["seconds"].as_array()) {
             let times = times.iter().filter_map(Value::as_f64).map(|it| it + begun);
             let times: Vec<f64> = times.collect();

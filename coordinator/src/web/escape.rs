@@ -47,9 +47,18 @@ mod tests {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             let text = std::fs::read_to_string(&path).unwrap();
-            for forbidden in ["|safe", "| safe", "|escape", "filter ", "javascript:", " style=", " on"] {
+            for forbidden in [
+                "|safe",
+                "| safe",
+                "|escape",
+                "filter ",
+                "javascript:",
+                " style=",
+                " on",
+            ] {
                 let found = text.lines().find(|line| {
-                    line.contains(forbidden) && (forbidden != " on" || line.contains("=\"") && has_handler(line))
+                    line.contains(forbidden)
+                        && (forbidden != " on" || line.contains("=\"") && has_handler(line))
                 });
                 assert_eq!(found, None, "{forbidden} in {}", path.display());
             }

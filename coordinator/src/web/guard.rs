@@ -69,7 +69,11 @@ pub(super) async fn check(
                 }
                 Err(status) => {
                     let code = StatusCode::TOO_MANY_REQUESTS;
-                    super::answer(Err(Problem::new(code, "Too many requests", status.message())))
+                    super::answer(Err(Problem::new(
+                        code,
+                        "Too many requests",
+                        status.message(),
+                    )))
                 }
             }
         }
@@ -128,10 +132,22 @@ mod tests {
 
     #[test]
     fn only_names_that_nobody_else_can_give_to_this_machine_are_accepted() {
-        for host in ["localhost", "localhost:7080", "127.0.0.1:1", "[::1]:7080", "127.8.0.1"] {
+        for host in [
+            "localhost",
+            "localhost:7080",
+            "127.0.0.1:1",
+            "[::1]:7080",
+            "127.8.0.1",
+        ] {
             assert!(is_of_this_machine(host), "{host}");
         }
-        for host in ["", "evil.example", "localhost.evil.example", "10.0.0.1:7080", ":7080"] {
+        for host in [
+            "",
+            "evil.example",
+            "localhost.evil.example",
+            "10.0.0.1:7080",
+            ":7080",
+        ] {
             assert!(!is_of_this_machine(host), "{host}");
         }
     }

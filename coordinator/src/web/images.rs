@@ -1,10 +1,10 @@
 //! Images that jobs have made: a page of them on the job's page, and the files themselves. They are
 //! written once under a name that never means another image.
 
+use super::Web;
 use super::problem::Problem;
 use super::query::Query;
 use super::show::{self, in_url};
-use super::Web;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -95,14 +95,19 @@ pub(super) async fn gallery(
         return Ok(None);
     }
     let page = query.number("images")?.unwrap_or(1).max(1);
-    let first = usize::try_from(page - 1).unwrap_or(usize::MAX).saturating_mul(ROWS);
+    let first = usize::try_from(page - 1)
+        .unwrap_or(usize::MAX)
+        .saturating_mul(ROWS);
     let images: Vec<Image> = names
         .iter()
         .skip(first)
         .take(ROWS)
         .map(|name| Image {
             url: format!("/jobs/{}/images/{}", in_url(&maker), in_url(name)),
-            name: name.trim_end_matches(".png").trim_start_matches('0').to_owned(),
+            name: name
+                .trim_end_matches(".png")
+                .trim_start_matches('0')
+                .to_owned(),
         })
         .collect();
     let url = |page: u64| query.with(&[("images", &page.to_string())]) + "#images";
@@ -110,7 +115,11 @@ pub(super) async fn gallery(
         let step = it.step.to_string();
         let changes = [("sample", step.as_str()), ("images", "")];
         let text = show::count(it.step);
-        (text, query.with(&changes) + "#images", Some(it.step) == chosen)
+        (
+            text,
+            query.with(&changes) + "#images",
+            Some(it.step) == chosen,
+        )
     });
     Ok(Some(Gallery {
         shown: format!(
@@ -135,7 +144,12 @@ async fn names(web: &Web, job: &JobId) -> Result<Arc<Vec<String>>, Problem> {
     let listed = web.jobs.checkpoints.outputs(job, LISTED).await;
     let listed = listed.map_err(|error| unreadable(&error.to_string()))?;
     let mut names: Vec<String> = listed.into_iter().filter(|it| is_image(it)).collect();
-    names.sort_by_key(|name| (name.starts_with(|it: char| it.is_ascii_digit()), name.clone()));
+    names.sort_by_key(|name| {
+        (
+            name.starts_with(|it: char| it.is_ascii_digit()),
+            name.clone(),
+        )
+    });
     let names = Arc::new(names);
     web.galleries.keep(job, &names);
     Ok(names)
@@ -181,8 +195,14 @@ async fn read(web: &Web, job: &str, name: &str) -> Result<bytes::Bytes, Problem>
     if !is_image(name) {
         return Err(missing());
     }
-    let read = web.jobs.checkpoints.read_output(&id, name, IMAGE_BYTES_MAX).await;
-    let bytes = read.map_err(|error| unreadable(&error))?.ok_or_else(missing)?;
+    let read = web
+        .jobs
+        .checkpoints
+        .read_output(&id, name, IMAGE_BYTES_MAX)
+        .await;
+    let bytes = read
+        .map_err(|error| unreadable(&error))?
+        .ok_or_else(missing)?;
     if !bytes.starts_with(PNG) {
         return Err(unreadable(&format!("{name} of {job} is no PNG file")));
     }
@@ -198,7 +218,14 @@ mod tests {
         for name in ["0000012.png", "grid.png", "map-3_a.png"] {
             assert!(is_image(name), "{name}");
         }
-        for name in ["rows.parquet", ".png", "../x.png", "a/b.png", "a.png.json", "a b.png"] {
+        for name in [
+            "rows.parquet",
+            ".png",
+            "../x.png",
+            "a/b.png",
+            "a.png.json",
+            "a b.png",
+        ] {
             assert!(!is_image(name), "{name}");
         }
     }

@@ -48,7 +48,10 @@ struct Story {
 
 pub(super) async fn page(web: &Web, name: &str, number: &str) -> Result<String, Problem> {
     let (id, view) = web.job(name).await?;
-    let found = view.incidents.iter().position(|it| it.at_ms.to_string() == number);
+    let found = view
+        .incidents
+        .iter()
+        .position(|it| it.at_ms.to_string() == number);
     let Some(index) = found else {
         return Err(no_incident(&view, number));
     };
@@ -76,17 +79,25 @@ pub(super) async fn page(web: &Web, name: &str, number: &str) -> Result<String, 
     let still_ms = formed.map(|it| it.at_ms - incident.at_ms);
     let recovery = web.curves.with(&view, STEPS_MAX, |history| {
         let before = history.generations.iter().rev();
-        let before = before.into_iter().find(|it| it.generation <= incident.generation);
+        let before = before
+            .into_iter()
+            .find(|it| it.generation <= incident.generation);
         let cost = Cost {
             world: before.map(|it| it.world),
-            next: history.after(incident.generation).map(|it| (it.generation, it.world, it.from)),
+            next: history
+                .after(incident.generation)
+                .map(|it| (it.generation, it.world, it.from)),
             lost: history.after(incident.generation).map_or(0, |it| it.lost),
             still_ms,
             pace: history.curve.pace(),
         };
         cost.rows()
     });
-    let url = |index: usize| view.incidents.get(index).map(|it| rows::incident_url(&view.job, it));
+    let url = |index: usize| {
+        view.incidents
+            .get(index)
+            .map(|it| rows::incident_url(&view.job, it))
+    };
     let mut shown: Vec<EventRow> = around
         .into_iter()
         .rev()
@@ -219,9 +230,15 @@ impl Cost {
         match self.next {
             Some((generation, world, from)) => rows.push((
                 "continued as",
-                format!("generation {generation} with {world} ranks, after step {}", show::count(from)),
+                format!(
+                    "generation {generation} with {world} ranks, after step {}",
+                    show::count(from)
+                ),
             )),
-            None => rows.push(("continued as", "no generation has done a step since".to_owned())),
+            None => rows.push((
+                "continued as",
+                "no generation has done a step since".to_owned(),
+            )),
         }
         if let Some(still) = self.still_ms {
             rows.push(("next generation formed after", show::span(still)));
@@ -262,7 +279,10 @@ mod tests {
         let rows = cost.rows();
         let value = |what| rows.iter().find(|it| it.0 == what).map(|it| it.1.as_str());
         assert_eq!(value("cost"), Some("20.00 device-seconds"));
-        assert_eq!(value("continued as"), Some("generation 3 with 2 ranks, after step 40"));
+        assert_eq!(
+            value("continued as"),
+            Some("generation 3 with 2 ranks, after step 40")
+        );
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //! text, logs and checkpoints in tabs.
 
 use super::board::{JobLine, RankLine, overdue_ms};
-use super::images::{self, Gallery};
 use super::curves::{Begun, History, STEPS_MAX};
+use super::images::{self, Gallery};
 use super::logs::{LogFilter, LogRow};
 use super::problem::Problem;
 use super::query::Query;
@@ -189,9 +189,10 @@ pub(super) async fn page(web: &Web, name: &str, query: &Query) -> Result<String,
     let (mut curve, band, pace) = drawn.await?;
     if let Some(curve) = &mut curve {
         // The run before this one, to hold it against.
-        let older = board.jobs.iter().rev().find(|it| {
-            it.view.name == view.name && it.view.job != view.job && it.view.step != 0
-        });
+        let older =
+            board.jobs.iter().rev().find(|it| {
+                it.view.name == view.name && it.view.job != view.job && it.view.step != 0
+            });
         curve.compare = older.map(|it| Link {
             text: format!("compare with {}", it.view.job),
             url: format!("/compare?a={}&b={}", it.view.job, view.job),
@@ -200,7 +201,9 @@ pub(super) async fn page(web: &Web, name: &str, query: &Query) -> Result<String,
     let tab = tabs::open(web, &id, &view, query).await?;
     let tail = web.tails.last(&id, TAIL, &LogFilter::default()).await?;
     let events = web.jobs.handle.event_log();
-    let events = events.newest(u64::MAX, EVENTS, |it| it.job == view.job && rows::is_rare(it));
+    let events = events.newest(u64::MAX, EVENTS, |it| {
+        it.job == view.job && rows::is_rare(it)
+    });
     let ranks = line.map_or(&[][..], |line| &line.ranks);
     let now = board.at_ms;
     let page = Page {
@@ -231,7 +234,11 @@ fn head(view: &pb::JobView, why: Option<&Why>) -> Head {
     let pressure = view.pressure.iter().filter_map(pb::Reason::sentence);
     let text = |what, text: &str| (what, text.to_owned(), None);
     let mut facts = Vec::new();
-    for (what, value) in [("owner", &view.owner), ("team", &view.team), ("work", &view.work)] {
+    for (what, value) in [
+        ("owner", &view.owner),
+        ("team", &view.team),
+        ("work", &view.work),
+    ] {
         if !value.is_empty() {
             facts.push(text(what, value));
         }
@@ -271,16 +278,19 @@ fn head(view: &pb::JobView, why: Option<&Why>) -> Head {
     }
 }
 
-fn figures(
-    view: &pb::JobView,
-    line: Option<&JobLine>,
-    pace: Option<f64>,
-    now: u64,
-) -> Vec<Figure> {
+fn figures(view: &pb::JobView, line: Option<&JobLine>, pace: Option<f64>, now: u64) -> Vec<Figure> {
     let figure = |what, value: String, more: String| Figure { what, value, more };
     let (at, all) = rows::position(view);
-    let noun = if view.units.is_some() { "units" } else { "step" };
-    let mut figures = vec![figure(noun, show::count(at), format!("of {}", show::count(all)))];
+    let noun = if view.units.is_some() {
+        "units"
+    } else {
+        "step"
+    };
+    let mut figures = vec![figure(
+        noun,
+        show::count(at),
+        format!("of {}", show::count(all)),
+    )];
     if view.last_step.is_some() {
         figures.push(figure("loss", rows::loss(view), String::new()));
     }
@@ -307,7 +317,11 @@ fn figures(
         1 => "1 restart".to_owned(),
         restarts => format!("{restarts} restarts"),
     };
-    figures.push(figure("generation", view.generation.to_string(), generation));
+    figures.push(figure(
+        "generation",
+        view.generation.to_string(),
+        generation,
+    ));
     if let Some(newest) = view.checkpoints.last() {
         let every = match view.checkpoint_every {
             0 => String::new(),
@@ -325,7 +339,11 @@ fn curve(history: &History, view: &pb::JobView) -> Option<Curve> {
     let read = if history.complete {
         String::new()
     } else {
-        format!("steps read so far: {} of {}", show::count(last), show::count(view.step))
+        format!(
+            "steps read so far: {} of {}",
+            show::count(last),
+            show::count(view.step)
+        )
     };
     Some(Curve {
         low: show::number(lines.least),
@@ -361,7 +379,9 @@ fn band(history: &History, view: &pb::JobView) -> Option<Band> {
     });
     let ticks = view.checkpoints.iter().rev().take(TICKS);
     let marks = view.incidents.iter().filter_map(|it| {
-        let step = history.after(it.generation).map_or(view.step, |next| next.from + next.lost);
+        let step = history
+            .after(it.generation)
+            .map_or(view.step, |next| next.from + next.lost);
         Some((x(step), it.sentence()))
     });
     Some(Band {
@@ -391,7 +411,9 @@ fn own_work(it: &PhaseSeconds) -> f64 {
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Thousandths.
 fn rank_rows(ranks: &[RankLine]) -> Vec<RankRow> {
-    let works = ranks.iter().filter_map(|it| it.step_seconds.as_ref().map(own_work));
+    let works = ranks
+        .iter()
+        .filter_map(|it| it.step_seconds.as_ref().map(own_work));
     let most = works.clone().fold(0.0, f64::max);
     let least = works.fold(f64::INFINITY, f64::min);
     let seconds = |value: f64| format!("{} s", show::number(value));
@@ -405,14 +427,16 @@ fn rank_rows(ranks: &[RankLine]) -> Vec<RankRow> {
                 rank: it.rank,
                 worker: Link::worker(&it.worker),
                 phase: it.phase.clone(),
-                activity: it.activity.as_ref().map_or_else(String::new, |(stage, for_ms)| {
-                    format!("{stage}, {}", show::span(*for_ms))
-                }),
+                activity: it
+                    .activity
+                    .as_ref()
+                    .map_or_else(String::new, |(stage, for_ms)| {
+                        format!("{stage}, {}", show::span(*for_ms))
+                    }),
                 own: own.map_or_else(|| show::NONE.to_owned(), seconds),
-                waited: it.step_seconds.map_or_else(
-                    || show::NONE.to_owned(),
-                    |all| seconds(all.communication),
-                ),
+                waited: it
+                    .step_seconds
+                    .map_or_else(|| show::NONE.to_owned(), |all| seconds(all.communication)),
                 share: (1000.0 * share).round() as u64,
                 // Beyond what noise explains.
                 slowest: own.is_some_and(|own| own == most && 1.2 * least < most),
@@ -428,22 +452,27 @@ fn goodput(view: &pb::JobView) -> Option<Goodput> {
     let buckets = Bucket::ALL.into_iter();
     let buckets = buckets.map(|bucket| (bucket.word(), account.of(bucket)));
     let mut x = 0.0;
-    let parts = buckets.chain(open).filter(|(_, ms)| 0 < *ms).map(|(word, ms)| {
-        let share = show::fraction(ms, held);
-        let begin = x;
-        x += 1000.0 * share;
-        Part {
-            word,
-            class: word.replace(' ', "-"),
-            x: At(begin),
-            width: At(1000.0 * share),
-            time: show::span(ms),
-            share: show::percent(share),
-        }
-    });
+    let parts = buckets
+        .chain(open)
+        .filter(|(_, ms)| 0 < *ms)
+        .map(|(word, ms)| {
+            let share = show::fraction(ms, held);
+            let begin = x;
+            x += 1000.0 * share;
+            Part {
+                word,
+                class: word.replace(' ', "-"),
+                x: At(begin),
+                width: At(1000.0 * share),
+                time: show::span(ms),
+                share: show::percent(share),
+            }
+        });
     let parts: Vec<Part> = parts.collect();
     (!parts.is_empty()).then(|| Goodput {
-        percent: account.goodput().map_or_else(|| show::NONE.to_owned(), show::percent),
+        percent: account
+            .goodput()
+            .map_or_else(|| show::NONE.to_owned(), show::percent),
         held: show::span(held),
         waited: show::span(account.waited_ms),
         parts,
@@ -488,9 +517,15 @@ fn evaluations(view: &pb::JobView) -> Option<Evaluations> {
         names.push("keep_best".to_owned());
     }
     let mut note = Vec::new();
-    note.extend(view.evaluation_due.map(|step| format!("step {step} is next")));
+    note.extend(
+        view.evaluation_due
+            .map(|step| format!("step {step} is next")),
+    );
     if view.evaluations_skipped != 0 {
-        note.push(format!("{} were skipped for newer ones", view.evaluations_skipped));
+        note.push(format!(
+            "{} were skipped for newer ones",
+            view.evaluations_skipped
+        ));
     }
     Some(Evaluations {
         names,
@@ -529,7 +564,11 @@ async fn means(web: &Web, id: &JobId, view: &pb::JobView) -> Option<ModelMeans> 
             0 => show::count(model.images),
             missing => format!("{} ({missing} missing)", show::count(model.images)),
         };
-        (model.name.clone(), images, names.iter().map(value).collect())
+        (
+            model.name.clone(),
+            images,
+            names.iter().map(value).collect(),
+        )
     });
     Some(ModelMeans {
         rows: rows.collect(),

@@ -27,7 +27,9 @@ struct Page {
 
 pub(super) async fn page(web: &Web, query: &Query) -> Result<String, Problem> {
     let field = |name| cut(query.text(name).trim(), TEXT_BYTES);
-    let words: Vec<&'static str> = std::iter::once("").chain(Phase::ALL.map(Phase::word)).collect();
+    let words: Vec<&'static str> = std::iter::once("")
+        .chain(Phase::ALL.map(Phase::word))
+        .collect();
     let expected = "a phase of a job, such as queued, training, done or failed";
     let filter = Filter {
         phase: query.word("phase", &words, expected)?.to_owned(),
@@ -40,7 +42,11 @@ pub(super) async fn page(web: &Web, query: &Query) -> Result<String, Problem> {
     let (jobs, next) = web.jobs.list(&filter, ROWS, before.as_ref()).await?;
     let page = Page {
         frame: Frame::of("jobs"),
-        phases: words.into_iter().skip(1).map(|it| (it, it == filter.phase)).collect(),
+        phases: words
+            .into_iter()
+            .skip(1)
+            .map(|it| (it, it == filter.phase))
+            .collect(),
         name: filter.name,
         team: filter.team,
         rows: jobs.iter().rev().map(JobRow::of).collect(),

@@ -146,7 +146,9 @@ mod tests {
     #[test]
     fn only_parts_that_changed_are_sent() {
         let page = |step| {
-            format!("<h1>x</h1><p id=a><!--live a--><b>{step}</b><!--/live--></p><!--live b-->c<!--/live-->")
+            format!(
+                "<h1>x</h1><p id=a><!--live a--><b>{step}</b><!--/live--></p><!--live b-->c<!--/live-->"
+            )
         };
         let (old, new) = (split(&page(1)), split(&page(2)));
         assert_eq!(old["a"], "<b>1</b>");

@@ -139,7 +139,11 @@ impl Tails {
                 break;
             }
         }
-        let matching = tail.lines.iter().rev().filter(|(_, line)| filter.matches(line));
+        let matching = tail
+            .lines
+            .iter()
+            .rev()
+            .filter(|(_, line)| filter.matches(line));
         let mut rows: Vec<LogRow> = matching
             .take(count)
             .map(|(number, line)| LogRow::of(*number, line))

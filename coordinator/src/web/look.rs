@@ -44,7 +44,11 @@ impl Look {
         let mut last = self.0.last.lock().await;
         let change = *self.0.handle.changes().borrow();
         let is_fresh = |it: &Last| {
-            let limit = if it.change == change { AT_MOST } else { AT_LEAST };
+            let limit = if it.change == change {
+                AT_MOST
+            } else {
+                AT_LEAST
+            };
             it.at.elapsed() < limit
         };
         if let Some(it) = last.as_ref().filter(|it| is_fresh(it)) {

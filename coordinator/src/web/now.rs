@@ -81,7 +81,11 @@ pub(super) async fn page(web: &Web) -> Result<String, Problem> {
     let workers = workers.map(|index| WorkerRow::of(&board.workers[*index]));
     let mut ended: Vec<&JobLine> = board.jobs.iter().filter(|job| job.is_over()).collect();
     ended.sort_by_key(|job| std::cmp::Reverse(job.view.ended_ms));
-    let events = web.jobs.handle.event_log().newest(u64::MAX, EVENTS, rows::is_rare);
+    let events = web
+        .jobs
+        .handle
+        .event_log()
+        .newest(u64::MAX, EVENTS, rows::is_rare);
     let page = Page {
         frame: Frame::of("now"),
         tiles: tiles(&board),
@@ -92,7 +96,11 @@ pub(super) async fn page(web: &Web) -> Result<String, Problem> {
         more_queue: board.queue.len().saturating_sub(ROWS),
         workers: workers.collect(),
         more_workers: board.workers.len().saturating_sub(WORKERS),
-        ended: ended.iter().take(ENDED).map(|job| JobRow::of(&job.view)).collect(),
+        ended: ended
+            .iter()
+            .take(ENDED)
+            .map(|job| JobRow::of(&job.view))
+            .collect(),
         events: events.into_iter().map(EventRow::of).collect(),
     };
     Ok(page.render()?)
@@ -102,8 +110,15 @@ fn tiles(board: &Board) -> Vec<Tile> {
     let up = || board.workers.iter().filter(|it| it.view.up);
     let devices: u64 = up().map(|it| u64::from(it.view.devices)).sum();
     let used: u64 = up().map(|it| u64::from(it.view.devices_used)).sum();
-    let running = board.jobs.iter().filter(|job| !job.is_over() && !job.is_waiting());
-    let failed = board.jobs.iter().filter(|job| failed_lately(job, board.at_ms)).count();
+    let running = board
+        .jobs
+        .iter()
+        .filter(|job| !job.is_over() && !job.is_waiting());
+    let failed = board
+        .jobs
+        .iter()
+        .filter(|job| failed_lately(job, board.at_ms))
+        .count();
     let tile = |value: usize, what, url| Tile {
         value: show::count(value as u64),
         of: String::new(),
@@ -120,11 +135,19 @@ fn tiles(board: &Board) -> Vec<Tile> {
         },
         Tile {
             of: format!(" / {}", show::count(devices)),
-            ..tile(usize::try_from(used).unwrap_or(usize::MAX), "devices in use", "#workers")
+            ..tile(
+                usize::try_from(used).unwrap_or(usize::MAX),
+                "devices in use",
+                "#workers",
+            )
         },
         Tile {
             of: format!(" / {}", show::count(board.workers.len() as u64)),
-            mark: if up().count() == board.workers.len() { "" } else { "bad" },
+            mark: if up().count() == board.workers.len() {
+                ""
+            } else {
+                "bad"
+            },
             ..tile(up().count(), "workers up", "/workers")
         },
     ]
@@ -149,7 +172,12 @@ fn attention(board: &Board) -> Vec<Attention> {
             });
         }
     }
-    for job in board.jobs.iter().rev().filter(|job| failed_lately(job, board.at_ms)) {
+    for job in board
+        .jobs
+        .iter()
+        .rev()
+        .filter(|job| failed_lately(job, board.at_ms))
+    {
         let reason = job.view.reason_sentence();
         // Some reasons say how to go on.
         let remedy = match reason.contains('`') {

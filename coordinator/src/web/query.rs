@@ -19,7 +19,11 @@ impl Query {
     pub(crate) fn parse(text: Option<&str>) -> Self {
         let pairs = url::form_urlencoded::parse(text.unwrap_or("").as_bytes());
         let owned = |it: Cow<'_, str>| it.into_owned();
-        Self(pairs.map(|(name, value)| (owned(name), owned(value))).collect())
+        Self(
+            pairs
+                .map(|(name, value)| (owned(name), owned(value)))
+                .collect(),
+        )
     }
 
     /// Empty if it is not there.
@@ -90,9 +94,15 @@ mod tests {
     fn values_are_read_and_replaced_and_wrong_ones_named() {
         let query = Query::parse(Some("tab=logs&q=a%22+b&rank=x&rank=3"));
         assert_eq!(query.text("q"), "a\" b");
-        assert_eq!(query.with(&[("rank", ""), ("tab", "toml")]), "?q=a%22+b&tab=toml");
+        assert_eq!(
+            query.with(&[("rank", ""), ("tab", "toml")]),
+            "?q=a%22+b&tab=toml"
+        );
         let error = query.number("rank").unwrap_err().to_string();
-        assert_eq!(error, "`rank` is \"x\"; it must be a whole number, 0 or more");
+        assert_eq!(
+            error,
+            "`rank` is \"x\"; it must be a whole number, 0 or more"
+        );
         assert_eq!(query.number("page").unwrap(), None);
         let tab = query.word("tab", &["toml", "ledger"], "toml or ledger");
         assert_eq!(

@@ -63,8 +63,14 @@ pub(super) fn is_rare(line: &pb::EventLine) -> bool {
 fn mark(kind: &str) -> &'static str {
     match kind {
         "job-failed" | "unit-set-aside" => "bad",
-        "worker-down" | "generation-ended" | "standby-lost" | "unit-failed" | "unreachable"
-        | "worker-displaced" | "report-ignored" | "evaluation-unscored" => "warn",
+        "worker-down"
+        | "generation-ended"
+        | "standby-lost"
+        | "unit-failed"
+        | "unreachable"
+        | "worker-displaced"
+        | "report-ignored"
+        | "evaluation-unscored" => "warn",
         "job-done" | "worker-up" | "generation-formed" | "evaluation-scored" => "good",
         _ => "plain",
     }
@@ -237,7 +243,9 @@ pub(super) fn per_mille(part: u64, whole: u64) -> u64 {
     if whole == 0 {
         0
     } else {
-        (u128::from(part.min(whole)) * 1000 / u128::from(whole)).try_into().unwrap_or(1000)
+        (u128::from(part.min(whole)) * 1000 / u128::from(whole))
+            .try_into()
+            .unwrap_or(1000)
     }
 }
 
@@ -257,7 +265,9 @@ pub(super) fn rate(view: &pb::JobView) -> String {
     let Some(step) = &view.last_step else {
         return show::NONE.to_owned();
     };
-    let seconds = step.seconds.map_or(0.0, |it| PhaseSeconds::from(it).total());
+    let seconds = step
+        .seconds
+        .map_or(0.0, |it| PhaseSeconds::from(it).total());
     if seconds <= 0.0 {
         return show::NONE.to_owned();
     }

@@ -103,7 +103,12 @@ pub(crate) fn fraction(part: u64, whole: u64) -> f64 {
 /// A sentence as it is shown beside a state: with a capital, without `it ` before it, and without
 /// what the state says already. A key of job.toml keeps its case.
 pub(crate) fn sentence(text: &str) -> String {
-    const SAID: [&str; 4] = ["it is training: ", "it is running units: ", "it failed: ", "it "];
+    const SAID: [&str; 4] = [
+        "it is training: ",
+        "it is running units: ",
+        "it failed: ",
+        "it ",
+    ];
     let rest = SAID.iter().find_map(|begin| text.strip_prefix(begin));
     let text = rest.unwrap_or(text);
     let first = text.split(' ').next().unwrap_or("");
@@ -134,9 +139,14 @@ pub(crate) fn in_url(text: &str) -> String {
 
 /// Undoes [`in_url`] for a part of a path. What is no UTF-8 becomes replacement characters.
 pub(crate) fn from_url(part: &str) -> String {
-    let text = part.replace('+', "%2B").replace('&', "%26").replace('=', "%3D");
+    let text = part
+        .replace('+', "%2B")
+        .replace('&', "%26")
+        .replace('=', "%3D");
     let mut pairs = url::form_urlencoded::parse(text.as_bytes());
-    pairs.next().map_or_else(String::new, |(text, _)| text.into_owned())
+    pairs
+        .next()
+        .map_or_else(String::new, |(text, _)| text.into_owned())
 }
 
 /// A number of one of eight colours, the same for a name on every page.
@@ -177,7 +187,10 @@ mod tests {
         for (value, expected) in cases {
             assert_eq!(number(value), expected);
         }
-        assert_eq!((count(0), count(1_234_567)), ("0".into(), "1,234,567".into()));
+        assert_eq!(
+            (count(0), count(1_234_567)),
+            ("0".into(), "1,234,567".into())
+        );
         assert_eq!(count(100), "100");
         assert_eq!(span(100 * 3_600_000), "4d04h");
         assert_eq!(span(61_900), "1m01s");

@@ -38,7 +38,11 @@ impl Frame {
     /// None: there is nothing to see.
     fn around(curves: &[&[Point]]) -> Option<Self> {
         let all = || curves.iter().flat_map(|points| points.iter());
-        let values = || all().filter_map(|(_, value)| *value).filter(|it| it.is_finite());
+        let values = || {
+            all()
+                .filter_map(|(_, value)| *value)
+                .filter(|it| it.is_finite())
+        };
         values().next()?;
         Some(Self {
             from: all().map(|(step, _)| *step).min()?,

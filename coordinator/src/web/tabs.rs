@@ -168,7 +168,10 @@ fn checkpoints(view: &pb::JobView) -> Tab {
     let id = JobId(view.job.clone());
     let best = view.evaluations.iter().find(|it| it.best).map(|it| it.step);
     let rows = view.checkpoints.iter().rev().map(|it| {
-        let (step, generation) = (proto::id::Step(it.step), proto::id::Generation(it.generation));
+        let (step, generation) = (
+            proto::id::Step(it.step),
+            proto::id::Generation(it.generation),
+        );
         let folder = proto::checkpoint::checkpoint_folder(&id, step, generation);
         CheckpointRow {
             step: show::count(it.step),
@@ -184,18 +187,16 @@ fn checkpoints(view: &pb::JobView) -> Tab {
     }
 }
 
-async fn ledger(
-    web: &Web,
-    id: &JobId,
-    view: &pb::JobView,
-    query: &Query,
-) -> Result<Tab, Problem> {
+async fn ledger(web: &Web, id: &JobId, view: &pb::JobView, query: &Query) -> Result<Tab, Problem> {
     let tip = view.ledger.clone().unwrap_or_default();
     let before = query.number("before")?.unwrap_or(u64::MAX).min(tip.entries);
     let from = before.saturating_sub(ENTRIES as u64);
     let count = usize::try_from(before - from).unwrap_or(ENTRIES);
     let lines = web.jobs.journal.ledger(id, from, count).await?;
-    let entries = lines.iter().rev().filter_map(|it| serde_json::from_str::<Entry>(it).ok());
+    let entries = lines
+        .iter()
+        .rev()
+        .filter_map(|it| serde_json::from_str::<Entry>(it).ok());
     Ok(Tab::Ledger {
         rows: entries.map(|it| ledger_row(&it)).collect(),
         entries: show::count(tip.entries),
@@ -226,7 +227,10 @@ fn ledger_row(entry: &Entry) -> LedgerRow {
         } => {
             let loss = loss.map_or_else(|| "not finite".to_owned(), show::number);
             let end = first + u64::from(*samples);
-            ("step", format!("{step}, samples {first} to {end}, loss {loss}"))
+            (
+                "step",
+                format!("{step}, samples {first} to {end}, loss {loss}"),
+            )
         }
         Line::Unheard { through, .. } => ("unheard", format!("steps through {through}")),
         Line::Override { key, value } => ("override", format!("{key}={value}")),
@@ -254,7 +258,9 @@ async fn toml(view: &pb::JobView) -> Tab {
     Tab::Toml {
         changed: lines.iter().filter(|it| it.default.is_some()).count(),
         lines,
-        overrides: overrides.map(|it| (it.key.clone(), it.value.clone())).collect(),
+        overrides: overrides
+            .map(|it| (it.key.clone(), it.value.clone()))
+            .collect(),
         note: if is_compared {
             ""
         } else {
@@ -303,7 +309,10 @@ mod tests {
         let lines = toml_lines(&text, &defaults(&text));
         let marked = |begin: &str| {
             let found = lines.iter().find(|it| it.text.starts_with(begin));
-            found.unwrap_or_else(|| panic!("{begin}: {text}")).default.clone()
+            found
+                .unwrap_or_else(|| panic!("{begin}: {text}"))
+                .default
+                .clone()
         };
         assert_eq!(marked("clip = 0.25"), Some("0.0".to_owned()), "{text}");
         assert_eq!(marked("warmup = 0"), None, "it is the default");

@@ -96,15 +96,24 @@ async fn every_page_shows_what_there_is_and_escapes_what_others_wrote() {
         (of_job(""), &["quiet", "paper=", "3", "Generations"]),
         (of_job("?tab=logs&level=warn"), &["alert"]),
         (of_job("?tab=checkpoints"), &["coordinator audit"]),
-        (of_job("?tab=ledger"), &["of 1 ranks continues after step 0"]),
-        (of_job("?tab=toml"), &["global_batch = 4", "differ from the defaults"]),
+        (
+            of_job("?tab=ledger"),
+            &["of 1 ranks continues after step 0"],
+        ),
+        (
+            of_job("?tab=toml"),
+            &["global_batch = 4", "differ from the defaults"],
+        ),
         ("/workers".into(), &["w1", "1 to 1 of 1"]),
         ("/workers/w1".into(), &["All its devices are in use", &job]),
         ("/events".into(), &["worker-up", "generation-formed"]),
         ("/events?worker=w1".into(), &["worker is up"]),
         ("/usage".into(), &["device-hours"]),
         ("/usage?by=user&since=7d".into(), &["user"]),
-        (compare, &["Mean loss at equal steps", "they have no steps in common"]),
+        (
+            compare,
+            &["Mean loss at equal steps", "they have no steps in common"],
+        ),
     ];
     for (path, parts) in cases {
         let body = page(&running, path).await;
@@ -118,7 +127,10 @@ async fn every_page_shows_what_there_is_and_escapes_what_others_wrote() {
     let waits = page(&running, "/").await;
     assert!(waits.contains("1 × 1 cpu"), "what it asks for: {waits}");
     let (head, csv) = get(&running, "/usage.csv?by=job").await;
-    assert!(head.contains("text/csv") && csv.starts_with("job,jobs,device_hours\n"), "{csv}");
+    assert!(
+        head.contains("text/csv") && csv.starts_with("job,jobs,device_hours\n"),
+        "{csv}"
+    );
     running.stop().await.unwrap();
 }
 
@@ -128,24 +140,45 @@ async fn what_there_is_not_is_a_page_that_says_what_there_is() {
     let (running, _client, _worker, job, _) = cluster(dir.path()).await;
     for (path, status, parts) in [
         ("/jobs/demo-77", "404", ["there is no job", job.as_str()]),
-        ("/jobs/%3Cscript%3E", "404", ["&#60;script&#62;", job.as_str()]),
+        (
+            "/jobs/%3Cscript%3E",
+            "404",
+            ["&#60;script&#62;", job.as_str()],
+        ),
         ("/workers/w9", "404", ["there is no worker", "/workers/w1"]),
         ("/nowhere", "404", ["there is no page", "/events"]),
-        ("/jobs?phase=sleeping", "400", ["`phase` is", "queued, training"]),
+        (
+            "/jobs?phase=sleeping",
+            "400",
+            ["`phase` is", "queued, training"],
+        ),
         ("/events?before=x", "400", ["`before` is", "whole number"]),
         ("/usage?by=users", "400", ["`by` is", "label:KEY"]),
-        ("/usage?since=yesterday", "400", ["`since` is", "duration such as"]),
+        (
+            "/usage?since=yesterday",
+            "400",
+            ["`since` is", "duration such as"],
+        ),
     ] {
         let (head, body) = get(&running, path).await;
-        assert!(head.starts_with(&format!("HTTP/1.1 {status}")), "{path}: {head}");
+        assert!(
+            head.starts_with(&format!("HTTP/1.1 {status}")),
+            "{path}: {head}"
+        );
         for part in parts {
             assert!(body.contains(part), "{part:?} is not in {path}: {body}");
         }
     }
     let (head, body) = get(&running, &format!("/jobs/{job}/incidents/3")).await;
-    assert!(head.starts_with("HTTP/1.1 404") && body.contains("has no incident"), "{body}");
+    assert!(
+        head.starts_with("HTTP/1.1 404") && body.contains("has no incident"),
+        "{body}"
+    );
     let (head, body) = get(&running, &format!("/jobs/{job}?tab=x")).await;
-    assert!(head.starts_with("HTTP/1.1 400") && body.contains("ledger or toml"), "{body}");
+    assert!(
+        head.starts_with("HTTP/1.1 400") && body.contains("ledger or toml"),
+        "{body}"
+    );
     running.stop().await.unwrap();
 }
 
@@ -154,7 +187,10 @@ async fn pages_are_read_only_and_only_for_names_of_this_machine() {
     let dir = tempfile::tempdir().unwrap();
     let (running, _client) = server(dir.path()).await;
     for (head, expected) in [
-        ("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0", "405"),
+        (
+            "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0",
+            "405",
+        ),
         ("DELETE /jobs/a-1 HTTP/1.1\r\nHost: localhost", "405"),
         ("GET / HTTP/1.1\r\nHost: evil.example", "421"),
         ("HEAD / HTTP/1.1\r\nHost: localhost:1", "200"),
@@ -164,7 +200,10 @@ async fn pages_are_read_only_and_only_for_names_of_this_machine() {
         let mut stream = send(&running, head).await;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
-        assert!(answer.starts_with(&format!("HTTP/1.1 {expected}")), "{head}: {answer}");
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {expected}")),
+            "{head}: {answer}"
+        );
         assert!(answer.contains("content-security-policy"), "{answer}");
         if expected == "405" {
             assert!(answer.contains("allow: GET, HEAD"), "{answer}");
@@ -185,7 +224,10 @@ async fn scripts_get_the_steps_of_a_range() {
     };
     let (_, all) = read("").await;
     assert_eq!(all["steps"], serde_json::json!([1, 2, 3]));
-    assert_eq!(all["series"]["loss"]["mean"], serde_json::json!([1.0, 1.0, 1.0]));
+    assert_eq!(
+        all["series"]["loss"]["mean"],
+        serde_json::json!([1.0, 1.0, 1.0])
+    );
     assert_eq!(all["seconds"], serde_json::json!([1.0, 2.0, 3.0]));
     assert_eq!(all["complete"], true);
     let (_, part) = read("?from=2&to=2").await;
@@ -205,7 +247,9 @@ async fn a_page_that_is_looked_at_is_sent_what_changes() {
     let mut lines = BufReader::new(send(&running, &head).await).lines();
     let mut next = async |id: &str| loop {
         let line = lines.next_line().await.unwrap().unwrap();
-        let Some(json) = line.strip_prefix("data: ") else { continue };
+        let Some(json) = line.strip_prefix("data: ") else {
+            continue;
+        };
         let part: serde_json::Value = serde_json::from_str(json).unwrap();
         if part["id"] == id {
             break part["html"].as_str().unwrap().to_owned();
@@ -218,6 +262,9 @@ async fn a_page_that_is_looked_at_is_sent_what_changes() {
     client.cancel(request).await.unwrap();
     assert!(next("ended").await.contains(&waiting));
     let (head, body) = get(&running, "/live?page=%2Fjobs%2Fnone-1").await;
-    assert!(head.starts_with("HTTP/1.1 404") && body.contains("there is no job"), "{body}");
+    assert!(
+        head.starts_with("HTTP/1.1 404") && body.contains("there is no job"),
+        "{body}"
+    );
     running.stop().await.unwrap();
 }

@@ -52,7 +52,11 @@ struct Asked {
 async fn read(web: &Web, query: &Query) -> Result<(Asked, pb::UsageReply), Problem> {
     let field = |name, default: &str| {
         let text = cut(query.text(name).trim(), TEXT_BYTES);
-        if text.is_empty() { default.to_owned() } else { text }
+        if text.is_empty() {
+            default.to_owned()
+        } else {
+            text
+        }
     };
     let asked = Asked {
         by: field("by", "team"),
@@ -118,12 +122,20 @@ pub(super) async fn csv(State(web): State<Web>, uri: Uri) -> Response {
     };
     let mut text = format!("{},jobs,device_hours\n", field(&asked.by));
     for row in &usage.rows {
-        let line = format!("{},{},{}\n", field(&row.key), row.jobs, show::hours(row.device_ms));
+        let line = format!(
+            "{},{},{}\n",
+            field(&row.key),
+            row.jobs,
+            show::hours(row.device_ms)
+        );
         text.push_str(&line);
     }
     let headers = [
         (header::CONTENT_TYPE, "text/csv; charset=utf-8"),
-        (header::CONTENT_DISPOSITION, "attachment; filename=\"usage.csv\""),
+        (
+            header::CONTENT_DISPOSITION,
+            "attachment; filename=\"usage.csv\"",
+        ),
     ];
     (headers, text).into_response()
 }

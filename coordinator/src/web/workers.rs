@@ -66,7 +66,9 @@ pub(super) async fn list(web: &Web, query: &Query) -> Result<String, Problem> {
         .filter(|it| state.is_empty() || it.state() == state)
         .filter(|it| it.name().contains(name.as_str()))
         .collect();
-    let first = usize::try_from(page - 1).unwrap_or(usize::MAX).saturating_mul(ROWS);
+    let first = usize::try_from(page - 1)
+        .unwrap_or(usize::MAX)
+        .saturating_mul(ROWS);
     let rows: Vec<WorkerRow> = matching
         .iter()
         .skip(first)
@@ -85,7 +87,11 @@ pub(super) async fn list(web: &Web, query: &Query) -> Result<String, Problem> {
     };
     let page = List {
         frame: Frame::of("workers"),
-        states: STATES.into_iter().skip(1).map(|it| (it, it == state)).collect(),
+        states: STATES
+            .into_iter()
+            .skip(1)
+            .map(|it| (it, it == state))
+            .collect(),
         name,
         shown,
         previous: (1 < page).then(|| url(page - 1)),
@@ -110,7 +116,10 @@ pub(super) async fn page(web: &Web, name: &str) -> Result<String, Problem> {
     for line in board.jobs.iter().rev() {
         if let Some(it) = &line.last_incident {
             let text = it.sentence();
-            if text.split(|it: char| !is_of_name(it)).any(|word| word == name) {
+            if text
+                .split(|it: char| !is_of_name(it))
+                .any(|word| word == name)
+            {
                 let url = super::rows::incident_url(&line.view.job, it);
                 incidents.push((Moment::of(it.at_ms), Link::job(&line.view.job), url, text));
             }
@@ -127,7 +136,12 @@ pub(super) async fn page(web: &Web, name: &str) -> Result<String, Problem> {
         sentence,
         remedy,
         devices: devices(worker, &board),
-        unreachable: worker.view.unreachable.iter().map(|it| Link::worker(it)).collect(),
+        unreachable: worker
+            .view
+            .unreachable
+            .iter()
+            .map(|it| Link::worker(it))
+            .collect(),
         incidents,
         events: events
             .newest(u64::MAX, EVENTS, |it| it.worker == name)
@@ -150,7 +164,10 @@ fn explained(worker: &WorkerLine) -> (String, String) {
     if let Some(displaced) = &view.displaced {
         let address = displaced.address.as_deref().unwrap_or("an unknown address");
         let text = format!("an older daemon at {address} has the same name and was told to leave");
-        return (show::sentence(&text), "give each worker its own name".to_owned());
+        return (
+            show::sentence(&text),
+            "give each worker its own name".to_owned(),
+        );
     }
     let text = match worker.state() {
         "down" => format!("it has not reported for {}", show::span(view.last_heard_ms)),
@@ -176,9 +193,10 @@ fn devices(worker: &WorkerLine, board: &Board) -> Vec<DeviceRow> {
         .map(|(number, device)| {
             let line = board.job(&device.job);
             let of_rank = |line: &super::board::JobLine| {
-                let found = line.ranks.iter().find(|it| {
-                    it.rank == device.rank && it.worker == worker.name()
-                });
+                let found = line
+                    .ranks
+                    .iter()
+                    .find(|it| it.rank == device.rank && it.worker == worker.name());
                 found.cloned()
             };
             let rank = line.and_then(of_rank).unwrap_or_default();
@@ -191,7 +209,11 @@ fn devices(worker: &WorkerLine, board: &Board) -> Vec<DeviceRow> {
                     (false, true) => "standby".to_owned(),
                     (false, false) => rank.phase,
                 },
-                rank: if is_free { String::new() } else { device.rank.to_string() },
+                rank: if is_free {
+                    String::new()
+                } else {
+                    device.rank.to_string()
+                },
                 doing: rank.activity.map_or_else(String::new, |(stage, for_ms)| {
                     format!("{stage}, {}", show::span(for_ms))
                 }),

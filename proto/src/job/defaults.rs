@@ -19,7 +19,9 @@ pub fn defaults(text: &str) -> BTreeMap<String, String> {
         let Ok(spec) = parse("job.toml", &without.to_string(), None) else {
             continue;
         };
-        let value = flat(&to_toml(&spec)).ok().and_then(|mut it| it.remove(&key));
+        let value = flat(&to_toml(&spec))
+            .ok()
+            .and_then(|mut it| it.remove(&key));
         if let Some(value) = value {
             defaults.insert(key, value);
         }
