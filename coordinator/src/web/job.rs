@@ -1,7 +1,7 @@
 //! The page of a job: what it does and why, its curves, its history, where its time went, and its
 //! text, logs and checkpoints in tabs.
 
-use super::board::{JobLine, RankLine, overdue_ms};
+use super::board::{Board, JobLine, RankLine, overdue_ms};
 use super::curves::{Begun, History, STEPS_MAX};
 use super::images::{self, Gallery};
 use super::logs::{LogFilter, LogRow};
@@ -210,7 +210,7 @@ pub(super) async fn page(web: &Web, name: &str, query: &Query) -> Result<String,
         frame: Frame::of("jobs"),
         job: view.job.clone(),
         head: head(&view, why.as_ref()),
-        figures: figures(&view, line, pace, now),
+        figures: figures(&view, line, place(&board, name), pace, now),
         curve,
         band,
         ranks: rank_rows(ranks),
@@ -278,7 +278,20 @@ fn head(view: &pb::JobView, why: Option<&Why>) -> Head {
     }
 }
 
-fn figures(view: &pb::JobView, line: Option<&JobLine>, pace: Option<f64>, now: u64) -> Vec<Figure> {
+/// Its place among the jobs that wait, from 1, and how many these are.
+fn place(board: &Board, name: &str) -> Option<(usize, usize)> {
+    let mut queue = board.queue.iter();
+    let place = queue.position(|index| board.jobs[*index].view.job == name)?;
+    Some((place + 1, board.queue.len()))
+}
+
+fn figures(
+    view: &pb::JobView,
+    line: Option<&JobLine>,
+    place: Option<(usize, usize)>,
+    pace: Option<f64>,
+    now: u64,
+) -> Vec<Figure> {
     let figure = |what, value: String, more: String| Figure { what, value, more };
     let (at, all) = rows::position(view);
     let noun = if view.units.is_some() {
@@ -291,6 +304,10 @@ fn figures(view: &pb::JobView, line: Option<&JobLine>, pace: Option<f64>, now: u
         show::count(at),
         format!("of {}", show::count(all)),
     )];
+    if let Some((place, all)) = place {
+        let of = format!("of {all} that wait");
+        figures.push(figure("place", place.to_string(), of));
+    }
     if view.last_step.is_some() {
         figures.push(figure("loss", rows::loss(view), String::new()));
     }
