@@ -5,8 +5,8 @@
     prometheus/usr/bin/{prometheus,promtool}   from the Debian package, unpacked and not installed
     alertmanager/usr/bin/{prometheus-alertmanager,amtool}   likewise
     seaweedfs/weed                             an S3 server, from its Python wheel
-    browser/{node,package,axe.min.js,chromium} node, Playwright and axe-core, from Python wheels, and
-                                               Debian's Chromium: a link to the one that is
+    browser/{node,package,axe.min.js}          node, Playwright and axe-core, from Python wheels
+    browser/chromium                           Debian's Chromium: a link to the one that is
                                                installed, or else unpacked with what it needs
 
 Called by `make test`. Needs no root, starts nothing, and prints nothing if everything is installed.
