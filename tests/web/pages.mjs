@@ -2,6 +2,7 @@
 //
 //   node pages.mjs check URL JOBS       every check; asks for faults on stdout, and goes on when
 //                                       they have been caused
+//   node pages.mjs screens URL JOBS     only both themes and 400 pixels, which ask for nothing
 //   node pages.mjs shoot URL JOBS OUT   a picture of every screen: light and dark, wide and narrow
 //
 // BROWSER is the folder that deploy/setup/test_tools.py fills. JOBS is JSON: ids by what they do.
@@ -197,12 +198,10 @@ const checkLive = async () => {
 
 const shoot = async () => {
   mkdirSync(out, { recursive: true });
-  const all = { ...screens };
-  if (jobs.incident) all.incident = jobs.incident;
   for (const colorScheme of ['light', 'dark']) {
     for (const [size, width] of [['wide', 1360], ['narrow', 400]]) {
       const page = await open({ colorScheme, viewport: { width, height: 900 } });
-      for (const [name, path] of Object.entries(all)) {
+      for (const [name, path] of Object.entries(screens)) {
         await visit(page, path);
         await page.waitForTimeout(1200);
         await page.screenshot({ path: join(out, `${name}-${colorScheme}-${size}.png`), fullPage: true });
@@ -212,8 +211,11 @@ const shoot = async () => {
   }
 };
 
+if (jobs.incident) screens.incident = jobs.incident;
 if (mode === 'shoot') {
   await shoot();
+} else if (mode === 'screens') {
+  await checkScreens();
 } else {
   await checkContent();
   await checkKeyboard();
