@@ -516,7 +516,10 @@ impl Daemon {
             totals.samples += u64::from(report.samples);
             totals.seconds = totals.seconds.plus(&report.seconds);
             if let Some(broken) = totals.broken_at.take() {
-                measures::RECOVERY.observe(broken.elapsed());
+                let took = broken.elapsed();
+                measures::RECOVERY.observe(took);
+                let line = events::recovered(job, report.step, took);
+                self.event_log.push(line, now_ms());
             }
             let validation = report.terms.iter().filter(|term| term.is_validation());
             let validation: Vec<LossTerm> = validation.cloned().collect();

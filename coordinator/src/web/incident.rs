@@ -73,10 +73,11 @@ pub(super) async fn page(web: &Web, name: &str, number: &str) -> Result<String, 
         (it.job == view.job || it.job.is_empty())
             && incident.at_ms.saturating_sub(BEFORE_MS) <= it.at_ms
     });
-    let formed = around.iter().rev().find(|it| {
-        it.kind == "generation-formed" && it.job == view.job && incident.at_ms <= it.at_ms
-    });
-    let still_ms = formed.map(|it| it.at_ms - incident.at_ms);
+    let again = around
+        .iter()
+        .rev()
+        .find(|it| it.kind == "recovered" && it.job == view.job && incident.at_ms <= it.at_ms);
+    let still_ms = again.map(|it| it.at_ms - incident.at_ms);
     let recovery = web.curves.with(&view, STEPS_MAX, |history| {
         let before = history.generations.iter().rev();
         let before = before
@@ -98,13 +99,11 @@ pub(super) async fn page(web: &Web, name: &str, number: &str) -> Result<String, 
             .get(index)
             .map(|it| rows::incident_url(&view.job, it))
     };
-    let mut shown: Vec<EventRow> = around
-        .into_iter()
-        .rev()
-        .take(EVENTS)
-        .map(EventRow::of)
-        .collect();
-    shown.reverse();
+    let shown = around.into_iter().filter(rows::is_rare).map(EventRow::of);
+    let mut shown: Vec<EventRow> = shown.collect();
+    // The earliest of them are of the incident; later ones are of other things.
+    let later = shown.len().saturating_sub(EVENTS);
+    shown.drain(..later);
     let page = Page {
         frame: Frame::of("jobs"),
         job: Link::job(&view.job),
@@ -217,7 +216,7 @@ struct Cost {
     /// The next generation: its number, ranks, and the step after which it continued.
     next: Option<(u64, u32, u64)>,
     lost: u64,
-    /// Until the next generation formed.
+    /// Until the job did steps again.
     still_ms: Option<u64>,
     /// Seconds per step.
     pace: Option<f64>,
@@ -241,7 +240,7 @@ impl Cost {
             )),
         }
         if let Some(still) = self.still_ms {
-            rows.push(("next generation formed after", show::span(still)));
+            rows.push(("did steps again after", show::span(still)));
         }
         rows.push(("steps done again", show::count(self.lost)));
         let world = f64::from(self.world.unwrap_or(0));
@@ -253,10 +252,12 @@ impl Cost {
                 format!("{} device-seconds", show::number(all))
             }
             (None, Some(again)) if 0 < self.lost => format!(
-                "at least {} device-seconds; when the next generation formed is no longer known",
+                "at least {} device-seconds; when the job did steps again is not known",
                 show::number(again)
             ),
-            (None, _) => "not known: the coordinator has restarted since".to_owned(),
+            (None, _) => {
+                "not known: the coordinator has restarted since, or it did no step yet".to_owned()
+            }
         };
         rows.push(("cost", cost));
         rows

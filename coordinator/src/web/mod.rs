@@ -57,6 +57,7 @@ use query::Query;
 use show::Moment;
 use std::io;
 use std::sync::Arc;
+use tabs::Compared;
 
 /// What the pages are made from. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -67,6 +68,7 @@ pub(crate) struct Web {
     tails: Tails,
     shared: Shared,
     galleries: Galleries,
+    compared: Compared,
     budgets: Budgets,
 }
 
@@ -102,6 +104,7 @@ impl Web {
             tails: Tails::new(jobs.journal.clone()),
             shared: Shared::default(),
             galleries: Galleries::default(),
+            compared: Compared::default(),
             budgets,
             jobs,
         }

@@ -71,7 +71,9 @@ fn mark(kind: &str) -> &'static str {
         | "worker-displaced"
         | "report-ignored"
         | "evaluation-unscored" => "warn",
-        "job-done" | "worker-up" | "generation-formed" | "evaluation-scored" => "good",
+        "job-done" | "recovered" | "worker-up" | "generation-formed" | "evaluation-scored" => {
+            "good"
+        }
         _ => "plain",
     }
 }

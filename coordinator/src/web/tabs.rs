@@ -12,7 +12,8 @@ use proto::job::defaults::defaults;
 use proto::job::overrides::flat;
 use proto::ledger::{Entry, Line};
 use proto::pb;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 const TABS: [&str; 4] = ["logs", "checkpoints", "ledger", "toml"];
 /// Lines, and entries of the ledger, on a page.
@@ -20,6 +21,8 @@ const LINES: usize = 200;
 const ENTRIES: usize = 100;
 /// Longer texts, with prompts in them, are not compared with the defaults.
 const COMPARED_BYTES: usize = 32 << 10;
+/// Texts whose defaults are kept.
+const COMPARED: usize = 16;
 
 #[derive(Debug)]
 pub(super) enum Tab {
@@ -124,7 +127,7 @@ pub(super) async fn open(
     Ok(match query.word("tab", &TABS, expected)? {
         "checkpoints" => checkpoints(view),
         "ledger" => ledger(web, id, view, query).await?,
-        "toml" => toml(view).await,
+        "toml" => toml(web, view).await,
         _ => logs(web, id, query).await?,
     })
 }
@@ -244,15 +247,14 @@ fn ledger_row(entry: &Entry) -> LedgerRow {
     }
 }
 
-async fn toml(view: &pb::JobView) -> Tab {
-    let text = view.job_toml.clone();
+async fn toml(web: &Web, view: &pb::JobView) -> Tab {
+    let text = &view.job_toml;
     let is_compared = text.len() <= COMPARED_BYTES;
     let lines = if is_compared {
-        // Many parses, off the runtime's threads.
-        let compared = blocking(move || toml_lines(&text, &defaults(&text)));
-        compared.await.unwrap_or_default()
+        let defaults = web.compared.defaults(text).await;
+        toml_lines(text, &defaults)
     } else {
-        toml_lines(&text, &BTreeMap::new())
+        toml_lines(text, &BTreeMap::new())
     };
     let overrides = view.overrides.iter();
     Tab::Toml {
@@ -266,6 +268,38 @@ async fn toml(view: &pb::JobView) -> Tab {
         } else {
             "it is too long to be compared with the defaults here"
         },
+    }
+}
+
+/// Defaults of texts that were shown lately: to find them a text is parsed once for every key, and
+/// a page that is looked at is made every second. Cheap to clone; all clones share them.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Compared(Arc<Mutex<VecDeque<(String, Defaults)>>>);
+
+/// By dotted key.
+type Defaults = Arc<BTreeMap<String, String>>;
+
+impl Compared {
+    async fn defaults(&self, text: &str) -> Defaults {
+        let known = |kept: &VecDeque<(String, Defaults)>| {
+            let found = kept.iter().find(|(known, _)| known == text);
+            found.map(|(_, defaults)| Arc::clone(defaults))
+        };
+        if let Some(found) = known(&self.lock()) {
+            return found;
+        }
+        let owned = text.to_owned();
+        // Many parses, off the runtime's threads.
+        let found = blocking(move || defaults(&owned)).await;
+        let found = Arc::new(found.unwrap_or_default());
+        let mut kept = self.lock();
+        kept.push_front((text.to_owned(), Arc::clone(&found)));
+        kept.truncate(COMPARED);
+        found
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<(String, Defaults)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
