@@ -74,6 +74,7 @@ start() {
   [ -x "$root/bin/worker-rank" ] || install
   # At the lowest priority a process may not run for minutes; that is no fault.
   RETRI_COORDINATOR__LISTEN=127.0.0.1:$port RETRI_COORDINATOR__METRICS_LISTEN=127.0.0.1:0 \
+    RETRI_COORDINATOR__WEB_LISTEN=127.0.0.1:0 \
     RETRI_COORDINATOR__STORE="file://$root/store" RETRI_COORDINATOR__DETECT_WITHIN_MS=600000 \
     launch coordinator coordinator serve
   local worker

@@ -26,6 +26,7 @@ const DETECT_WITHIN_MS_MAX: i64 = 86_400_000;
 pub(crate) struct Config {
     pub(crate) listen: SocketAddr,
     pub(crate) metrics_listen: SocketAddr,
+    pub(crate) web_listen: SocketAddr,
     pub(crate) store: String,
     pub(crate) detect_within_ms: u64,
     /// Devices by team.
@@ -43,6 +44,7 @@ pub(crate) struct Config {
 struct Raw {
     listen: String,
     metrics_listen: String,
+    web_listen: String,
     store: String,
     detect_within_ms: i64,
     quotas: Vec<String>,
@@ -77,6 +79,7 @@ impl Config {
         };
         let listen = address("listen", &raw.listen)?;
         let metrics_listen = address("metrics_listen", &raw.metrics_listen)?;
+        let web_listen = address("web_listen", &raw.web_listen)?;
         if !(DETECT_WITHIN_MS_MIN..=DETECT_WITHIN_MS_MAX).contains(&raw.detect_within_ms) {
             let expected =
                 format!("it must be {DETECT_WITHIN_MS_MIN} to {DETECT_WITHIN_MS_MAX} milliseconds");
@@ -118,6 +121,7 @@ impl Config {
             retention,
             listen,
             metrics_listen,
+            web_listen,
             store: raw.store.clone(),
             detect_within_ms: raw.detect_within_ms.unsigned_abs(),
             log,
@@ -145,6 +149,7 @@ mod tests {
         let shipped = Config::load(None, std::iter::empty()).unwrap();
         assert_eq!(shipped.detect_within_ms, 3_000);
         assert_eq!(shipped.metrics_listen.port(), 7071);
+        assert_eq!(shipped.web_listen.to_string(), "127.0.0.1:7080");
         assert_eq!(shipped.quotas, BTreeMap::new());
         let quotas = load("quotas = [\"vision=16\", \"language = 8\"]")
             .unwrap()

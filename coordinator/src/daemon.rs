@@ -12,6 +12,7 @@ use crate::measures;
 use crate::status::{self, Detail};
 use crate::store::{StateError, StateStore};
 use crate::text::now_ms;
+use crate::web::board::Board;
 use coordinator_core::event::{Effect, Event, Input, JobPhase, Record, Reply, RequestId};
 use coordinator_core::{Coordinator, Why, WorkerView};
 use proto::checkpoint::CheckpointRef;
@@ -137,6 +138,9 @@ enum Command {
     Workers {
         reply: oneshot::Sender<Vec<pb::WorkerView>>,
     },
+    Board {
+        reply: oneshot::Sender<Board>,
+    },
 }
 
 impl Handle {
@@ -194,6 +198,11 @@ impl Handle {
 
     pub(crate) async fn workers(&self) -> Result<Vec<pb::WorkerView>, Stopping> {
         self.send(|reply| Command::Workers { reply }).await
+    }
+
+    /// What the pages show. Asked through [`crate::web::look`], which bounds how often.
+    pub(crate) async fn board(&self) -> Result<Board, Stopping> {
+        self.send(|reply| Command::Board { reply }).await
     }
 
     /// Changes whenever a view may have changed. Closed when the loop has ended.
@@ -365,6 +374,10 @@ impl Daemon {
             Command::Ended { team, reply } => drop(reply.send(self.machine.ended_jobs(&team))),
             Command::Snapshot { reply } => drop(reply.send(self.snapshot())),
             Command::Workers { reply } => drop(reply.send(workers(&self.machine.workers()))),
+            Command::Board { reply } => {
+                let board = Board::of(&self.machine, &self.last_steps, &self.store_url, now_ms());
+                drop(reply.send(board));
+            }
         }
         Ok(())
     }
@@ -503,7 +516,10 @@ impl Daemon {
             totals.samples += u64::from(report.samples);
             totals.seconds = totals.seconds.plus(&report.seconds);
             if let Some(broken) = totals.broken_at.take() {
-                measures::RECOVERY.observe(broken.elapsed());
+                let took = broken.elapsed();
+                measures::RECOVERY.observe(took);
+                let line = events::recovered(job, report.step, took);
+                self.event_log.push(line, now_ms());
             }
             let validation = report.terms.iter().filter(|term| term.is_validation());
             let validation: Vec<LossTerm> = validation.cloned().collect();

@@ -36,6 +36,7 @@ mod subject;
 mod text;
 mod time;
 mod usage;
+mod web;
 
 #[cfg(test)]
 mod fixture;

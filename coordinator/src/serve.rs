@@ -21,6 +21,7 @@ use crate::rpc::ControlService;
 use crate::session::FleetService;
 use crate::store::{StateError, StateStore};
 use crate::text::now_ms;
+use crate::web;
 use coordinator_core::{Coordinator, Deadlines};
 use proto::limits::{REPLY_BYTES, REPORT_BYTES, REQUEST_BYTES};
 use proto::pb::control_server::ControlServer;
@@ -90,6 +91,7 @@ fn listen_advice(error: &std::io::Error) -> &'static str {
 pub(crate) struct Running {
     pub(crate) rpc: SocketAddr,
     pub(crate) metrics: SocketAddr,
+    pub(crate) web: SocketAddr,
     daemon: JoinHandle<Result<(), StateError>>,
     servers: JoinSet<ServeError>,
     stop: watch::Sender<bool>,
@@ -114,12 +116,12 @@ pub(crate) async fn serve(config: Config) -> Result<(), ServeError> {
             return Ok(());
         }
     };
-    let (rpc, metrics) = (running.rpc, running.metrics);
+    let (rpc, metrics, web) = (running.rpc, running.metrics, running.web);
     shell::log::announce(format_args!(
-        "coordinator ready rpc=http://{rpc} metrics=http://{metrics} store={store}"
+        "coordinator ready rpc=http://{rpc} metrics=http://{metrics} web=http://{web} store={store}"
     ));
     notify(&[NotifyState::Ready, NotifyState::Status("ready")]);
-    tracing::info!(%rpc, %metrics, %store, "coordinator ready");
+    tracing::info!(%rpc, %metrics, %web, %store, "coordinator ready");
     let signal = tokio::select! {
         error = running.failed() => return Err(error),
         StopRequest { signal, .. } = signals.next() => signal,
@@ -152,6 +154,7 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
     // of fencing the first.
     let rpc_listener = listen("listen", config.listen).await?;
     let metrics_listener = listen("metrics_listen", config.metrics_listen).await?;
+    let web_listener = listen("web_listen", config.web_listen).await?;
     let files = file_limit(config.max_workers);
     let deadlines = Deadlines::new(config.detect_within_ms);
     let restore = async {
@@ -197,6 +200,7 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
     );
     let rpc = rpc_listener.1;
     let metrics = metrics_listener.1;
+    let web_address = web_listener.1;
     let keepalive = Duration::from_millis(config.detect_within_ms);
     let pressures = Pressures::default();
     let budgets = Budgets::new(pressures.clone());
@@ -226,11 +230,15 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
             axum::serve(metrics_listener, metrics::router(handle)).await,
         )
     });
+    let gate = Gate::pages(&budgets, &pressures);
+    let pages = pages(web_listener, jobs.clone(), budgets.clone(), gate);
+    servers.spawn(pages);
     servers.spawn(retention::run(jobs, config.retention));
     let daemon = tokio::spawn(daemon.run(stopped));
     Ok(Running {
         rpc,
         metrics,
+        web: web_address,
         daemon,
         servers,
         stop,
@@ -268,6 +276,18 @@ impl Running {
         self.store.close().await?;
         Ok(())
     }
+}
+
+/// Serves the pages for people until that fails.
+async fn pages(
+    (listener, address): (TcpListener, SocketAddr),
+    jobs: Jobs,
+    budgets: Budgets,
+    gate: Gate,
+) -> ServeError {
+    let is_local = address.ip().is_loopback();
+    let served = web::serve(MetricsListener(listener, gate), jobs, budgets, is_local);
+    server_ended("web", served.await)
 }
 
 /// The limit of open files, raised as far as possible.

@@ -368,7 +368,7 @@ fn evaluations(evaluations: Option<&Evaluations>) -> Vec<pb::Evaluation> {
     evaluations.list.iter().map(one).collect()
 }
 
-fn incident(incident: &Incident) -> pb::Incident {
+pub(crate) fn incident(incident: &Incident) -> pb::Incident {
     pb::Incident {
         at_ms: incident.at_ms,
         generation: incident.generation.0,

@@ -32,6 +32,7 @@ mod machine;
 mod outbox;
 mod partitions;
 mod placement;
+mod queue;
 mod rank;
 mod reading;
 mod received;

@@ -4,6 +4,7 @@
 
 mod admission;
 pub(crate) mod check;
+pub mod defaults;
 pub mod evaluation;
 pub(crate) mod faults;
 pub mod overrides;
