@@ -29,9 +29,13 @@ impl EventLog {
     }
 
     pub(crate) fn add(&self, event: &Event, at_ms: u64) {
-        let Some(line) = events::line(event) else {
-            return;
-        };
+        if let Some(line) = events::line(event) {
+            self.add_line(line, at_ms);
+        }
+    }
+
+    /// For what is no event of the machine.
+    pub(crate) fn add_line(&self, line: pb::EventLine, at_ms: u64) {
         let mut lines = self.lock();
         let number = *self.newest.borrow() + 1;
         lines.push_back(pb::EventLine {

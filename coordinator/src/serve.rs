@@ -14,8 +14,10 @@ use crate::daemon::Daemon;
 use crate::jobs::Jobs;
 use crate::journal::Journal;
 use crate::metrics;
+use crate::notify::notifier;
 use crate::opening;
 use crate::pressure::Pressures;
+use crate::probes::Probes;
 use crate::retention;
 use crate::rpc::ControlService;
 use crate::session::FleetService;
@@ -187,6 +189,13 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
     for job in half_deleted {
         daemon.purge(job);
     }
+    if config.drain_sick {
+        daemon.drain_sick();
+    }
+    let dispatcher = notifier(&config.notify).map(|(notifier, dispatcher)| {
+        daemon.tell(notifier);
+        dispatcher.run(handle.clone())
+    });
     let (stop, stopped) = watch::channel(false);
     let jobs = Jobs::new(
         handle.clone(),
@@ -200,11 +209,17 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
     let keepalive = Duration::from_millis(config.detect_within_ms);
     let pressures = Pressures::default();
     let budgets = Budgets::new(pressures.clone());
-    let control = ControlService::new(jobs.clone(), config.ended.clone(), pressures.clone());
+    let probes = Probes::default();
+    let control = ControlService::new(
+        jobs.clone(),
+        config.ended.clone(),
+        pressures.clone(),
+        probes.clone(),
+    );
     let control = ControlServer::new(control)
         .max_decoding_message_size(REQUEST_BYTES)
         .max_encoding_message_size(REPLY_BYTES);
-    let fleet = FleetService::new(handle.clone(), keepalive, &budgets, &pressures);
+    let fleet = FleetService::new(handle.clone(), keepalive, &budgets, &pressures, &probes);
     let fleet = FleetServer::new(fleet).max_decoding_message_size(REPORT_BYTES);
     let control = InterceptedService::new(control, version::check);
     let fleet = InterceptedService::new(fleet, version::check);
@@ -219,6 +234,9 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
     let gate = Gate::metrics(&budgets, &pressures);
     let metrics_listener = MetricsListener(metrics_listener.0, gate);
     let mut servers = JoinSet::new();
+    if let Some(dispatcher) = dispatcher {
+        servers.spawn(dispatcher);
+    }
     servers.spawn(async move { server_ended("rpc", rpc_server.await) });
     servers.spawn(async move {
         server_ended(

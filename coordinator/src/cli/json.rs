@@ -43,6 +43,11 @@ pub(crate) fn job(view: &pb::JobView) -> Value {
         "units": view.units.as_ref().map(units),
         "job_toml": view.job_toml,
         "pressure": pressure(&view.pressure),
+        "queue": view.queue.as_ref().map(|it| json!({
+            "place": it.place,
+            "waiting": it.waiting,
+            "starts_in_ms": it.starts_in_ms,
+        })),
         "owner": view.owner,
         "labels": view.labels.iter().collect::<BTreeMap<_, _>>(),
         "note": view.note,
@@ -176,6 +181,7 @@ pub(crate) fn worker(worker: &pb::WorkerView) -> Value {
         "devices_used": worker.devices_used,
         "up": worker.up,
         "drained": worker.drained,
+        "sick": worker.sick,
         "apart": worker.unreachable,
         "jobs": worker.jobs,
         "last_heard_ms": worker.last_heard_ms,
@@ -192,7 +198,9 @@ pub(crate) fn log_line(line: &pb::LogLine) -> Value {
         "job": line.job,
         "generation": line.generation,
         "rank": line.rank,
+        "step": line.step,
         "at_ms": line.at_ms,
+        "dropped": line.dropped,
         "text": line.text,
     })
 }
