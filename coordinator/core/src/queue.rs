@@ -51,7 +51,7 @@ impl Coordinator {
                 .filter(|(_, it)| matches!(it, Decision::Run(_)));
             let left = running
                 .filter_map(|(id, _)| Some((left_ms(&self.jobs.get(id)?.view(now))?, id.clone())));
-            left.collect()
+            left.collect::<Vec<_>>()
         };
         Some(QueuePlace {
             place,

@@ -8,6 +8,19 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 pub(crate) fn job(view: &pb::JobView) -> Value {
+    let mut value = all_but_queue(view);
+    // One field more than one `json!` takes.
+    value["queue"] = view.queue.as_ref().map_or(Value::Null, |it| {
+        json!({
+            "place": it.place,
+            "waiting": it.waiting,
+            "starts_in_ms": it.starts_in_ms,
+        })
+    });
+    value
+}
+
+fn all_but_queue(view: &pb::JobView) -> Value {
     json!({
         "job": view.job,
         "name": view.name,
@@ -43,11 +56,6 @@ pub(crate) fn job(view: &pb::JobView) -> Value {
         "units": view.units.as_ref().map(units),
         "job_toml": view.job_toml,
         "pressure": pressure(&view.pressure),
-        "queue": view.queue.as_ref().map(|it| json!({
-            "place": it.place,
-            "waiting": it.waiting,
-            "starts_in_ms": it.starts_in_ms,
-        })),
         "owner": view.owner,
         "labels": view.labels.iter().collect::<BTreeMap<_, _>>(),
         "note": view.note,

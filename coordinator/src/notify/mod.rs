@@ -101,14 +101,14 @@ impl Dispatcher {
                         self.dispatch(&handle, &queues, notice).await;
                     }
                 }
-                Some(ended) = deliveries.join_next() => {
-                    if let Err(error) = ended {
-                        return ServeError::Server {
-                            what: "notifications",
-                            reason: error.to_string(),
-                        };
-                    }
+                Some(Err(error)) = deliveries.join_next() => {
+                    return ServeError::Server {
+                        what: "notifications",
+                        reason: error.to_string(),
+                    };
                 }
+                // The loop has ended, and the process is about to.
+                else => std::future::pending::<()>().await,
             }
         }
     }

@@ -12,3 +12,4 @@ pub mod print;
 pub mod recent;
 pub mod signals;
 pub mod terminal;
+pub mod threads;

@@ -47,7 +47,10 @@ mod tests {
     fn this_process_has_a_main_thread_and_the_one_of_the_test() {
         let threads = of_process(std::process::id()).expect("/proc is there");
         let main = i32::try_from(std::process::id()).expect("ids are below 4194304");
-        assert!(threads.iter().any(|thread| thread.id == main), "{threads:?}");
+        assert!(
+            threads.iter().any(|thread| thread.id == main),
+            "{threads:?}"
+        );
         assert!(threads.iter().all(|thread| !thread.state.is_empty()));
         assert!(2 <= threads.len(), "{threads:?}");
         assert!(of_process(u32::MAX).is_err());
