@@ -219,8 +219,8 @@ mod tests {
         );
         expect(
             "[notify]\non = [\"done\", \"dnoe\"]",
-            "c.toml:2: notify.on: is \"dnoe\"; each must be one of done, failed, stalled, restarted, \
-            evaluated",
+            "c.toml:2: notify.on: is \"dnoe\"; each must be one of done, failed, stalled, \
+            restarted, evaluated",
         );
         expect(
             "[notify]\nstalled_after_s = 0",

@@ -1,5 +1,5 @@
-//! What a user may ask the ranks of a job, and their answers, as JSON between a rank, its daemon, the
-//! coordinator and the command line. Not part of any state: a lost answer is asked for again.
+//! What a user may ask the ranks of a job, and their answers, as JSON between a rank, its daemon,
+//! the coordinator and the command line. Not part of any state: a lost answer is asked for again.
 
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;

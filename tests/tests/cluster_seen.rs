@@ -1,6 +1,6 @@
-//! What people see of a running job, through a real cluster: a notification of its end, its log with
-//! steps, the coordinator's own log, the stacks and the trace of its ranks, `top`, and a worker that
-//! is drained because its GPU is sick.
+//! What people see of a running job, through a real cluster: a notification of its end, its log
+//! with steps, the coordinator's own log, the stacks and the trace of its ranks, `top`, and a
+//! worker that is drained because its GPU is sick.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;

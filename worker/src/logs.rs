@@ -1,7 +1,7 @@
 //! Buffers new output lines of the ranks on their way to the coordinator. The buffer is bounded and
-//! drops lines, because logs must never block a job: the oldest of the job that has most of them, so
-//! that one job does not cost another its lines. The next line of that job tells how many. Written
-//! by [`crate::child`], drained by [`crate::link`].
+//! drops lines, because logs must never block a job: the oldest of the job that has most of them,
+//! so that one job does not cost another its lines. The next line of that job tells how many.
+//! Written by [`crate::child`], drained by [`crate::link`].
 
 use proto::id::JobId;
 use proto::limits::cut;

@@ -251,8 +251,9 @@ impl Coordinator {
         }
     }
 
-    /// The other workers with ranks of a job that has ranks on this one: as many as a list may have.
-    /// A job has no more workers; those of several jobs may be more, and are then pinged by others.
+    /// The other workers with ranks of a job that has ranks on this one: as many as a list may
+    /// have. A job has no more workers; those of several jobs may be more, and are then pinged by
+    /// others.
     fn peers(&self, worker: &WorkerId) -> Vec<Peer> {
         let mut others = BTreeSet::new();
         for job in self.jobs.values() {

@@ -1,6 +1,6 @@
 //! Where a waiting job stands in the queue, and when it may start: for people, decides nothing. The
-//! estimate plays the future with the solver that will decide: running jobs end one after the other,
-//! as fast as they have worked so far, and their workers are given to whom placement would.
+//! estimate plays the future with the solver that will decide: running jobs end one after the
+//! other, as fast as they have worked so far, and their workers are given to whom placement would.
 
 use crate::machine::Coordinator;
 use crate::placement::{self, Decision, Problem, Solution, apply_solution};
@@ -17,8 +17,8 @@ const SIZE_MAX: usize = 512;
 /// A job that waits for workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QueuePlace {
-    /// From 1, by priority, then in the order of submission. Placement may prefer a later one, whose
-    /// team holds fewer devices.
+    /// From 1, by priority, then in the order of submission. Placement may prefer a later one,
+    /// whose team holds fewer devices.
     pub place: u64,
     /// All jobs that wait for workers.
     pub waiting: u64,

@@ -1,6 +1,7 @@
-//! `coordinator trace`: what the ranks of a job did in some steps, as a file of Chrome's Trace Event
-//! Format, which <https://ui.perfetto.dev> and chrome://tracing open. Every rank is a process of it,
-//! and its model thread and its prefetching are threads; incidents and checkpoints are marks.
+//! `coordinator trace`: what the ranks of a job did in some steps, as a file of Chrome's Trace
+//! Event Format, which <https://ui.perfetto.dev> and chrome://tracing open. Every rank is a process
+//! of it, and its model thread and its prefetching are threads; incidents and checkpoints are
+//! marks.
 
 use super::ask::{RankAnswer, ask};
 use super::client::{connect, request_error};

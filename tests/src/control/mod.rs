@@ -1,6 +1,6 @@
 //! `make bench-control`: the coordinator under the load of a large cluster, on this machine. Many
-//! real worker streams, each on its own connection, beside one process that is the coordinator; many
-//! submits; and `/metrics` with all of it. Only measures; see `tests/src/bin/control.rs`.
+//! real worker streams, each on its own connection, beside one process that is the coordinator;
+//! many submits; and `/metrics` with all of it. Only measures; see `tests/src/bin/control.rs`.
 
 mod state;
 mod submits;

@@ -1,6 +1,6 @@
-//! What this process did lately, and when, for `coordinator trace`. A ring in memory: recording takes
-//! a lock that nobody holds for long, some ten times in a step. Filled by [`crate::watchdog`], by
-//! [`crate::step`] and by [`crate::prefetch`]; read by [`crate::probe`].
+//! What this process did lately, and when, for `coordinator trace`. A ring in memory: recording
+//! takes a lock that nobody holds for long, some ten times in a step. Filled by
+//! [`crate::watchdog`], by [`crate::step`] and by [`crate::prefetch`]; read by [`crate::probe`].
 
 use proto::probe::{ANSWER_BYTES, Lane, SPANS, Span, Trace};
 use std::collections::VecDeque;

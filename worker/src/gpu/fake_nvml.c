@@ -1,5 +1,5 @@
-// Stands in for NVIDIA's libnvidia-ml in tests: the symbols and structures of nvml.h that the daemon
-// reads. The values are in the file NAME.values beside the library NAME, in one line: GPUs,
+// Stands in for NVIDIA's libnvidia-ml in tests: the symbols and structures of nvml.h that the
+// daemon reads. The values are in the file NAME.values beside the library NAME, in one line: GPUs,
 // utilization in percent, used bytes, degrees Celsius, milliwatts, megahertz, then of the last GPU
 // alone uncorrected ECC errors and an Xid that is reported once, and a mask of throttle reasons.
 

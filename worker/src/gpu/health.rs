@@ -1,6 +1,6 @@
-//! Which GPU is sick. Pure. A GPU is sick if it has counted memory errors that ECC could not correct
-//! since its last reset, if it cannot be reached any more, or if its driver has reported one of
-//! [`FATAL`]. Errors that a program causes (Xid 13, 31, 43, 45) are none of them.
+//! Which GPU is sick. Pure. A GPU is sick if it has counted memory errors that ECC could not
+//! correct since its last reset, if it cannot be reached any more, or if its driver has reported
+//! one of [`FATAL`]. Errors that a program causes (Xid 13, 31, 43, 45) are none of them.
 
 use std::collections::BTreeMap;
 

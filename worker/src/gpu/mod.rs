@@ -1,6 +1,6 @@
 //! The node's GPUs as NVIDIA's management library (NVML) sees them, for `/metrics`, and which of
-//! them are sick. A thread of its own reads them, because a driver in trouble may block. Without the
-//! library there are no figures, and everything else works.
+//! them are sick. A thread of its own reads them, because a driver in trouble may block. Without
+//! the library there are no figures, and everything else works.
 
 mod health;
 mod reading;

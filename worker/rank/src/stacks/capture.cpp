@@ -1,6 +1,6 @@
 // Captures the stack of another thread of this process. The thread is interrupted by a signal, and
-// the handler walks its stack. It allocates nothing and takes no lock: backtrace() has loaded what it
-// needs before (see retri_stacks_prepare), and sem_post() may be called in a handler.
+// the handler walks its stack. It allocates nothing and takes no lock: backtrace() has loaded what
+// it needs before (see retri_stacks_prepare), and sem_post() may be called in a handler.
 
 #include <atomic>
 #include <cerrno>

@@ -1,6 +1,6 @@
 //! Where every thread of this process is, with the functions of libtorch: for `coordinator stacks`.
-//! A thread is interrupted for as long as its stack is walked. Beside [`crate::collective`] the only
-//! folder with `unsafe` code.
+//! A thread is interrupted for as long as its stack is walked. Beside [`crate::collective`] the
+//! only folder with `unsafe` code.
 #![allow(unsafe_code)]
 
 use proto::probe::{Stacks, Thread};
