@@ -20,7 +20,8 @@ pub struct Load {
     pub workers: u32,
     /// Jobs that are submitted and wait.
     pub jobs: u32,
-    /// Jobs that ended before.
+    /// Jobs that ended before. With 100,000 the quota of all teams is used up, and nothing more can
+    /// be submitted.
     pub ended: u32,
     /// A worker reports three times in it.
     pub detect_within: Duration,
@@ -35,7 +36,7 @@ impl Default for Load {
         Self {
             workers: 10_000,
             jobs: 1_000,
-            ended: 100_000,
+            ended: 99_999,
             detect_within: Duration::from_secs(30),
             reports_for: Duration::from_secs(30),
             scrapes: 20,
@@ -68,7 +69,7 @@ impl Coordinator {
             load.detect_within.as_millis(),
             load.workers.max(1),
             load.jobs.max(1),
-            load.ended.max(1),
+            load.ended + 1,
         );
         let file = folder.join("coordinator.toml");
         std::fs::write(&file, settings)?;

@@ -30,11 +30,11 @@ struct Worker {
     states: Streaming<DesiredState>,
 }
 
-/// Of this worker, in 127.0.0.0/8.
+/// Of this worker, in 127.10.0.0/16.
 fn address(number: u32) -> IpAddr {
-    let block = number / PER_ADDRESS + 256;
-    let [_, a, b, c] = block.to_be_bytes();
-    Ipv4Addr::new(127, a, b, c.max(1)).into()
+    let rack = number / PER_ADDRESS;
+    let [high, low] = [rack / 250, rack % 250 + 1].map(|it| it.to_be_bytes()[3]);
+    Ipv4Addr::new(127, 10, high, low).into()
 }
 
 /// Attaches all, some at a time.
