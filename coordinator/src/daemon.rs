@@ -329,9 +329,15 @@ impl Daemon {
         )
     }
 
-    /// Drains workers that say that they are sick.
-    pub(crate) fn drain_sick(&mut self) {
-        self.sick_drains = SICK_DRAINS_MAX;
+    /// Before it runs: deletes what is left of these jobs, and says whether workers that say that
+    /// they are sick are drained.
+    pub(crate) fn prepare(&mut self, half_deleted: Vec<JobId>, drain_sick: bool) {
+        for job in half_deleted {
+            self.purge(job);
+        }
+        if drain_sick {
+            self.sick_drains = SICK_DRAINS_MAX;
+        }
     }
 
     /// Whoever undrains a worker that stays sick is right: it is drained once.
@@ -569,7 +575,7 @@ impl Daemon {
     }
 
     /// Deletes what the state still has of a deleted job. If that fails, the next start repeats it.
-    pub(crate) fn purge(&mut self, job: JobId) {
+    fn purge(&mut self, job: JobId) {
         let (store, journal) = (self.store.clone(), self.journal.clone());
         self.tasks.spawn(async move {
             journal.forget(&job).await;

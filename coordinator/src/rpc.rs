@@ -69,8 +69,8 @@ impl ControlService {
     pub(crate) fn new(
         jobs: Jobs,
         quotas: EndedQuotas,
-        pressures: Pressures,
-        probes: Probes,
+        pressures: &Pressures,
+        probes: &Probes,
     ) -> Self {
         Self {
             handle: jobs.handle.clone(),
@@ -79,8 +79,8 @@ impl ControlService {
             streams: Streams::new(),
             admission: Admission::new(jobs.clone(), quotas),
             inspector: Inspector::new(),
-            pressures,
-            probes,
+            pressures: pressures.clone(),
+            probes: probes.clone(),
             jobs,
         }
     }

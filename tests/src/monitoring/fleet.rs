@@ -19,7 +19,7 @@ pub(super) fn dashboard() -> Value {
             ("Now", now()),
             ("Workers and jobs", fleet()),
             ("GPUs", gpus()),
-            ("Coordinator", coordinator()),
+            ("Coordinator", [coordinator(), outward()].concat()),
         ],
     }
     .json()
@@ -406,6 +406,12 @@ fn coordinator() -> Vec<Panel> {
         )
         .from_zero()
         .sized(8, 7),
+    ]
+}
+
+/// What the coordinator writes and tells.
+fn outward() -> Vec<Panel> {
+    vec![
         graph(
             "Checkpoints",
             "Commits per minute, and manifests that could not be written at once",
@@ -434,7 +440,10 @@ fn coordinator() -> Vec<Panel> {
             "Per minute, by outcome. Dropped: the receiver of [notify] is dead or too slow",
             "short",
             vec![target(
-                format!("60 * {}", rate(&table::NOTIFICATIONS, "outcome")),
+                format!(
+                    "60 * sum by (outcome) (rate({}[$__rate_interval]))",
+                    select(&table::NOTIFICATIONS, &[])
+                ),
                 "{{outcome}}",
             )],
         )
