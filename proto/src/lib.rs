@@ -25,6 +25,7 @@ pub mod message;
 pub mod metric;
 pub mod phase;
 pub mod printable;
+pub mod probe;
 pub mod public;
 pub mod rating;
 pub mod reason;

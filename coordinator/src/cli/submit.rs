@@ -5,7 +5,7 @@ use super::client::{self, Client, connect, request_error};
 use super::evaluate::open;
 use super::patience::aloud;
 use super::reference::{self, Upload};
-use super::{Global, Outcome, Output, evaluate, print_json, twins, watch};
+use super::{Global, Outcome, Output, describe, evaluate, print_json, twins, watch};
 use crate::pin::{PinError, check_init, pin, pin_dataset};
 use crate::text::{errln, outln};
 use anyhow::{Context, Result, anyhow};
@@ -134,12 +134,25 @@ pub(crate) async fn submit(global: &Global, args: &SubmitArgs) -> Result<Outcome
                 errln!("{note}");
             }
             outln!("{}", reply.job);
+            say_place(&mut client, &reply.job).await;
         }
     }
     if args.watch {
         watch::watch(global, &reply.job).await
     } else {
         Ok(Outcome::True)
+    }
+}
+
+/// Where a job that must wait stands in the queue. The job is submitted: an error is no failure.
+async fn say_place(client: &mut Client, job: &str) {
+    let request = pb::JobRequest {
+        job: job.to_owned(),
+    };
+    if let Ok(view) = client.describe_job(request).await
+        && let Some(queue) = &view.get_ref().queue
+    {
+        errln!("queued: {}", describe::queue_text(queue));
     }
 }
 
