@@ -46,6 +46,7 @@ start() { # log file, then the command; sets `ready` to its first line
 
 start_cluster() { # exports COORDINATOR_URL
   RETRI_COORDINATOR__LISTEN=127.0.0.1:0 RETRI_COORDINATOR__METRICS_LISTEN=127.0.0.1:0 \
+    RETRI_COORDINATOR__WEB_LISTEN=127.0.0.1:0 \
     RETRI_COORDINATOR__STORE="file://$run/store" start coordinator $bin/coordinator serve
   COORDINATOR_URL=$(grep -o 'rpc=http[^ ]*' <<<"$ready" | cut -d= -f2-)
   export COORDINATOR_URL

@@ -44,6 +44,9 @@ pub(crate) const STREAMS_PER_CONNECTION: u32 = 32;
 pub(crate) const RESERVED_FILES: u64 = 256;
 /// Connections to `/metrics` in all.
 const METRICS: usize = 64;
+/// Connections to the pages: of one address, which may be a tunnel for many people, and in all. A
+/// page that is looked at has one that stays open.
+const PAGES: (usize, usize) = (256, 512);
 /// So many connections within ten seconds that end without a request deserve a warning.
 const STRAYS: u64 = 100;
 /// After a failed accept: the first pause, and the longest.
@@ -102,6 +105,12 @@ impl Gate {
     pub(crate) fn metrics(budgets: &Budgets, pressures: &Pressures) -> Self {
         let limits = (METRICS, METRICS, METRICS);
         Self::new("metrics", Activity::Bytes, limits, budgets, pressures)
+    }
+
+    /// For the pages.
+    pub(crate) fn pages(budgets: &Budgets, pressures: &Pressures) -> Self {
+        let limits = (PAGES.0, PAGES.1, PAGES.1);
+        Self::new("pages", Activity::Requests, limits, budgets, pressures)
     }
 
     fn new(
@@ -265,7 +274,7 @@ fn sender(address: IpAddr) -> IpAddr {
     }
 }
 
-/// The listener of `/metrics`.
+/// The listener of `/metrics`, and that of the pages.
 #[derive(Debug)]
 pub(crate) struct MetricsListener(pub(crate) TcpListener, pub(crate) Gate);
 

@@ -29,9 +29,13 @@ impl EventLog {
     }
 
     pub(crate) fn add(&self, event: &Event, at_ms: u64) {
-        let Some(line) = events::line(event) else {
-            return;
-        };
+        if let Some(line) = events::line(event) {
+            self.add_line(line, at_ms);
+        }
+    }
+
+    /// For what is no event of the machine.
+    pub(crate) fn add_line(&self, line: pb::EventLine, at_ms: u64) {
         let mut lines = self.lock();
         let number = *self.newest.borrow() + 1;
         lines.push_back(pb::EventLine {
@@ -57,6 +61,22 @@ impl EventLog {
             _ => lines.back().map_or(after, |last| last.number.max(after)),
         };
         (found, through)
+    }
+
+    /// Up to `limit` events that match, the newest first, of numbers below `before`.
+    pub(crate) fn newest(
+        &self,
+        before: u64,
+        limit: usize,
+        matches: impl Fn(&pb::EventLine) -> bool,
+    ) -> Vec<pb::EventLine> {
+        let lines = self.lock();
+        let newest = lines.iter().rev().filter(|it| it.number < before);
+        newest
+            .filter(|it| matches(it))
+            .take(limit)
+            .cloned()
+            .collect()
     }
 
     /// Changes with every event.
@@ -93,6 +113,9 @@ mod tests {
         let (page, through) = log.after("b-2", 0, 2);
         let numbers: Vec<u64> = page.iter().map(|it| it.number).collect();
         assert_eq!((numbers, through), (vec![6, 8], 8));
+        let newest = log.newest(10_003, 2, |line| line.job == "a-1");
+        let numbers: Vec<u64> = newest.iter().map(|it| it.number).collect();
+        assert_eq!(numbers, [10_001, 9_999]);
         let (rest, through) = log.after("b-2", 10_003, 5);
         assert_eq!((rest.len(), through), (1, 10_005));
         assert_eq!(rest[0].text, "job is done after step 4");

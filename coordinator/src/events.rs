@@ -8,6 +8,7 @@ use proto::id::{Generation, JobId, Step, WorkerId};
 use proto::limits::{TEXT_BYTES, cut};
 use proto::pb;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 /// Workers that come and go, and their violations: anybody can invent workers.
 static WORKERS: LazyLock<LogLimit> = LazyLock::new(|| LogLimit::at_most(200));
@@ -208,6 +209,18 @@ pub(crate) fn kind(event: &Event) -> &'static str {
         Event::EvaluationUnscored { .. } => "evaluation-unscored",
         Event::EvaluationSkipped { .. } => "evaluation-skipped",
         Event::Unreachable { .. } => "unreachable",
+    }
+}
+
+/// A job does steps again. `took`: since its generation ended early.
+pub(crate) fn recovered(job: &JobId, step: Step, took: Duration) -> pb::EventLine {
+    let seconds = took.as_secs_f64();
+    pb::EventLine {
+        kind: "recovered".to_owned(),
+        job: job.0.clone(),
+        step: step.0,
+        text: format!("step {step} is done, {seconds:.1} s after the generation ended"),
+        ..Default::default()
     }
 }
 

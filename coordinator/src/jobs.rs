@@ -26,7 +26,7 @@ pub(crate) struct Jobs {
     pub(crate) handle: Handle,
     pub(crate) journal: Journal,
     store: StateStore,
-    checkpoints: CheckpointStore,
+    pub(crate) checkpoints: CheckpointStore,
     store_url: String,
 }
 

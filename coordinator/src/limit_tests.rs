@@ -26,6 +26,7 @@ async fn server(dir: &Path, change: impl FnOnce(&mut Config)) -> (Running, Clien
     let variables = [
         ("LISTEN", "127.0.0.1:0".to_owned()),
         ("METRICS_LISTEN", "127.0.0.1:0".to_owned()),
+        ("WEB_LISTEN", "127.0.0.1:0".to_owned()),
         ("STORE", format!("file://{}/store", dir.display())),
     ];
     let variables = variables.map(|(name, value)| (format!("RETRI_COORDINATOR__{name}"), value));

@@ -14,20 +14,27 @@ use crate::daemon::Daemon;
 use crate::jobs::Jobs;
 use crate::journal::Journal;
 use crate::metrics;
+use crate::notify::notifier;
 use crate::opening;
 use crate::pressure::Pressures;
+use crate::probes::Probes;
 use crate::retention;
 use crate::rpc::ControlService;
 use crate::session::FleetService;
 use crate::store::{StateError, StateStore};
 use crate::text::now_ms;
+use crate::web;
+use coordinator_core::event::Durable;
 use coordinator_core::{Coordinator, Deadlines};
+use proto::id::JobId;
 use proto::limits::{REPLY_BYTES, REPORT_BYTES, REQUEST_BYTES};
+use proto::pb;
 use proto::pb::control_server::ControlServer;
 use proto::pb::fleet_server::FleetServer;
 use proto::version;
 use sd_notify::NotifyState;
 use shell::signals::{StopRequest, StopSignal, StopSignals};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -90,6 +97,7 @@ fn listen_advice(error: &std::io::Error) -> &'static str {
 pub(crate) struct Running {
     pub(crate) rpc: SocketAddr,
     pub(crate) metrics: SocketAddr,
+    pub(crate) web: SocketAddr,
     daemon: JoinHandle<Result<(), StateError>>,
     servers: JoinSet<ServeError>,
     stop: watch::Sender<bool>,
@@ -114,12 +122,12 @@ pub(crate) async fn serve(config: Config) -> Result<(), ServeError> {
             return Ok(());
         }
     };
-    let (rpc, metrics) = (running.rpc, running.metrics);
+    let (rpc, metrics, web) = (running.rpc, running.metrics, running.web);
     shell::log::announce(format_args!(
-        "coordinator ready rpc=http://{rpc} metrics=http://{metrics} store={store}"
+        "coordinator ready rpc=http://{rpc} metrics=http://{metrics} web=http://{web} store={store}"
     ));
     notify(&[NotifyState::Ready, NotifyState::Status("ready")]);
-    tracing::info!(%rpc, %metrics, %store, "coordinator ready");
+    tracing::info!(%rpc, %metrics, %web, %store, "coordinator ready");
     let signal = tokio::select! {
         error = running.failed() => return Err(error),
         StopRequest { signal, .. } = signals.next() => signal,
@@ -152,28 +160,19 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
     // of fencing the first.
     let rpc_listener = listen("listen", config.listen).await?;
     let metrics_listener = listen("metrics_listen", config.metrics_listen).await?;
+    let web_listener = listen("web_listen", config.web_listen).await?;
     let files = file_limit(config.max_workers);
     let deadlines = Deadlines::new(config.detect_within_ms);
-    let restore = async {
-        let save_within = Duration::from_millis(deadlines.save_ms());
-        let store = StateStore::open(&config.store, save_within).await?;
-        let durable = store.load().await?;
-        let last_steps = store.last_steps(durable.jobs.keys()).await?;
-        let half_deleted = store.half_deleted().await?;
-        Ok((store, durable, last_steps, half_deleted))
-    };
-    let (store, durable, last_steps, half_deleted) =
-        opening::when_usable(&config.store, &say_waiting, restore).await?;
+    let restore = restore(&config.store, deadlines);
+    let Restored {
+        store,
+        durable,
+        last_steps,
+        half_deleted,
+    } = opening::when_usable(&config.store, &say_waiting, restore).await?;
     let archive = CheckpointStore::open(&config.store)?;
     tracing::info!(jobs = durable.jobs.len(), "state restored");
-    let core = coordinator_core::Config {
-        store_url: config.store.clone(),
-        detect_within_ms: config.detect_within_ms,
-        quotas: config.quotas.clone(),
-        waiting: config.waiting.clone(),
-        ended_jobs_max: ENDED_JOBS_MAX,
-    };
-    let machine = Coordinator::restore(core, durable, now_ms());
+    let machine = Coordinator::restore(of_machine(&config), durable, now_ms());
     let journal = Journal::start(store.clone());
     let (mut daemon, handle) = Daemon::new(
         machine,
@@ -184,9 +183,11 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
         last_steps,
         config.max_workers,
     );
-    for job in half_deleted {
-        daemon.purge(job);
-    }
+    daemon.prepare(half_deleted, config.drain_sick);
+    let dispatcher = notifier(&config.notify).map(|(notifier, dispatcher)| {
+        daemon.tell(notifier);
+        dispatcher.run(handle.clone())
+    });
     let (stop, stopped) = watch::channel(false);
     let jobs = Jobs::new(
         handle.clone(),
@@ -197,14 +198,16 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
     );
     let rpc = rpc_listener.1;
     let metrics = metrics_listener.1;
+    let web_address = web_listener.1;
     let keepalive = Duration::from_millis(config.detect_within_ms);
     let pressures = Pressures::default();
     let budgets = Budgets::new(pressures.clone());
-    let control = ControlService::new(jobs.clone(), config.ended.clone(), pressures.clone());
+    let probes = Probes::default();
+    let control = ControlService::new(jobs.clone(), config.ended.clone(), &pressures, &probes);
     let control = ControlServer::new(control)
         .max_decoding_message_size(REQUEST_BYTES)
         .max_encoding_message_size(REPLY_BYTES);
-    let fleet = FleetService::new(handle.clone(), keepalive, &budgets, &pressures);
+    let fleet = FleetService::new(handle.clone(), keepalive, &budgets, &pressures, &probes);
     let fleet = FleetServer::new(fleet).max_decoding_message_size(REPORT_BYTES);
     let control = InterceptedService::new(control, version::check);
     let fleet = InterceptedService::new(fleet, version::check);
@@ -219,6 +222,9 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
     let gate = Gate::metrics(&budgets, &pressures);
     let metrics_listener = MetricsListener(metrics_listener.0, gate);
     let mut servers = JoinSet::new();
+    if let Some(dispatcher) = dispatcher {
+        servers.spawn(dispatcher);
+    }
     servers.spawn(async move { server_ended("rpc", rpc_server.await) });
     servers.spawn(async move {
         server_ended(
@@ -226,17 +232,52 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
             axum::serve(metrics_listener, metrics::router(handle)).await,
         )
     });
+    let gate = Gate::pages(&budgets, &pressures);
+    let pages = pages(web_listener, jobs.clone(), budgets.clone(), gate);
+    servers.spawn(pages);
     servers.spawn(retention::run(jobs, config.retention));
     let daemon = tokio::spawn(daemon.run(stopped));
     Ok(Running {
         rpc,
         metrics,
+        web: web_address,
         daemon,
         servers,
         stop,
         store,
         #[cfg(test)]
         budgets,
+    })
+}
+
+/// The settings of the state machine.
+fn of_machine(config: &Config) -> coordinator_core::Config {
+    coordinator_core::Config {
+        store_url: config.store.clone(),
+        detect_within_ms: config.detect_within_ms,
+        quotas: config.quotas.clone(),
+        waiting: config.waiting.clone(),
+        ended_jobs_max: ENDED_JOBS_MAX,
+    }
+}
+
+/// What the store has.
+struct Restored {
+    store: StateStore,
+    durable: Durable,
+    last_steps: BTreeMap<JobId, pb::StepReport>,
+    half_deleted: Vec<JobId>,
+}
+
+async fn restore(url: &str, deadlines: Deadlines) -> Result<Restored, StateError> {
+    let save_within = Duration::from_millis(deadlines.save_ms());
+    let store = StateStore::open(url, save_within).await?;
+    let durable = store.load().await?;
+    Ok(Restored {
+        last_steps: store.last_steps(durable.jobs.keys()).await?,
+        half_deleted: store.half_deleted().await?,
+        durable,
+        store,
     })
 }
 
@@ -268,6 +309,18 @@ impl Running {
         self.store.close().await?;
         Ok(())
     }
+}
+
+/// Serves the pages for people until that fails.
+async fn pages(
+    (listener, address): (TcpListener, SocketAddr),
+    jobs: Jobs,
+    budgets: Budgets,
+    gate: Gate,
+) -> ServeError {
+    let is_local = address.ip().is_loopback();
+    let served = web::serve(MetricsListener(listener, gate), jobs, budgets, is_local);
+    server_ended("web", served.await)
 }
 
 /// The limit of open files, raised as far as possible.

@@ -18,20 +18,21 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
-type Client = ControlClient<InterceptedService<Channel, Stamp>>;
+pub(crate) type Client = ControlClient<InterceptedService<Channel, Stamp>>;
 
 pub(crate) async fn channel(running: &Running) -> Channel {
     let endpoint = Endpoint::from_shared(format!("http://{}", running.rpc)).unwrap();
     endpoint.connect().await.unwrap()
 }
 
-async fn server(dir: &Path) -> (Running, Client) {
+pub(crate) async fn server(dir: &Path) -> (Running, Client) {
     let variables = [
         ("RETRI_COORDINATOR__LISTEN", "127.0.0.1:0".to_owned()),
         (
             "RETRI_COORDINATOR__METRICS_LISTEN",
             "127.0.0.1:0".to_owned(),
         ),
+        ("RETRI_COORDINATOR__WEB_LISTEN", "127.0.0.1:0".to_owned()),
         (
             "RETRI_COORDINATOR__STORE",
             format!("file://{}/store", dir.display()),
@@ -61,14 +62,14 @@ fn request(job: &str) -> pb::JobRequest {
 }
 
 /// A fake worker daemon.
-struct FakeWorker {
-    report: pb::WorkerReport,
+pub(crate) struct FakeWorker {
+    pub(crate) report: pb::WorkerReport,
     reports: mpsc::Sender<pb::WorkerReport>,
     desired: Streaming<pb::DesiredState>,
 }
 
 impl FakeWorker {
-    async fn attach(running: &Running, boot: u64) -> Self {
+    pub(crate) async fn attach(running: &Running, boot: u64) -> Self {
         let report = pb::WorkerReport {
             worker: Some(pb::WorkerId {
                 name: "w1".into(),
@@ -93,8 +94,15 @@ impl FakeWorker {
         }
     }
 
+    pub(crate) async fn send(&mut self) {
+        self.reports.send(self.report.clone()).await.unwrap();
+    }
+
     /// Reports repeatedly, as daemons do, until the desired state satisfies `accept`.
-    async fn until(&mut self, accept: impl Fn(&pb::DesiredState) -> bool) -> pb::DesiredState {
+    pub(crate) async fn until(
+        &mut self,
+        accept: impl Fn(&pb::DesiredState) -> bool,
+    ) -> pb::DesiredState {
         loop {
             self.reports.send(self.report.clone()).await.unwrap();
             let state = self.desired.message().await.unwrap().unwrap();
@@ -105,7 +113,11 @@ impl FakeWorker {
     }
 
     /// Sets the report: rank 0 is training and has done these steps.
-    fn train(&mut self, assignment: &pb::Assignment, steps: std::ops::RangeInclusive<u64>) {
+    pub(crate) fn train(
+        &mut self,
+        assignment: &pb::Assignment,
+        steps: std::ops::RangeInclusive<u64>,
+    ) {
         let step = |step| pb::StepReport {
             step,
             loss: 1.0,

@@ -2,6 +2,7 @@
 //! command that prints. What is printed comes from job files, data sets and workers, so all of it
 //! is escaped: see [`shell::print`].
 
+use proto::printable::printable;
 use std::time::Duration;
 
 pub(crate) use shell::print::out_lines;
@@ -44,6 +45,22 @@ pub(crate) fn ago(then_ms: u64, now_ms: u64) -> String {
     )
 }
 
+/// A field of a CSV file. A field that a spreadsheet would take for a formula gets an apostrophe.
+pub(crate) fn csv(text: &str) -> String {
+    let text = printable(text);
+    let formula = text.starts_with(['=', '+', '-', '@']);
+    let text = if formula {
+        format!("'{text}")
+    } else {
+        text.into_owned()
+    };
+    if text.contains([',', '"']) {
+        format!("\"{}\"", text.replace('"', "\"\""))
+    } else {
+        text
+    }
+}
+
 /// Milliseconds since 1970, by this machine's clock.
 pub(crate) fn now_ms() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
@@ -63,5 +80,13 @@ mod tests {
         assert_eq!(bytes(17), "17 B");
         assert_eq!(ago(9_000, 8_000), "0s ago");
         assert_eq!(ago(1_000, 13_500), "12s ago");
+    }
+
+    #[test]
+    fn a_field_of_csv_is_one_field_and_no_formula() {
+        assert_eq!(csv("figures"), "figures");
+        assert_eq!(csv("a,\"b\""), "\"a,\"\"b\"\"\"");
+        assert_eq!(csv("=cmd()"), "'=cmd()");
+        assert_eq!(csv("a\nb\u{1b}[2J"), "a\\nb\\u{1b}[2J");
     }
 }

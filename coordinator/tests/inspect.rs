@@ -39,6 +39,7 @@ impl Server {
             .arg("serve")
             .env("RETRI_COORDINATOR__LISTEN", "127.0.0.1:0")
             .env("RETRI_COORDINATOR__METRICS_LISTEN", "127.0.0.1:0")
+            .env("RETRI_COORDINATOR__WEB_LISTEN", "127.0.0.1:0")
             .env("RETRI_COORDINATOR__STORE", url(&folder.join("store")))
             .stdout(Stdio::piped())
             .spawn()

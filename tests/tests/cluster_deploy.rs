@@ -160,6 +160,7 @@ fn the_example_settings_are_taken() -> Result<()> {
     let overrides = [
         ("RETRI_COORDINATOR__LISTEN", "127.0.0.1:0"),
         ("RETRI_COORDINATOR__METRICS_LISTEN", "127.0.0.1:0"),
+        ("RETRI_COORDINATOR__WEB_LISTEN", "127.0.0.1:0"),
         ("RETRI_COORDINATOR__STORE", "file://{}/store"),
     ];
     check_example(

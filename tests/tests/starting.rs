@@ -22,6 +22,7 @@ fn coordinator(store: &str) -> Result<Command> {
         .arg("serve")
         .env("RETRI_COORDINATOR__LISTEN", "127.0.0.1:0")
         .env("RETRI_COORDINATOR__METRICS_LISTEN", "127.0.0.1:0")
+        .env("RETRI_COORDINATOR__WEB_LISTEN", "127.0.0.1:0")
         .env("RETRI_COORDINATOR__STORE", store);
     Ok(command)
 }

@@ -361,3 +361,20 @@ fn a_higher_priority_preempts_a_lower_one_which_comes_back() {
         "it resumes from its checkpoint"
     );
 }
+
+#[test]
+fn the_queue_is_in_the_order_in_which_jobs_would_start() {
+    let (mut harness, running) = Harness::training();
+    let paused = harness.submit(spec(9, 9));
+    pause(&mut harness, &paused, true);
+    let first = harness.submit(spec(2, 2));
+    let second = harness.submit(spec(2, 2));
+    let mut other = spec(2, 2);
+    other.resources.team = "others".to_owned();
+    // Its team has no devices, and the team of the two before it has those of the running job.
+    let other = harness.submit(other);
+    let urgent = harness.submit(of_priority(3, spec(9, 9)));
+    let queue: Vec<JobId> = harness.machine.queue().into_iter().cloned().collect();
+    assert_eq!(queue, [urgent, other, first, second, paused]);
+    assert!(!queue.contains(&running));
+}

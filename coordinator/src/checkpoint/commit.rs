@@ -79,16 +79,58 @@ impl CheckpointStore {
 
     /// The scores that the closing unit of an evaluation of one model has written.
     pub(crate) async fn scores(&self, evaluation: &JobId) -> Result<Scored, String> {
-        let folder = ["jobs", &evaluation.0, "images", SUMMARY_FILE];
-        let path = folder
-            .into_iter()
-            .fold(self.prefix.clone(), |path, part| path.join(part));
+        let summary = self.summary(evaluation).await?;
+        let path = self.output(evaluation, SUMMARY_FILE);
+        summary.of_one().map_err(|error| format!("{path}: {error}"))
+    }
+
+    /// What the closing unit of an evaluation has written.
+    pub(crate) async fn summary(&self, evaluation: &JobId) -> Result<Summary, String> {
+        let path = self.output(evaluation, SUMMARY_FILE);
         let named = |error: String| format!("{path}: {error}");
         let bytes = read_bounded(&*self.store, &path, SUMMARY_BYTES_MAX).await;
         let bytes = bytes.map_err(|error| named(error.to_string()))?;
-        let summary: Result<Summary, _> = serde_json::from_slice(&bytes);
-        let summary = summary.map_err(|error| named(error.to_string()))?;
-        summary.of_one().map_err(named)
+        serde_json::from_slice(&bytes).map_err(|error| named(error.to_string()))
+    }
+
+    /// An output of a job of units.
+    fn output(&self, job: &JobId, name: &str) -> Path {
+        let folder = ["jobs", &job.0, "images", name];
+        folder
+            .into_iter()
+            .fold(self.prefix.clone(), |path, part| path.join(part))
+    }
+
+    /// Names of the outputs of a job, in order, of the first `limit` that the store lists.
+    pub(crate) async fn outputs(
+        &self,
+        job: &JobId,
+        limit: usize,
+    ) -> Result<Vec<String>, CheckpointError> {
+        let folder = ["jobs", &job.0, "images"]
+            .into_iter()
+            .fold(self.prefix.clone(), |path, part| path.join(part));
+        let listed = self.store.list(Some(&folder)).take(limit);
+        let names = listed.map_ok(|it| it.location.filename().unwrap_or("").to_owned());
+        let names: Result<Vec<String>, _> = names.try_collect().await;
+        let mut names = names.map_err(|source| storage_error("list", &folder, source))?;
+        names.sort();
+        Ok(names)
+    }
+
+    /// One output of at most `max` bytes. None: there is none.
+    pub(crate) async fn read_output(
+        &self,
+        job: &JobId,
+        name: &str,
+        max: u64,
+    ) -> Result<Option<bytes::Bytes>, String> {
+        let path = self.output(job, name);
+        match read_bounded(&*self.store, &path, max).await {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(format!("{path}: {error}")),
+        }
     }
 
     /// Deletes a checkpoint, its manifest first, so that no reader sees a manifest without shards.

@@ -2,9 +2,9 @@
 //! TensorBoard.
 
 use super::client::{self, connect};
-use super::goodput::csv;
 use super::tensorboard::EventFile;
 use super::{Global, Outcome, json};
+use crate::text::csv;
 use crate::text::outln;
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};

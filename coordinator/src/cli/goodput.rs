@@ -2,13 +2,12 @@
 
 use super::client::{self, connect, request_error};
 use super::{Global, Outcome, Output, print_json, table};
-use crate::text::{duration, now_ms, outln};
+use crate::text::{csv, duration, now_ms, outln};
 use crate::time::{Since, rfc3339};
 use anyhow::{Result, anyhow};
 use clap::Args;
 use proto::account::{Account, Bucket};
 use proto::pb;
-use proto::printable::printable;
 use std::time::Duration;
 
 /// Characters of the bar of one bucket.
@@ -174,33 +173,9 @@ fn hours(ms: u64) -> f64 {
     ms as f64 / 3_600_000.0
 }
 
-/// A field of a CSV file. A field that a spreadsheet would take for a formula gets an apostrophe.
-pub(super) fn csv(text: &str) -> String {
-    let text = printable(text);
-    let formula = text.starts_with(['=', '+', '-', '@']);
-    let text = if formula {
-        format!("'{text}")
-    } else {
-        text.into_owned()
-    };
-    if text.contains([',', '"']) {
-        format!("\"{}\"", text.replace('"', "\"\""))
-    } else {
-        text
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_field_of_csv_is_one_field_and_no_formula() {
-        assert_eq!(csv("figures"), "figures");
-        assert_eq!(csv("a,\"b\""), "\"a,\"\"b\"\"\"");
-        assert_eq!(csv("=cmd()"), "'=cmd()");
-        assert_eq!(csv("a\nb\u{1b}[2J"), "a\\nb\\u{1b}[2J");
-    }
 
     #[test]
     fn milliseconds_are_shown_so_that_sums_can_be_checked() {

@@ -27,6 +27,10 @@ impl Connection {
             timer: Box::pin(tokio::time::sleep(FIRST_WITHIN)),
         }
     }
+
+    pub(crate) fn peer(&self) -> Arc<Peer> {
+        Arc::clone(&self.peer)
+    }
 }
 
 impl Drop for Connection {

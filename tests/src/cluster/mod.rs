@@ -10,6 +10,7 @@ pub mod fake_s3;
 pub mod http;
 pub mod job;
 pub mod network;
+pub mod nvml;
 pub mod process;
 pub mod prometheus;
 pub mod reason;
@@ -68,6 +69,7 @@ pub struct Cluster {
     /// Chosen at the first start and kept at every later one.
     url: String,
     metrics: String,
+    web: String,
     /// The URL that workers use for the coordinator, if not `url`.
     relay: Option<String>,
     coordinators: usize,
@@ -99,6 +101,7 @@ impl Cluster {
                 None => ANY_PORT.to_owned(),
             },
             metrics: ANY_PORT.to_owned(),
+            web: ANY_PORT.to_owned(),
             relay: None,
             coordinators: 1,
         };
@@ -122,6 +125,7 @@ impl Cluster {
                 "RETRI_COORDINATOR__METRICS_LISTEN",
                 host_and_port(&self.metrics),
             )
+            .env("RETRI_COORDINATOR__WEB_LISTEN", host_and_port(&self.web))
             .env("RETRI_COORDINATOR__STORE", self.store())
             .env(
                 "RETRI_COORDINATOR__DETECT_WITHIN_MS",
@@ -139,6 +143,7 @@ impl Cluster {
         )?;
         self.url = process.announced("rpc")?;
         self.metrics = process.announced("metrics")?;
+        self.web = process.announced("web")?;
         self.coordinator = Some(process);
         Ok(())
     }
@@ -153,6 +158,7 @@ impl Cluster {
         let process = process.context("the coordinator is not running")?;
         let url = std::mem::replace(&mut self.url, ANY_PORT.to_owned());
         self.metrics = ANY_PORT.to_owned();
+        self.web = ANY_PORT.to_owned();
         self.coordinators += 1;
         self.start_coordinator()?;
         Ok(Former { process, url })
@@ -375,6 +381,12 @@ impl Cluster {
     #[must_use]
     pub fn coordinator_metrics(&self) -> &str {
         &self.metrics
+    }
+
+    /// The URL at which the coordinator serves its pages.
+    #[must_use]
+    pub fn web(&self) -> &str {
+        &self.web
     }
 
     /// The URL at which worker `index` serves /metrics.
