@@ -124,7 +124,7 @@ bench-stages: setup ## time and memory of a data set's tabular stages
 	@target/debug/examples/bench_stages .demo/bench-stages-$(or $(POSTS),116729) \
 		$(or $(POSTS),116729)
 
-measure-masks: setup ## masks of the default model against the alpha of COUNT (100) sprites of Wesnoth
+measure-masks: setup ## masks of the default model against the alpha of COUNT (100) sprites
 ## and masks and faces against synthetic figures; minutes
 	@python3 deploy/setup/onnx.py
 	@python3 deploy/data/wesnoth.py --out .demo/wesnoth-sprites

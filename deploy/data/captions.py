@@ -14,7 +14,7 @@ has them, else copies). In pipeline.toml:
     images = "OUT/images"
 
   id          from the image's path below FROM, so that it stays when images are added
-  character   the folder's name, without the number of repeats; files beside the folders are left out
+  character   the folder's name, without the number of repeats; files beside folders are left out
   tags        the caption's parts between commas, in lower case with underscores. The separators
               "|||" (tokens that are kept in front) and ";;;" (alternative captions: the first is
               taken) are known, and of a wildcard {a|b} the first choice is taken

@@ -1,7 +1,7 @@
 //! How well the defaults of `[masks]` and `[faces]` find what is drawn, and how fast:
 //! `measure_masks SOURCE FOLDER COUNT`. SOURCE is `figures`, for synthetic figures, or what
-//! `deploy/data/wesnoth.py --out` has written: frames with alpha, which have no known faces. They are
-//! put over white and over a meadow of noise. FOLDER gets the images and the outputs.
+//! `deploy/data/wesnoth.py --out` has written: frames with alpha, which have no known faces. They
+//! are put over white and over a meadow of noise. FOLDER gets the images and the outputs.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 #[path = "../tests/danbooru/mod.rs"]

@@ -1,5 +1,5 @@
-//! The stage `faces`: a detector finds the face of each figure (paper, appendix A.1; figure 1's
-//! `bbox`). A figure without a face is dropped; of several faces that with the highest score counts.
+//! The stage `faces`: a detector finds the face of each figure (paper, appendix A.1). A figure
+//! without a face is dropped; of several faces that with the highest score counts.
 
 mod animeface;
 mod onnx;

@@ -1,6 +1,6 @@
-//! The stage `tagger`: a tagger names the clothes of figures. The set of cloth tags over a threshold
-//! is a second signature of outfits, which needs no server. Ours: the paper asks a model (section 3).
-//! Only figures are tagged whose character and artist have others.
+//! The stage `tagger`: a tagger names the clothes of figures. The set of cloth tags over a
+//! threshold is a second signature of outfits, which needs no server. Ours: the paper asks a model
+//! (section 3). Only figures are tagged whose character and artist have others.
 
 mod labels;
 

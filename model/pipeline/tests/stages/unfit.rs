@@ -22,7 +22,8 @@ fn prepare(folder: &Path) {
 }
 
 const TEXT: &str = "out = \"out\"\n[[posts]]\nfrom = \"posts\"\n[clusters]\nsignature = \
-    \"answers\"\nanswers = \"answers\"\nquestions = [\"clothes\"]\n[dataset]\nimages = \"images\"\n";
+    \"answers\"\nanswers = \"answers\"\nquestions = [\"clothes\"]\n[dataset]\n\
+    images = \"images\"\n";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_model_with_other_inputs_or_outputs_is_named() {

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Writes the ONNX models beside it: tiny ones with the inputs and outputs of real ones, whose answers
-a test knows. Needs `pip install onnx==1.23.2`; run it after changing a model, and commit the files.
+"""Writes the ONNX models beside it: tiny ones with the inputs and outputs of real ones, whose
+answers a test knows. Needs `pip install onnx==1.23.2`; run it after a change, and commit the files.
 
     brightness-320.onnx   U²-Net's input; the mask is the red of a pixel
     brightness-1024.onnx  IS-Net's input and batches of any size; likewise
@@ -68,7 +68,7 @@ def masks():
 
 
 def yolov5():
-    """Boxes of 16 pixels at the centres of 4x4 cells, with the mean red of the cell as objectness."""
+    """Boxes of 16 pixels at the centres of 4x4 cells; the mean red of a cell is its objectness."""
     red, weights = channel(0, "images", "red")
     boxes = [[[x * 16 + 8.0, y * 16 + 8.0, 16.0, 16.0] for y in range(4) for x in range(4)]]
     nodes = [
