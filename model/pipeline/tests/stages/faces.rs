@@ -155,7 +155,7 @@ async fn the_installed_detector_finds_faces_of_drawn_figures() {
     let report = &manifests[&Stage::Faces].report;
     let found = report.rows_out;
     assert_eq!(found + report.lost("no face"), 16, "{report:?}");
-    assert!(8 <= found, "{report:?}");
+    assert!(4 <= found, "{report:?}");
     let apart = "distance from the centre of the true box, sum of thousandths of its longer side";
     let (overlap, apart) = (
         report.counts["intersection over union with true boxes, sum of thousandths"] / found,

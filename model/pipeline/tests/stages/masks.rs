@@ -253,5 +253,5 @@ async fn the_installed_model_segments_drawn_figures() {
     let report = &manifest.report;
     assert_eq!(report.rows_out, 8, "{report:?}");
     let mean = report.counts["intersection over union with true masks, sum of thousandths"] / 8;
-    assert!(900 < mean, "{:?}", report.found);
+    assert!(850 < mean, "{:?}", report.found);
 }
