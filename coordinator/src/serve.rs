@@ -169,14 +169,7 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
         opening::when_usable(&config.store, &say_waiting, restore).await?;
     let archive = CheckpointStore::open(&config.store)?;
     tracing::info!(jobs = durable.jobs.len(), "state restored");
-    let core = coordinator_core::Config {
-        store_url: config.store.clone(),
-        detect_within_ms: config.detect_within_ms,
-        quotas: config.quotas.clone(),
-        waiting: config.waiting.clone(),
-        ended_jobs_max: ENDED_JOBS_MAX,
-    };
-    let machine = Coordinator::restore(core, durable, now_ms());
+    let machine = Coordinator::restore(core(&config), durable, now_ms());
     let journal = Journal::start(store.clone());
     let (mut daemon, handle) = Daemon::new(
         machine,
@@ -275,6 +268,17 @@ impl Running {
         self.daemon.await??;
         self.store.close().await?;
         Ok(())
+    }
+}
+
+/// The settings of the machine.
+fn core(config: &Config) -> coordinator_core::Config {
+    coordinator_core::Config {
+        store_url: config.store.clone(),
+        detect_within_ms: config.detect_within_ms,
+        quotas: config.quotas.clone(),
+        waiting: config.waiting.clone(),
+        ended_jobs_max: ENDED_JOBS_MAX,
     }
 }
 
