@@ -30,8 +30,8 @@ SIM_FLAGS := --seeds $(SEEDS) $(if $(SEED),--seed $(SEED)) $(if $(BUG),--bug $(B
 	$(if $(BUGS),--bugs) $(if $(KINDS),--$(KINDS)) $(if $(TRACE),--trace)
 
 .PHONY: help setup build programs release test sim lint monitoring demo chaos bench \
-	bench-evaluate bench-recovery bench-loader bench-model bench-schedule bench-stages \
-	bench-writer benchmark measure-images leakage parity peers gpu-check clean
+	bench-control bench-evaluate bench-recovery bench-loader bench-model bench-schedule \
+	bench-stages bench-writer benchmark measure-images leakage parity peers gpu-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s  %s\n", $$1, $$2} \
@@ -128,6 +128,11 @@ bench-evaluate: programs ## images/s of an evaluation beside a plain loop over t
 
 bench-schedule: build ## measure how often per second the coordinator can schedule
 	@target/debug/schedule
+
+bench-control: programs ## the coordinator with 10,000 workers, 1,000 submits, 100,000 ended jobs
+## report-to-answer, memory per worker, submits, /metrics; ARGS="--workers 1000 --ended 1000"
+	@$(CARGO) build --locked --quiet --workspace --bin control
+	@target/debug/control $(ARGS)
 
 parity: build ## compare with diffusers, transformers and open_clip, also at full size
 ## 20 GB of disk and memory, minutes

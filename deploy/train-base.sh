@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Trains the weights under deploy/models: an autoencoder, a base model on it, a RetriNet on that,
-# and a CLIP, by a coordinator and two workers of our own on loopback. It takes hours and may be
-# interrupted at any time: programs, store and data lie in one folder outside the checkout, and
-# `start` goes on from the last checkpoint. Everything runs in the background, at the lowest
-# priority.
+# Trains the weights under deploy/models: an autoencoder and a CLIP, a base model on the latents of
+# the one with the text encoder of the other, and a RetriNet on that, by a coordinator and two
+# workers of our own on loopback. It takes hours and may be interrupted at any time: programs, store
+# and data lie in one folder outside the checkout, and `start` goes on from the last checkpoint.
+# Everything runs in the background, at the lowest priority.
 #   train-base.sh start             go on with whatever was training
-#   train-base.sh STAGE             begin a stage, or go on with it: autoencoder, base, figures or
-#                                   clip (deploy/jobs/STAGE.toml), or decoder: the autoencoder goes
-#                                   on with a frozen encoder, so that latents, and what was trained
-#                                   on them, stay valid; the others are paused
+#   train-base.sh STAGE             begin a stage, or go on with it: autoencoder, clip, base or
+#                                   figures (deploy/jobs/STAGE.toml), or decoder: the autoencoder
+#                                   goes on with a frozen encoder, so that latents, and what was
+#                                   trained on them, stay valid; the others are paused
 #   train-base.sh STAGE again       the same from step 0, as a new job: from newer weights of the
-#                                   stage before, or with other fields
+#                                   stages before, or with other fields
 #   train-base.sh STAGE from FOLDER the same from these exported weights, such as the stage's own
 #   train-base.sh export STAGE      the newest checkpoint as fp16 weights, into weights/STAGE-STEP
 #   train-base.sh status            what runs, and how far it is
@@ -103,10 +103,11 @@ data() {
     fail "$root/figures has version $found; these weights are made from $version"
 }
 
-before() { # the stage whose weights a stage starts from
+before() { # the stages whose weights a stage starts from
   case $1 in
     autoencoder | clip) ;;
-    base | decoder) echo autoencoder ;;
+    decoder) echo autoencoder ;;
+    base) echo autoencoder clip ;;
     figures) echo base ;;
     *) fail "there is no stage $1; it is autoencoder, decoder, base, figures or clip" ;;
   esac
@@ -116,9 +117,32 @@ newest() { # the exported weights of a stage with the most steps
   find "$root/weights" -maxdepth 1 -name "$1-*" 2>/dev/null | sort -V | tail -n 1
 }
 
+first_weights() { # the folder that a stage starts from, if there is one before it
+  local earlier folder folders=()
+  for earlier in $(before "$1"); do
+    folder=$(newest "$earlier")
+    [ -n "$folder" ] || fail "there are no weights of $earlier: train-base.sh export $earlier"
+    folders+=("$folder")
+  done
+  case ${#folders[@]} in
+    0) return ;;
+    1) ;;
+    *) # Each has components of its own.
+      folder=$root/weights/start-of-$1
+      rm -rf "$folder"
+      mkdir "$folder"
+      for earlier in "${folders[@]}"; do
+        find "$earlier" -mindepth 1 -maxdepth 1 -type d ! -name scheduler ! -name tokenizer \
+          -exec cp -r {} "$folder" \;
+      done
+      ;;
+  esac
+  echo "$folder"
+}
+
 stage() { # stage, `again` or `from`, folder
-  local from weights= other job=$1 lines=
-  from=$(before "$1")
+  local weights= other job=$1 lines=
+  before "$1" >/dev/null
   [ -x "$root/bin/worker-rank" ] || install
   data
   start
@@ -134,9 +158,8 @@ stage() { # stage, `again` or `from`, folder
   fi
   if [ "${2:-}" = from ]; then
     weights=$(readlink -e "${3:-none}") || fail "there is no folder ${3:-of weights: name it}"
-  elif [ -n "$from" ]; then
-    weights=$(newest "$from")
-    [ -n "$weights" ] || fail "there are no weights of $from: train-base.sh export $from"
+  else
+    weights=$(first_weights "$1")
   fi
   [ "$1" != decoder ] || job=autoencoder lines='\nfreeze = ["encoder"]'
   [ -z "$weights" ] || lines="\\ninit = \"file://$weights\"$lines"

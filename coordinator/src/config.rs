@@ -2,6 +2,7 @@
 //! the values. It opens nothing that they name. Called once, by `serve`.
 
 use crate::admission::EndedQuotas;
+use crate::notify::{NotifySettings, RawNotify};
 use crate::quota::{self, Quota};
 use crate::retention::Retention;
 use coordinator_core::WaitingQuotas;
@@ -35,7 +36,10 @@ pub(crate) struct Config {
     pub(crate) ended: EndedQuotas,
     /// Workers that may be attached at a time.
     pub(crate) max_workers: u32,
+    /// Drain workers that say that they are sick.
+    pub(crate) drain_sick: bool,
     pub(crate) retention: Retention,
+    pub(crate) notify: NotifySettings,
     pub(crate) log: Log,
 }
 
@@ -49,7 +53,9 @@ struct Raw {
     detect_within_ms: i64,
     quotas: Vec<String>,
     max_workers: i64,
+    drain_sick: bool,
     retention: RawRetention,
+    notify: RawNotify,
     log: RawLog,
 }
 
@@ -118,7 +124,9 @@ impl Config {
             waiting: quota::waiting(&quotas),
             ended: quota::ended(&quotas),
             max_workers,
+            drain_sick: raw.drain_sick,
             retention,
+            notify: NotifySettings::new(&settings, &raw.notify)?,
             listen,
             metrics_listen,
             web_listen,
@@ -163,6 +171,11 @@ mod tests {
         assert_eq!(full.max_workers, 3);
         assert_eq!((full.waiting.teams["vision"], full.ended.other), (5, 7));
         assert_eq!((shipped.max_workers, shipped.waiting.other), (1024, 500));
+        assert!(shipped.notify.is_empty());
+        let told = load("[notify]\nurl = \"http://127.0.0.1:9/x\"")
+            .unwrap()
+            .notify;
+        assert!(!told.is_empty() && told.on.len() == 5);
         let config =
             load("listen = \"127.0.0.1:1\"\ndetect_within_ms = 2000\n[log]\nformat = \"json\"")
                 .unwrap();
@@ -197,12 +210,31 @@ mod tests {
             and \"*=any waiting=50\" is for teams that are not listed",
         );
         expect(
-            "max_workers = 5000",
-            "c.toml:1: max_workers: is 5000; it must be 1 to 4096",
+            "max_workers = 50000",
+            "c.toml:1: max_workers: is 50000; it must be 1 to 16384",
         );
         expect(
             &format!("store = \"file:///{}\"", "x".repeat(3000)),
             "c.toml:1: store: is 3008 bytes long; at most 2048 are accepted",
+        );
+        expect(
+            "[notify]\nurl = \"ftp://user:secret@example.org\"",
+            "c.toml:2: notify.url: is a URL of the scheme \"ftp\"; it must be a URL such as \
+            https://hooks.example.org/path",
+        );
+        expect(
+            "[notify]\non = [\"done\", \"dnoe\"]",
+            "c.toml:2: notify.on: is \"dnoe\"; each must be one of done, failed, stalled, \
+            restarted, evaluated",
+        );
+        expect(
+            "[notify]\nstalled_after_s = 0",
+            "c.toml:2: notify.stalled_after_s: is 0; it must be 1 to 604800 seconds",
+        );
+        expect(
+            "[notify]\ncommand = [\"\"]",
+            "c.toml:2: notify.command: is [\"\"]; it must be a program and its arguments, such as \
+            [\"/opt/retri/bin/mail-it\", \"team@example.org\"]: at most 64 texts of 1024 bytes",
         );
         expect(
             "[log]\nformat = \"xml\"",

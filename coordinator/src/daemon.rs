@@ -9,14 +9,16 @@ use crate::event_log::EventLog;
 use crate::events;
 use crate::journal::Journal;
 use crate::measures;
+use crate::notify::Notifier;
 use crate::status::{self, Detail};
 use crate::store::{StateError, StateStore};
 use crate::text::now_ms;
 use crate::web::board::Board;
 use coordinator_core::event::{Effect, Event, Input, JobPhase, Record, Reply, RequestId};
-use coordinator_core::{Coordinator, Why, WorkerView};
+use coordinator_core::{Coordinator, QueuePlace, Why, WorkerView};
 use proto::checkpoint::CheckpointRef;
 use proto::id::{JobId, WorkerId};
+use proto::limits::{TEXT_BYTES, cut};
 use proto::message::{DesiredState, LossTerm, PhaseSeconds, StepTotals, WorkerReport};
 use proto::pb;
 use std::collections::BTreeMap;
@@ -30,6 +32,10 @@ const COMMANDS_MAX: usize = 256;
 const SLEEP_MAX_MS: u64 = 1000;
 /// Shortest sleep, so that an expired deadline cannot make the loop spin.
 const SLEEP_MIN_MS: u64 = 5;
+
+/// Workers that are drained because they say that they are sick, since this process began. Drained
+/// names are durable, and anybody can invent workers.
+const SICK_DRAINS_MAX: u32 = 1024;
 
 /// Sends commands to the loop. Cheap to clone; the loop ends when all handles are dropped.
 #[derive(Debug, Clone)]
@@ -116,6 +122,11 @@ enum Command {
         report: WorkerReport,
         logs: Vec<(JobId, pb::LogLine)>,
     },
+    /// The worker says why it should not be used; None: it can be.
+    Sick {
+        worker: WorkerId,
+        sick: Option<String>,
+    },
     Detach {
         worker: WorkerId,
         number: u64,
@@ -127,6 +138,10 @@ enum Command {
     Why {
         job: JobId,
         reply: oneshot::Sender<Option<Why>>,
+    },
+    Queue {
+        job: JobId,
+        reply: oneshot::Sender<Option<QueuePlace>>,
     },
     Ended {
         team: String,
@@ -173,6 +188,15 @@ impl Handle {
         self.call(Command::Report { report, logs }).await
     }
 
+    /// What the worker says of its own health; None: nothing is wrong.
+    pub(crate) async fn sick(
+        &self,
+        worker: WorkerId,
+        sick: Option<String>,
+    ) -> Result<(), Stopping> {
+        self.call(Command::Sick { worker, sick }).await
+    }
+
     pub(crate) async fn detach(&self, session: Session) {
         let Session { worker, number, .. } = session;
         // Fails only if the loop has ended; then there is nothing to detach from.
@@ -185,6 +209,11 @@ impl Handle {
 
     pub(crate) async fn why(&self, job: JobId) -> Result<Option<Why>, Stopping> {
         self.send(|reply| Command::Why { job, reply }).await
+    }
+
+    /// None if the job does not wait for workers.
+    pub(crate) async fn queue_place(&self, job: JobId) -> Result<Option<QueuePlace>, Stopping> {
+        self.send(|reply| Command::Queue { job, reply }).await
     }
 
     /// The ended jobs in memory that are not archived: of this team, and of all.
@@ -244,6 +273,8 @@ pub(crate) struct Daemon {
     store_url: String,
     journal: Journal,
     event_log: EventLog,
+    /// None: nobody is told of events.
+    notifier: Option<Notifier>,
     archive: CheckpointStore,
     commands: mpsc::Receiver<Call>,
     changes: watch::Sender<u64>,
@@ -257,6 +288,10 @@ pub(crate) struct Daemon {
     totals: BTreeMap<JobId, Totals>,
     /// Workers that may be attached at a time.
     max_workers: u32,
+    /// Attached workers that say why they should not be used.
+    sick: BTreeMap<WorkerId, String>,
+    /// How many more of them are drained.
+    sick_drains: u32,
 }
 
 impl Daemon {
@@ -279,6 +314,7 @@ impl Daemon {
             store_url,
             journal,
             event_log: event_log.clone(),
+            notifier: None,
             archive,
             commands,
             changes,
@@ -289,6 +325,8 @@ impl Daemon {
             last_steps,
             totals: BTreeMap::new(),
             max_workers,
+            sick: BTreeMap::new(),
+            sick_drains: 0,
         };
         (
             daemon,
@@ -298,6 +336,63 @@ impl Daemon {
                 event_log,
             },
         )
+    }
+
+    /// Before it runs: deletes what is left of these jobs, and says whether workers that say that
+    /// they are sick are drained.
+    pub(crate) fn prepare(&mut self, half_deleted: Vec<JobId>, drain_sick: bool) {
+        for job in half_deleted {
+            self.purge(job);
+        }
+        if drain_sick {
+            self.sick_drains = SICK_DRAINS_MAX;
+        }
+    }
+
+    /// Whoever undrains a worker that stays sick is right: it is drained once.
+    async fn set_sick(&mut self, worker: WorkerId, sick: Option<String>) -> Result<(), StateError> {
+        let Some(reason) = sick else {
+            if self.sick.remove(&worker).is_some() {
+                tracing::info!(%worker, "worker is not sick any more; undrain it to use it");
+            }
+            return Ok(());
+        };
+        let line = pb::EventLine {
+            kind: "worker-sick".to_owned(),
+            worker: worker.name.clone(),
+            text: cut(&format!("worker is sick: {reason}"), TEXT_BYTES),
+            ..Default::default()
+        };
+        self.event_log.add_line(line, now_ms());
+        let name = worker.name.clone();
+        let drained = !self.sick.contains_key(&worker) && 0 < self.sick_drains;
+        tracing::error!(%worker, reason, drained, "worker is sick");
+        self.sick.insert(worker, reason);
+        if !drained {
+            return Ok(());
+        }
+        self.sick_drains -= 1;
+        let request = RequestId(self.allocate_number());
+        self.handle(Input::Drain {
+            request,
+            worker: name,
+            drained: true,
+        })
+        .await
+    }
+
+    fn workers(&self) -> Vec<pb::WorkerView> {
+        let now = now_ms();
+        let view = |it: &WorkerView<'_>| pb::WorkerView {
+            sick: self.sick.get(it.id).cloned(),
+            ..status::worker_view(it, now)
+        };
+        self.machine.workers().iter().map(view).collect()
+    }
+
+    /// Tells it of every event.
+    pub(crate) fn tell(&mut self, notifier: Notifier) {
+        self.notifier = Some(notifier);
     }
 
     /// Runs until `stop` is set or the state cannot be saved any more.
@@ -358,6 +453,7 @@ impl Daemon {
                 self.store_logs(logs);
                 self.handle(Input::Received { report }).await?;
             }
+            Command::Sick { worker, sick } => self.set_sick(worker, sick).await?,
             Command::Detach { worker, number } => {
                 if self
                     .sessions
@@ -365,15 +461,17 @@ impl Daemon {
                     .is_some_and(|(current, _)| *current == number)
                 {
                     self.sessions.remove(&worker);
+                    self.sick.remove(&worker);
                     self.handle(Input::Disconnected { worker }).await?;
                 }
             }
             // `send` fails if the caller no longer waits.
             Command::Job { job, reply } => drop(reply.send(self.job(&job))),
             Command::Why { job, reply } => drop(reply.send(self.machine.why(now_ms(), &job))),
+            Command::Queue { job, reply } => drop(reply.send(self.machine.queue_place(&job))),
             Command::Ended { team, reply } => drop(reply.send(self.machine.ended_jobs(&team))),
             Command::Snapshot { reply } => drop(reply.send(self.snapshot())),
-            Command::Workers { reply } => drop(reply.send(workers(&self.machine.workers()))),
+            Command::Workers { reply } => drop(reply.send(self.workers())),
             Command::Board { reply } => {
                 let board = Board::of(&self.machine, &self.last_steps, &self.store_url, now_ms());
                 drop(reply.send(board));
@@ -490,9 +588,10 @@ impl Daemon {
     }
 
     /// Deletes what the state still has of a deleted job. If that fails, the next start repeats it.
-    pub(crate) fn purge(&mut self, job: JobId) {
-        let store = self.store.clone();
+    fn purge(&mut self, job: JobId) {
+        let (store, journal) = (self.store.clone(), self.journal.clone());
         self.tasks.spawn(async move {
+            journal.forget(&job).await;
             if let Err(error) = store.purge(&job).await {
                 tracing::warn!(%job, %error, "the logs of a deleted job are not deleted yet");
             }
@@ -504,6 +603,9 @@ impl Daemon {
         events::log(event);
         measures::happened(event);
         self.event_log.add(event, now_ms());
+        if let Some(notifier) = &self.notifier {
+            notifier.hear(event, now_ms());
+        }
         if let Event::GenerationEnded { job, .. } = event {
             let totals = self.totals.entry(job.clone()).or_default();
             totals.broken_at.get_or_insert_with(Instant::now);
@@ -519,7 +621,7 @@ impl Daemon {
                 let took = broken.elapsed();
                 measures::RECOVERY.observe(took);
                 let line = events::recovered(job, report.step, took);
-                self.event_log.push(line, now_ms());
+                self.event_log.add_line(line, now_ms());
             }
             let validation = report.terms.iter().filter(|term| term.is_validation());
             let validation: Vec<LossTerm> = validation.cloned().collect();
@@ -584,7 +686,7 @@ impl Daemon {
             waiting,
             stragglers: stragglers.collect(),
             jobs: view.jobs.iter().map(job).collect(),
-            workers: workers(&view.workers),
+            workers: self.workers(),
             totals: self
                 .totals
                 .iter()
@@ -597,12 +699,6 @@ impl Daemon {
         self.next_number += 1;
         self.next_number
     }
-}
-
-fn workers(views: &[WorkerView<'_>]) -> Vec<pb::WorkerView> {
-    let now = now_ms();
-    let views = views.iter();
-    views.map(|it| status::worker_view(it, now)).collect()
 }
 
 /// Returns when `stop` is set or its sender is dropped.

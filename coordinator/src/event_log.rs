@@ -30,12 +30,12 @@ impl EventLog {
 
     pub(crate) fn add(&self, event: &Event, at_ms: u64) {
         if let Some(line) = events::line(event) {
-            self.push(line, at_ms);
+            self.add_line(line, at_ms);
         }
     }
 
-    /// Numbers the line, and adds it.
-    pub(crate) fn push(&self, line: pb::EventLine, at_ms: u64) {
+    /// For what is no event of the machine.
+    pub(crate) fn add_line(&self, line: pb::EventLine, at_ms: u64) {
         let mut lines = self.lock();
         let number = *self.newest.borrow() + 1;
         lines.push_back(pb::EventLine {

@@ -2,6 +2,7 @@
 //! loop never waits for it. Entries that do not fit its queue are dropped with a warning, because
 //! correctness does not depend on them. Filled by the daemon's loop; read by the rpc service.
 
+use crate::gaps::Gaps;
 use crate::log_limit::LogLimit;
 use crate::store::{StateError, StateStore, last_key, logs_prefix, ordered, steps_prefix};
 use prost::Message;
@@ -10,7 +11,7 @@ use proto::limits::cut;
 use proto::pb;
 use slatedb::WriteBatch;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -30,6 +31,7 @@ pub(crate) struct Journal {
     store: StateStore,
     /// Entries for which the queue had no room.
     dropped: Arc<LogLimit>,
+    gaps: Arc<Mutex<Gaps>>,
 }
 
 #[derive(Debug)]
@@ -42,6 +44,8 @@ enum Entry {
         job: JobId,
         line: pb::LogLine,
     },
+    /// The job is deleted: nothing of it is written from here on.
+    Forget(JobId),
     /// Answered when every earlier entry can be read.
     Barrier(oneshot::Sender<()>),
 }
@@ -62,6 +66,7 @@ impl Journal {
             written,
             store,
             dropped: Arc::new(LogLimit::at_most(1)),
+            gaps: Arc::default(),
         }
     }
 
@@ -78,9 +83,11 @@ impl Journal {
         line.text = cut(&line.text, LINE_BYTES_MAX);
         // One job's lines must not displace another job's steps.
         if self.entries.capacity() < QUEUE_MAX / 2 {
+            self.gaps().add(job, &line);
             self.warn_dropped(job);
             return;
         }
+        self.gaps().close(job, &mut line);
         self.offer(Entry::Log {
             job: job.clone(),
             line,
@@ -99,11 +106,28 @@ impl Journal {
     }
 
     fn offer(&self, entry: Entry) {
-        if let Err(TrySendError::Full(Entry::Step { job, .. } | Entry::Log { job, .. })) =
-            self.entries.try_send(entry)
-        {
-            self.warn_dropped(&job);
+        let Err(TrySendError::Full(entry)) = self.entries.try_send(entry) else {
+            return;
+        };
+        match entry {
+            Entry::Step { job, .. } => self.warn_dropped(&job),
+            Entry::Log { job, line } => {
+                self.gaps().add(&job, &line);
+                self.warn_dropped(&job);
+            }
+            Entry::Forget(_) | Entry::Barrier(_) => {}
         }
+    }
+
+    fn gaps(&self) -> MutexGuard<'_, Gaps> {
+        self.gaps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The job is deleted. Returns when nothing more of it will be written.
+    pub(crate) async fn forget(&self, job: &JobId) {
+        // An error means that the writer has ended and nothing more will be written.
+        self.entries.send(Entry::Forget(job.clone())).await.ok();
+        self.flushed().await;
     }
 
     /// Returns when every entry offered before can be read.
@@ -145,7 +169,8 @@ impl Journal {
         self.store.ledger(job, from, limit).await
     }
 
-    /// Up to `limit` lines of `job` from line number `from` on, in order, with their numbers.
+    /// Up to `limit` lines of `job` from line number `from` on, in order, with their numbers. The
+    /// first also tells of the lines from there on that are not kept any more.
     pub(crate) async fn logs(
         &self,
         job: &JobId,
@@ -157,10 +182,16 @@ impl Journal {
             .store
             .scan(&prefix, ordered(from).into_bytes(), limit)
             .await?;
-        entries
-            .iter()
-            .map(|(key, bytes)| Ok((number_of(key, &prefix), self.store.decode(key, bytes)?)))
-            .collect()
+        let mut lines = Vec::with_capacity(entries.len());
+        for (key, bytes) in &entries {
+            let line: pb::LogLine = self.store.decode(key, bytes)?;
+            lines.push((number_of(key, &prefix), line));
+        }
+        // Older lines than the first are not kept.
+        if let Some((number, first)) = lines.first_mut() {
+            first.dropped = first.dropped.saturating_add(number.saturating_sub(from));
+        }
+        Ok(lines)
     }
 }
 
@@ -195,6 +226,10 @@ impl Writer {
             match entry {
                 Entry::Barrier(done) => {
                     barriers.push(done);
+                    continue;
+                }
+                Entry::Forget(job) => {
+                    self.logs.remove(&job);
                     continue;
                 }
                 Entry::Step { job, step } => {
@@ -334,6 +369,28 @@ mod tests {
         let journal = Journal::start(writer.store.clone());
         let stored = journal.logs(&job, 0, usize::MAX).await.unwrap();
         assert_eq!(stored.len() as u64, LOG_LINES_MAX);
-        assert_eq!(stored[0], (3, line(3)));
+        let first = pb::LogLine {
+            dropped: 3,
+            ..line(3)
+        };
+        assert_eq!(stored[0], (3, first), "it tells how many are gone");
+        assert_eq!(journal.logs(&job, 3, 1).await.unwrap(), [(3, line(3))]);
+    }
+
+    #[tokio::test]
+    async fn a_deleted_job_leaves_no_line_behind_and_a_new_one_is_numbered_from_the_beginning() {
+        let dir = tempfile::tempdir().unwrap();
+        let job = JobId("a-1".into());
+        let store = store(&dir).await;
+        let journal = Journal::start(store.clone());
+        for number in 0..3 {
+            journal.log(&job, line(number));
+        }
+        journal.forget(&job).await;
+        store.purge(&job).await.unwrap();
+        assert_eq!(journal.logs(&job, 0, 10).await.unwrap(), []);
+        journal.log(&job, line(7));
+        journal.flushed().await;
+        assert_eq!(journal.logs(&job, 0, 10).await.unwrap(), [(0, line(7))]);
     }
 }

@@ -19,7 +19,7 @@ pub(crate) static COMMIT: Histogram = Histogram::new(REQUEST_SECONDS);
 pub(crate) static COMMIT_FAILURES: AtomicU64 = AtomicU64::new(0);
 
 /// The gRPC methods of `train.proto`; the last one stands for every other name.
-const METHODS: [&str; 19] = [
+const METHODS: [&str; 20] = [
     "Attach",
     "Submit",
     "Cancel",
@@ -38,6 +38,7 @@ const METHODS: [&str; 19] = [
     "ListWorkers",
     "Usage",
     "Events",
+    "Probe",
     "other",
 ];
 /// The status codes of gRPC, by number.
@@ -126,6 +127,23 @@ pub(crate) fn happened(event: &Event) {
     *events.entry(crate::events::kind(event)).or_insert(0) += 1;
 }
 
+/// What became of a notification, or of one attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Sent,
+    Retried,
+    Dropped,
+}
+
+const DELIVERIES: [&str; 3] = ["sent", "retried", "dropped"];
+
+static NOTIFICATIONS: [AtomicU64; DELIVERIES.len()] =
+    [const { AtomicU64::new(0) }; DELIVERIES.len()];
+
+pub(crate) fn notified(outcome: Outcome) {
+    NOTIFICATIONS[outcome as usize].fetch_add(1, Ordering::Relaxed);
+}
+
 /// Writes all of it.
 pub(crate) fn write(page: &mut Page) {
     for (method, (counts, times)) in METHODS.iter().zip(RPC_COUNTS.iter().zip(&RPC_TIMES)) {
@@ -155,6 +173,10 @@ pub(crate) fn write(page: &mut Page) {
     page.histogram(&table::CHECKPOINT_COMMIT_SECONDS, &[], &COMMIT);
     let failures = float(COMMIT_FAILURES.load(Ordering::Relaxed));
     page.set(&table::CHECKPOINT_FAILURES, &[], failures);
+    for (outcome, count) in DELIVERIES.iter().zip(&NOTIFICATIONS) {
+        let count = float(count.load(Ordering::Relaxed));
+        page.set(&table::NOTIFICATIONS, &[outcome], count);
+    }
     let events = EVENTS.lock().unwrap_or_else(PoisonError::into_inner);
     for (kind, count) in &*events {
         page.set(&table::EVENTS, &[kind], float(*count));

@@ -18,7 +18,9 @@ use crate::event_log::EventLog;
 use crate::inspect::{InspectError, Inspector};
 use crate::jobs::{Filter, Jobs, JobsError};
 use crate::journal::Journal;
+use crate::own_log;
 use crate::pressure::Pressures;
+use crate::probes::{self, Probes};
 use crate::store::StateError;
 use crate::streams::{Reader, Replies, Streams, caller};
 use crate::subject;
@@ -34,7 +36,7 @@ use proto::printable::Printable;
 use proto::sample::Weights;
 use proto::spec::{JobSpec, TrainingEvaluation, Work};
 use proto::wire::{job_id, worker_name};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -60,10 +62,16 @@ pub(crate) struct ControlService {
     admission: Admission,
     inspector: Inspector,
     pressures: Pressures,
+    probes: Probes,
 }
 
 impl ControlService {
-    pub(crate) fn new(jobs: Jobs, quotas: EndedQuotas, pressures: Pressures) -> Self {
+    pub(crate) fn new(
+        jobs: Jobs,
+        quotas: EndedQuotas,
+        pressures: &Pressures,
+        probes: &Probes,
+    ) -> Self {
         Self {
             handle: jobs.handle.clone(),
             journal: jobs.journal.clone(),
@@ -71,7 +79,8 @@ impl ControlService {
             streams: Streams::new(),
             admission: Admission::new(jobs.clone(), quotas),
             inspector: Inspector::new(),
-            pressures,
+            pressures: pressures.clone(),
+            probes: probes.clone(),
             jobs,
         }
     }
@@ -187,6 +196,8 @@ impl ControlService {
         if let Some(lines) = request.tail {
             next = self.start_of_tail(job, lines, matches).await?;
         }
+        // Of lines that do not match, the next one that does tells.
+        let mut dropped: u64 = 0;
         loop {
             let over = match self.handle.job(job.clone()).await.map_err(unavailable)? {
                 Some(view) => is_over(&view.phase),
@@ -202,9 +213,13 @@ impl ControlService {
                     .map_err(unreadable)?;
                 let Some((last, _)) = lines.last() else { break };
                 next = last + 1;
-                for (_, line) in lines.into_iter().filter(|(_, line)| matches(line)) {
-                    if !to.send(line).await? {
-                        return Ok(());
+                for (_, mut line) in lines {
+                    dropped = dropped.saturating_add(line.dropped);
+                    if matches(&line) {
+                        line.dropped = std::mem::take(&mut dropped);
+                        if !to.send(line).await? {
+                            return Ok(());
+                        }
                     }
                 }
             }
@@ -500,6 +515,7 @@ impl pb::control_server::Control for ControlService {
     type ListStepsStream = Replies<pb::StepReport>;
     type ListLedgerStream = Replies<pb::LedgerLine>;
     type LogsStream = Replies<pb::LogLine>;
+    type ProbeStream = Replies<pb::ProbeReply>;
     type EventsStream = Replies<pb::EventLine>;
 
     async fn submit(
@@ -717,8 +733,16 @@ impl pb::control_server::Control for ControlService {
         &self,
         request: Request<pb::JobRequest>,
     ) -> Result<Response<pb::JobView>, Status> {
-        let (_, mut view) = self.job(&request.into_inner().job).await?;
+        let (job, mut view) = self.job(&request.into_inner().job).await?;
         view.pressure = self.pressure(&view);
+        if view.phase == Phase::Queued {
+            let place = self.handle.queue_place(job).await.map_err(unavailable)?;
+            view.queue = place.map(|it| pb::QueuePlace {
+                place: it.place,
+                waiting: it.waiting,
+                starts_in_ms: it.starts_in_ms,
+            });
+        }
         Ok(Response::new(view))
     }
 
@@ -764,10 +788,42 @@ impl pb::control_server::Control for ControlService {
     ) -> Result<Response<Self::LogsStream>, Status> {
         let caller = caller(&request);
         let request = request.into_inner();
+        if request.own {
+            return self.streams.open(caller, |reader| async move {
+                own_log::send(&request, &reader).await
+            });
+        }
         let (job, _) = self.job(&request.job).await?;
         let service = self.clone();
         self.streams.open(caller, |reader| async move {
             service.send_logs(&job, &request, &reader).await
+        })
+    }
+
+    async fn probe(
+        &self,
+        request: Request<pb::ProbeRequest>,
+    ) -> Result<Response<Self::ProbeStream>, Status> {
+        let caller = caller(&request);
+        let request = request.into_inner();
+        let (job, view) = self.job(&request.job).await?;
+        let workers: BTreeSet<String> = view.members.into_iter().filter_map(name_of).collect();
+        if workers.is_empty() {
+            return Err(Status::failed_precondition(format!(
+                "{job} has no ranks that could be asked: it is {}",
+                view.phase
+            )));
+        }
+        let probe = pb::Probe {
+            number: 0,
+            job: job.0,
+            trace: request.trace,
+        };
+        let asking = self.probes.ask(probe, workers).ok_or_else(|| {
+            Status::resource_exhausted("too many ask for stacks or traces already; try again")
+        })?;
+        self.streams.open(caller, |reader| async move {
+            probes::send(asking, &reader).await
         })
     }
 
@@ -877,6 +933,10 @@ async fn check_plan(
                 &format!("{file}: evaluate: {why}"),
             )
         })
+}
+
+fn name_of(member: pb::Member) -> Option<String> {
+    Some(member.worker?.name)
 }
 
 /// The state machine sent a reply of the wrong kind.

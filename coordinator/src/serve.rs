@@ -14,21 +14,27 @@ use crate::daemon::Daemon;
 use crate::jobs::Jobs;
 use crate::journal::Journal;
 use crate::metrics;
+use crate::notify::notifier;
 use crate::opening;
 use crate::pressure::Pressures;
+use crate::probes::Probes;
 use crate::retention;
 use crate::rpc::ControlService;
 use crate::session::FleetService;
 use crate::store::{StateError, StateStore};
 use crate::text::now_ms;
 use crate::web;
+use coordinator_core::event::Durable;
 use coordinator_core::{Coordinator, Deadlines};
+use proto::id::JobId;
 use proto::limits::{REPLY_BYTES, REPORT_BYTES, REQUEST_BYTES};
+use proto::pb;
 use proto::pb::control_server::ControlServer;
 use proto::pb::fleet_server::FleetServer;
 use proto::version;
 use sd_notify::NotifyState;
 use shell::signals::{StopRequest, StopSignal, StopSignals};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -157,19 +163,16 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
     let web_listener = listen("web_listen", config.web_listen).await?;
     let files = file_limit(config.max_workers);
     let deadlines = Deadlines::new(config.detect_within_ms);
-    let restore = async {
-        let save_within = Duration::from_millis(deadlines.save_ms());
-        let store = StateStore::open(&config.store, save_within).await?;
-        let durable = store.load().await?;
-        let last_steps = store.last_steps(durable.jobs.keys()).await?;
-        let half_deleted = store.half_deleted().await?;
-        Ok((store, durable, last_steps, half_deleted))
-    };
-    let (store, durable, last_steps, half_deleted) =
-        opening::when_usable(&config.store, &say_waiting, restore).await?;
+    let restore = restore(&config.store, deadlines);
+    let Restored {
+        store,
+        durable,
+        last_steps,
+        half_deleted,
+    } = opening::when_usable(&config.store, &say_waiting, restore).await?;
     let archive = CheckpointStore::open(&config.store)?;
     tracing::info!(jobs = durable.jobs.len(), "state restored");
-    let machine = Coordinator::restore(core(&config), durable, now_ms());
+    let machine = Coordinator::restore(of_machine(&config), durable, now_ms());
     let journal = Journal::start(store.clone());
     let (mut daemon, handle) = Daemon::new(
         machine,
@@ -180,9 +183,11 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
         last_steps,
         config.max_workers,
     );
-    for job in half_deleted {
-        daemon.purge(job);
-    }
+    daemon.prepare(half_deleted, config.drain_sick);
+    let dispatcher = notifier(&config.notify).map(|(notifier, dispatcher)| {
+        daemon.tell(notifier);
+        dispatcher.run(handle.clone())
+    });
     let (stop, stopped) = watch::channel(false);
     let jobs = Jobs::new(
         handle.clone(),
@@ -197,11 +202,12 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
     let keepalive = Duration::from_millis(config.detect_within_ms);
     let pressures = Pressures::default();
     let budgets = Budgets::new(pressures.clone());
-    let control = ControlService::new(jobs.clone(), config.ended.clone(), pressures.clone());
+    let probes = Probes::default();
+    let control = ControlService::new(jobs.clone(), config.ended.clone(), &pressures, &probes);
     let control = ControlServer::new(control)
         .max_decoding_message_size(REQUEST_BYTES)
         .max_encoding_message_size(REPLY_BYTES);
-    let fleet = FleetService::new(handle.clone(), keepalive, &budgets, &pressures);
+    let fleet = FleetService::new(handle.clone(), keepalive, &budgets, &pressures, &probes);
     let fleet = FleetServer::new(fleet).max_decoding_message_size(REPORT_BYTES);
     let control = InterceptedService::new(control, version::check);
     let fleet = InterceptedService::new(fleet, version::check);
@@ -216,6 +222,9 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
     let gate = Gate::metrics(&budgets, &pressures);
     let metrics_listener = MetricsListener(metrics_listener.0, gate);
     let mut servers = JoinSet::new();
+    if let Some(dispatcher) = dispatcher {
+        servers.spawn(dispatcher);
+    }
     servers.spawn(async move { server_ended("rpc", rpc_server.await) });
     servers.spawn(async move {
         server_ended(
@@ -238,6 +247,37 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
         store,
         #[cfg(test)]
         budgets,
+    })
+}
+
+/// The settings of the state machine.
+fn of_machine(config: &Config) -> coordinator_core::Config {
+    coordinator_core::Config {
+        store_url: config.store.clone(),
+        detect_within_ms: config.detect_within_ms,
+        quotas: config.quotas.clone(),
+        waiting: config.waiting.clone(),
+        ended_jobs_max: ENDED_JOBS_MAX,
+    }
+}
+
+/// What the store has.
+struct Restored {
+    store: StateStore,
+    durable: Durable,
+    last_steps: BTreeMap<JobId, pb::StepReport>,
+    half_deleted: Vec<JobId>,
+}
+
+async fn restore(url: &str, deadlines: Deadlines) -> Result<Restored, StateError> {
+    let save_within = Duration::from_millis(deadlines.save_ms());
+    let store = StateStore::open(url, save_within).await?;
+    let durable = store.load().await?;
+    Ok(Restored {
+        last_steps: store.last_steps(durable.jobs.keys()).await?,
+        half_deleted: store.half_deleted().await?,
+        durable,
+        store,
     })
 }
 
@@ -268,17 +308,6 @@ impl Running {
         self.daemon.await??;
         self.store.close().await?;
         Ok(())
-    }
-}
-
-/// The settings of the machine.
-fn core(config: &Config) -> coordinator_core::Config {
-    coordinator_core::Config {
-        store_url: config.store.clone(),
-        detect_within_ms: config.detect_within_ms,
-        quotas: config.quotas.clone(),
-        waiting: config.waiting.clone(),
-        ended_jobs_max: ENDED_JOBS_MAX,
     }
 }
 

@@ -5,9 +5,12 @@
 use crate::budget::{Budgets, Payer, paid};
 use crate::connections::{FIRST_WITHIN, Peer};
 use crate::daemon::{AttachError, Handle, Session};
+use crate::gaps::Gaps;
 use crate::log_limit::LogLimit;
 use crate::pressure::Pressures;
+use crate::probes::Probes;
 use proto::id::{JobId, WorkerId};
+use proto::limits::{TEXT_BYTES, cut};
 use proto::message::WorkerReport;
 use proto::pb;
 use proto::reason::Excess;
@@ -51,6 +54,7 @@ pub(crate) struct FleetService {
     detect_within: Duration,
     budgets: Budgets,
     pressures: Pressures,
+    probes: Probes,
 }
 
 impl FleetService {
@@ -59,12 +63,14 @@ impl FleetService {
         detect_within: Duration,
         budgets: &Budgets,
         pressures: &Pressures,
+        probes: &Probes,
     ) -> Self {
         Self {
             handle,
             detect_within,
             budgets: budgets.clone(),
             pressures: pressures.clone(),
+            probes: probes.clone(),
         }
     }
 
@@ -191,10 +197,12 @@ impl FleetService {
         let mut budget = Budget::new(heard);
         let mut newest: Option<(WorkerReport, Lines)> = None;
         let mut next = heard + REPORT_EVERY;
+        let mut probes = self.probes.changes();
+        let mut sick = None;
         loop {
             tokio::select! {
                 message = reports.message() => {
-                    let message = match message {
+                    let mut message = match message {
                         Ok(Some(message)) => message,
                         ended => {
                             // Its last report says what it left.
@@ -210,6 +218,14 @@ impl FleetService {
                             "a worker reports without a pause; only the newest reports count";
                         tracing::warn!(%worker, reports, "{text}");
                     }
+                    let answers = std::mem::take(&mut message.answers);
+                    self.probes.answer(&worker.name, answers);
+                    let now_sick = message.sick.take().map(|text| cut(&text, TEXT_BYTES));
+                    if now_sick != sick {
+                        sick.clone_from(&now_sick);
+                        let told = self.handle.sick(worker.clone(), now_sick).await;
+                        told.map_err(|error| Status::unavailable(error.to_string()))?;
+                    }
                     let (report, lines) = decode(message)?;
                     let (lines, dropped) = within(&mut budget, worker, lines);
                     self.count(Excess::Lines, sender, dropped);
@@ -221,7 +237,7 @@ impl FleetService {
                     let skipped = newest.take();
                     self.count(Excess::Reports, sender, usize::from(skipped.is_some()));
                     let earlier = skipped.map_or_else(Vec::new, |(_, lines)| lines);
-                    let (lines, dropped) = joined(worker, earlier, lines);
+                    let (lines, dropped) = joined(worker, earlier, lines, &mut budget.gaps);
                     self.count(Excess::Lines, sender, dropped);
                     newest = Some((report, lines));
                 }
@@ -238,11 +254,18 @@ impl FleetService {
                     }
                     unsent = true;
                 }
+                Ok(()) = probes.changed() => {
+                    unsent |= self.probes.of(&worker.name).is_some();
+                }
                 permit = outbound.reserve(), if unsent => {
                     let Ok(permit) = permit else { return Ok(()) };
                     unsent = false;
                     if let Some(state) = session.desired.borrow_and_update().as_ref() {
-                        permit.send(Ok(state.into()));
+                        let probe = self.probes.of(&worker.name);
+                        permit.send(Ok(pb::DesiredState {
+                            probe,
+                            ..state.into()
+                        }));
                     }
                 }
                 () = sleep_until(heard + silent) => return Err(no_report(silent)),
@@ -256,25 +279,33 @@ impl FleetService {
 struct Budget {
     since: Instant,
     left: usize,
+    gaps: Gaps,
 }
 
 impl Budget {
     fn new(since: Instant) -> Self {
-        let left = LINES_BYTES_MAX;
-        Self { since, left }
+        Self {
+            since,
+            left: LINES_BYTES_MAX,
+            gaps: Gaps::default(),
+        }
     }
 
     /// Keeps the first lines, as many as it has room for. Returns how many were dropped.
     fn take(&mut self, lines: &mut Lines, now: Instant) -> usize {
         if self.since + WINDOW <= now {
-            *self = Self::new(now);
+            self.since = now;
+            self.left = LINES_BYTES_MAX;
         }
         let given = lines.len();
         let mut is_full = false;
-        lines.retain(|(_, line)| {
+        lines.retain_mut(|(job, line)| {
             let rest = self.left.checked_sub(line.text.len() + LINE_BYTES);
             is_full |= rest.is_none();
-            if !is_full {
+            if is_full {
+                self.gaps.add(job, line);
+            } else {
+                self.gaps.close(job, line);
                 self.left = rest.unwrap_or(0);
             }
             !is_full
@@ -298,7 +329,7 @@ fn within(budget: &mut Budget, worker: &WorkerId, mut lines: Lines) -> (Lines, u
 }
 
 /// Lines that wait for the next report, with new ones, and how many are too many.
-fn joined(worker: &WorkerId, mut earlier: Lines, new: Lines) -> (Lines, usize) {
+fn joined(worker: &WorkerId, mut earlier: Lines, new: Lines, gaps: &mut Gaps) -> (Lines, usize) {
     if earlier.is_empty() {
         return (new, 0);
     }
@@ -308,7 +339,12 @@ fn joined(worker: &WorkerId, mut earlier: Lines, new: Lines) -> (Lines, usize) {
         if let Some(times) = DROPPED.admit() {
             tracing::warn!(%worker, dropped, times, "too many log lines; the oldest are lost");
         }
-        earlier.drain(..dropped);
+        for (job, line) in earlier.drain(..dropped) {
+            gaps.add(&job, &line);
+        }
+        for (job, line) in &mut earlier {
+            gaps.close(job, line);
+        }
     }
     (earlier, dropped)
 }
@@ -374,5 +410,20 @@ mod tests {
         let mut lines = vec![line("e"), line(&"x".repeat(LINES_BYTES_MAX)), line("f")];
         assert_eq!(budget.take(&mut lines, start + WINDOW), 2);
         assert_eq!(texts(&lines), [1]);
+        assert_eq!(lines[0].1.dropped, 3, "of all three windows");
+    }
+
+    #[test]
+    fn lines_that_wait_too_long_are_told_of_by_the_next_one() {
+        let line = |_| (JobId("a-1".to_owned()), pb::LogLine::default());
+        let worker = WorkerId {
+            name: "w1".into(),
+            boot: 1,
+        };
+        let earlier: Lines = (0..LINES_MAX).map(line).collect();
+        let new: Lines = (0..2).map(line).collect();
+        let (lines, dropped) = joined(&worker, earlier, new, &mut Gaps::default());
+        assert_eq!((lines.len(), dropped), (LINES_MAX, 2));
+        assert_eq!((lines[0].1.dropped, lines[1].1.dropped), (2, 0));
     }
 }

@@ -75,6 +75,7 @@ pub(crate) fn job_view(
         cut_prompts: record.cut_prompts,
         lost_tags: record.lost_tags.iter().map(lost_tag).collect(),
         pressure: Vec::new(),
+        queue: None,
         adapted: record.adapted.as_ref().map(adapted),
         restarts: record.restarts,
         ledger: Some(pb::LedgerTip {
@@ -138,6 +139,7 @@ pub(crate) fn worker_view(worker: &WorkerView<'_>, now_ms: u64) -> pb::WorkerVie
             address: it.address.map(str::to_owned),
             ago_ms: now_ms.saturating_sub(it.last_report_ms),
         }),
+        sick: None,
     }
 }
 

@@ -68,9 +68,9 @@ pub const STATE_BYTES: usize =
 pub const REPLY_BYTES: usize = 64 << 20;
 
 /// Workers that may be attached at a time: the default and the maximum of the setting
-/// `max_workers`. A desired state lists all workers of a worker's jobs: not above [`LIST`].
+/// `max_workers`.
 pub const WORKERS: u32 = 1024;
-pub const WORKERS_MAX: u32 = LIST as u32;
+pub const WORKERS_MAX: u32 = 16_384;
 
 /// Whether the text can be a worker's name: it is a file name, a label and a word in a log.
 #[must_use]

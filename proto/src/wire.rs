@@ -157,6 +157,8 @@ impl From<&WorkerReport> for pb::WorkerReport {
             logs: Vec::new(),
             peer_address: report.peer_address.clone(),
             unreached: report.unreached.iter().map(Into::into).collect(),
+            answers: Vec::new(),
+            sick: None,
         }
     }
 }
@@ -473,6 +475,7 @@ impl From<&DesiredState> for pb::DesiredState {
             detect_within_ms: state.detect_within_ms,
             peers: state.peers.iter().map(Into::into).collect(),
             successor: state.successor.as_ref().map(Into::into),
+            probe: None,
         }
     }
 }

@@ -170,6 +170,31 @@ fn a_training_that_gives_workers_up_for_its_evaluations_ends_with_the_same_bits(
 }
 
 #[test]
+fn samples_every_makes_images_and_no_scores() -> Result<()> {
+    let (cluster, dataset) = with_figures(1)?;
+    let every = "reduction = \"exact\"\nsamples_every = 6\n";
+    let text = training("sampled", &dataset).replace("reduction = \"exact\"\n", every);
+    // Without a plan it would show two characters that are trained on; here is one.
+    let file = cluster.write_job(&text)?;
+    let error = cluster.run(&["submit", &file])?.failure()?;
+    assert!(error.contains("asks for 2 characters"), "{error}");
+    let plan = "[evaluate]\nin_domain = { trained = 1 }\nout_of_domain = { held_out = 2 }\n\
+                prompts = [\"1girl, smile\", \"1girl, hat\"]\nsteps = 2\n";
+    let id = cluster.submit(&format!("{text}{plan}"))?;
+    cluster.wait_done(&id)?;
+    let view = evaluated_view(&cluster, &id)?;
+    // Two steps are due; the device may be free only after the second.
+    let count = view.evaluations.len() as u64;
+    assert_eq!(count + view.evaluations_skipped, 2, "{view:?}");
+    let last = view.evaluations.last().context("one of the last step")?;
+    assert_eq!((last.step, last.state.as_str()), (12, "scored"), "{view:?}");
+    assert_eq!((last.images, last.missing), (6, 0), "{last:?}");
+    let names: Vec<&str> = last.means.iter().map(|mean| mean.name.as_str()).collect();
+    assert!(!names.contains(&"clip_i"), "{names:?}");
+    cluster.stop()
+}
+
+#[test]
 fn what_cannot_be_evaluated_is_refused_at_submission() -> Result<()> {
     let (cluster, dataset) = with_figures(1)?;
     let clip = clip(&cluster, &dataset)?;

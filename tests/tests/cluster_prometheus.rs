@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use tests::cluster::job::{TinyJob, synthesize};
+use tests::cluster::nvml::FakeNvml;
 use tests::cluster::prometheus::{Alertmanager, Prometheus, Webhook, lint_metrics, promtool};
 use tests::cluster::{Cluster, Options, checkout, http};
 use tests::monitoring;
@@ -34,7 +35,12 @@ fn check_page(address: &str) -> Result<()> {
 
 #[test]
 fn every_panel_shows_data_of_a_running_job() -> Result<()> {
-    let cluster = Cluster::start(Options::with_workers(2))?;
+    let folder = tempfile::tempdir()?;
+    let nvml = FakeNvml::build(folder.path())?;
+    let cluster = Cluster::start(Options {
+        environment: vec![nvml.variable()],
+        ..Options::with_workers(2)
+    })?;
     let dataset = format!("file://{}", cluster.directory().join("figures").display());
     cluster.ok(&synthesize(&dataset))?;
     let addresses = (0..2).map(|worker| Ok(strip(&cluster.worker_metrics(worker)?)));

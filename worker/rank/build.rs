@@ -10,6 +10,7 @@ fn main() {
     commit();
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     println!("cargo:rerun-if-changed=src/collective");
+    println!("cargo:rerun-if-changed=src/stacks/capture.cpp");
     let libtorch = PathBuf::from(
         std::env::var_os("LIBTORCH").expect("LIBTORCH names libtorch's folder; run `make setup`"),
     );
@@ -51,6 +52,13 @@ fn compile_shim(libtorch: &Path, cuda: bool) {
         }
     }
     build.compile("retri_c10d");
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .opt_level(1)
+        .debug(false)
+        .file("src/stacks/capture.cpp")
+        .compile("retri_stacks");
 }
 
 /// `nvidia/*/include` beside the wheel's `torch` folder.

@@ -7,10 +7,11 @@
 
 use crate::lines::{LineReader, RawLine};
 use crate::logs::{LINE_BYTES_MAX, Line, Logs};
+use crate::probe::Asked;
 use crate::start::socket_path;
 use anyhow::Context;
 use proto::id::{JobId, Rank};
-use proto::message::{Assignment, RankOrder, RankReport};
+use proto::message::{Assignment, RankOrder, RankReport, Stage};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -56,9 +57,18 @@ pub(crate) struct Children {
     settings: RankSettings,
     inputs: mpsc::Sender<Input>,
     logs: Logs,
-    orders: BTreeMap<RankKey, watch::Sender<Orders>>,
+    orders: BTreeMap<RankKey, Running>,
     tasks: JoinSet<()>,
     started: u64,
+}
+
+/// A process that was started and has not been waited for.
+#[derive(Debug)]
+struct Running {
+    orders: watch::Sender<Orders>,
+    socket: PathBuf,
+    /// None until it runs.
+    process: Arc<Mutex<Option<u32>>>,
 }
 
 impl Children {
@@ -85,7 +95,13 @@ impl Children {
             stop: false,
             kill: false,
         });
-        self.orders.insert(key.clone(), sender);
+        let process = Arc::default();
+        let running = Running {
+            orders: sender,
+            socket: socket.clone(),
+            process: Arc::clone(&process),
+        };
+        self.orders.insert(key.clone(), running);
         let (settings, inputs, logs) = (
             self.settings.clone(),
             self.inputs.clone(),
@@ -97,6 +113,8 @@ impl Children {
                 socket,
                 inputs: inputs.clone(),
                 logs,
+                step: Arc::default(),
+                process,
             };
             let outcome = rank.run(&settings, receiver).await;
             // A send error is ignored: without a receiver the daemon has ended.
@@ -153,10 +171,33 @@ impl Children {
     }
 
     fn order(&mut self, key: &RankKey, change: impl FnOnce(&mut Orders)) {
-        if let Some(sender) = self.orders.get(key) {
-            sender.send_modify(change);
+        if let Some(running) = self.orders.get(key) {
+            running.orders.send_modify(change);
         }
     }
+
+    /// The ranks that can be asked something, as which they work now.
+    pub(crate) fn askable(&self) -> Vec<Asked> {
+        let asked = |(started, running): (&RankKey, &Running)| {
+            let orders = running.orders.borrow();
+            let process = running.process.lock();
+            Asked {
+                key: RankKey {
+                    job: started.job.clone(),
+                    generation: orders.assignment.generation,
+                    rank: orders.rank,
+                },
+                socket: probe_socket(&running.socket),
+                process: *process.unwrap_or_else(PoisonError::into_inner),
+            }
+        };
+        self.orders.iter().map(asked).collect()
+    }
+}
+
+/// Where a rank listens for questions; a shorter path than that of its orders.
+fn probe_socket(socket: &Path) -> PathBuf {
+    socket.with_extension("ask")
 }
 
 struct RankProcess {
@@ -165,6 +206,9 @@ struct RankProcess {
     socket: PathBuf,
     inputs: mpsc::Sender<Input>,
     logs: Logs,
+    /// The newest step that it has reported.
+    step: Arc<Mutex<Option<u64>>>,
+    process: Arc<Mutex<Option<u32>>>,
 }
 
 impl RankProcess {
@@ -181,6 +225,7 @@ impl RankProcess {
         let started = self.start(settings);
         let result = match started {
             Ok(mut child) => {
+                *self.process.lock().unwrap_or_else(PoisonError::into_inner) = child.id();
                 let last_line = Arc::new(Mutex::new(None));
                 let mut output = JoinSet::new();
                 if let Some(stdout) = child.stdout.take() {
@@ -205,8 +250,9 @@ impl RankProcess {
             }
             Err(error) => Err(error),
         };
-        // An error is ignored: a leftover socket file is never used again.
+        // Errors are ignored: leftover socket files are never used again.
         let _ = std::fs::remove_file(&self.socket);
+        let _ = std::fs::remove_file(probe_socket(&self.socket));
         result
     }
 
@@ -215,6 +261,8 @@ impl RankProcess {
             .arg("run")
             .arg("--socket")
             .arg(&self.socket)
+            .arg("--probe")
+            .arg(probe_socket(&self.socket))
             .args(["--job", &self.key.job.0])
             .args(["--address", &settings.address])
             .arg("--cache-dir")
@@ -310,6 +358,14 @@ impl RankProcess {
         let report: Option<RankReport> = serde_json::from_slice(&line.bytes).ok();
         match report.filter(|report| report.job == self.key.job) {
             Some(report) => {
+                let doing = report
+                    .activity
+                    .filter(|it| !matches!(it.stage, Stage::Unit(_)));
+                let doing = doing.map(|activity| activity.step);
+                let done = report.totals.map(|totals| totals.step);
+                if let Some(step) = doing.or(done) {
+                    *self.step.lock().unwrap_or_else(PoisonError::into_inner) = Some(step.0);
+                }
                 let process = self.key.clone();
                 // A send error is ignored: without a receiver the daemon has ended.
                 drop(
@@ -336,12 +392,14 @@ impl RankProcess {
             job: self.key.job.clone(),
             orders: orders.clone(),
             logs: self.logs.clone(),
+            step: Arc::clone(&self.step),
         }
     }
 }
 
 struct Output {
     job: JobId,
+    step: Arc<Mutex<Option<u64>>>,
     /// They contain the current generation and rank, which label the lines.
     orders: watch::Receiver<Orders>,
     logs: Logs,
@@ -367,11 +425,13 @@ impl Output {
                     rank: orders.rank,
                 }
             };
+            let step = *self.step.lock().unwrap_or_else(PoisonError::into_inner);
             tracing::info!(
                 target: "rank",
                 job = %key.job,
                 generation = %key.generation,
                 rank = %key.rank,
+                step,
                 "{text}"
             );
             if let Some(last) = &last {
@@ -379,8 +439,10 @@ impl Output {
             }
             self.logs.push(Line {
                 key,
+                step,
                 at_ms: epoch_ms(),
                 text,
+                dropped: 0,
             });
         }
     }

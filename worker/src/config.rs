@@ -25,6 +25,8 @@ pub(crate) struct Config {
     pub(crate) run_dir: Option<PathBuf>,
     pub(crate) cache_dir: PathBuf,
     pub(crate) store: Option<String>,
+    /// None: where the system has it.
+    pub(crate) nvml: Option<PathBuf>,
     pub(crate) log: Log,
 }
 
@@ -41,6 +43,7 @@ struct Raw {
     run_dir: String,
     cache_dir: String,
     store: String,
+    nvml: String,
     log: RawLog,
 }
 
@@ -103,6 +106,7 @@ fn check(settings: &Settings<Raw>) -> Result<Config, SettingsError> {
     Ok(Config {
         run_dir: folder(&raw.run_dir),
         cache_dir: folder(&raw.cache_dir).unwrap_or_else(default_cache_dir),
+        nvml: folder(&raw.nvml),
         name,
         coordinator: raw.coordinator.clone(),
         device,

@@ -3,15 +3,17 @@
 
 use crate::child::{Children, RankSettings, epoch_ms, rank_program};
 use crate::config::Config;
-use crate::link::Link;
-use crate::logs::Logs;
+use crate::gpu::Gpus;
+use crate::link::{Link, Luggage, Told};
 use crate::metrics::{self, Metrics};
 use crate::peers::Peers;
+use crate::probe::Prober;
 use crate::run_dir::RunDir;
 use crate::start;
 use anyhow::Context;
 use proto::id::WorkerId;
 use proto::message::Successor;
+use proto::spec::DeviceKind;
 use sd_notify::NotifyState;
 use shell::signals::{StopRequest, StopSignals};
 use std::time::{Duration, Instant};
@@ -66,7 +68,12 @@ async fn start(config: Config, sender: mpsc::Sender<Input>) -> anyhow::Result<Da
         name: config.name.clone(),
         boot,
     };
-    let metrics = Metrics::new(config.devices);
+    let gpus = if config.device == DeviceKind::Cuda || config.nvml.is_some() {
+        Gpus::start(config.nvml.as_deref())
+    } else {
+        Gpus::default()
+    };
+    let metrics = Metrics::new(config.devices, gpus.clone());
     let listen = config.metrics_listen;
     let address = metrics::serve(listen, metrics.clone())
         .await
@@ -75,8 +82,11 @@ async fn start(config: Config, sender: mpsc::Sender<Input>) -> anyhow::Result<Da
                 "cannot serve metrics on {listen} (`metrics_listen`); is another daemon running?"
             )
         })?;
-    let logs = Logs::default();
-    let link = Link::start(&config.coordinator, sender.clone(), logs.clone())
+    let luggage = Luggage {
+        gpus,
+        ..Luggage::default()
+    };
+    let link = Link::start(&config.coordinator, sender.clone(), luggage.clone())
         .with_context(|| format!("`coordinator` {} is not usable", config.coordinator))?;
     let peers = Peers::start(
         id.clone(),
@@ -101,7 +111,8 @@ async fn start(config: Config, sender: mpsc::Sender<Input>) -> anyhow::Result<Da
     Ok(Daemon {
         worker: Worker::new(machine, 0),
         start: Instant::now(),
-        children: Children::new(settings, sender, logs),
+        children: Children::new(settings, sender, luggage.logs),
+        prober: Prober::new(luggage.answers),
         link,
         peers,
         metrics,
@@ -131,6 +142,7 @@ struct Daemon {
     worker: Worker,
     start: Instant,
     children: Children,
+    prober: Prober,
     link: Link,
     peers: Peers,
     metrics: Metrics,
@@ -151,7 +163,13 @@ impl Daemon {
             let input = tokio::select! {
                 input = inputs.recv() => input.context("all senders of inputs are closed")?,
                 () = sleep_until(self.deadline()) => Input::Deadline,
-                unusable = self.link.given_up() => return Err(unusable.into()),
+                told = self.link.told() => match told {
+                    Told::Unusable(unusable) => return Err(unusable.into()),
+                    Told::Asked(probe) => {
+                        self.prober.ask(&probe, self.children.askable());
+                        continue;
+                    }
+                },
                 request = signals.next() => {
                     log_stop(request);
                     Input::Shutdown

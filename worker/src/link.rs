@@ -3,10 +3,12 @@
 //! the first stream, and only where waiting cannot help ([`crate::patience`]). One task, started by
 //! [`crate::daemon`].
 
+use crate::gpu::Gpus;
 use crate::logs::{Line, Logs};
 use crate::patience::{Failure, Patience, of_connection, of_stream};
+use crate::probe::Answers;
 use prost::Message;
-use proto::limits::{REPORT_BYTES, STATE_BYTES, cut};
+use proto::limits::{REPORT_BYTES, STATE_BYTES, TEXT_BYTES, cut};
 use proto::message::{DesiredState, WorkerReport};
 use proto::pb;
 use proto::pb::fleet_client::FleetClient;
@@ -33,6 +35,31 @@ const REPEAT_AFTER: Duration = Duration::from_secs(60);
 pub(crate) struct Link {
     reports: watch::Sender<Option<WorkerReport>>,
     given_up: mpsc::Receiver<Unusable>,
+    asked: mpsc::Receiver<pb::Probe>,
+}
+
+/// What reports carry beside what the machine says.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Luggage {
+    pub(crate) logs: Logs,
+    pub(crate) answers: Answers,
+    pub(crate) gpus: Gpus,
+}
+
+/// What the link tells the daemon, beside inputs of the machine.
+#[derive(Debug)]
+pub(crate) enum Told {
+    /// The task has given up.
+    Unusable(Unusable),
+    /// A user asks ranks something. Repeated until it is answered.
+    Asked(pb::Probe),
+}
+
+/// Where what the coordinator sends goes.
+#[derive(Debug, Clone)]
+struct Inbound {
+    inputs: mpsc::Sender<Input>,
+    asked: mpsc::Sender<pb::Probe>,
 }
 
 /// The daemon has never attached to its coordinator, and waiting does not help.
@@ -49,25 +76,35 @@ impl Link {
     pub(crate) fn start(
         coordinator: &str,
         inputs: mpsc::Sender<Input>,
-        logs: Logs,
+        luggage: Luggage,
     ) -> Result<Self, tonic::transport::Error> {
         let endpoint = Endpoint::from_shared(coordinator.to_owned())?.keep_alive_while_idle(true);
         let (reports, receiver) = watch::channel(None);
         let (giving_up, given_up) = mpsc::channel(1);
+        let (asking, asked) = mpsc::channel(1);
+        let inbound = Inbound {
+            inputs,
+            asked: asking,
+        };
         tokio::spawn(async move {
-            if let Some(unusable) = stay_connected(endpoint, receiver, inputs, logs).await {
+            if let Some(unusable) = stay_connected(endpoint, receiver, inbound, luggage).await {
                 // Without a receiver the daemon has ended.
                 giving_up.send(unusable).await.ok();
             }
         });
-        Ok(Self { reports, given_up })
+        Ok(Self {
+            reports,
+            given_up,
+            asked,
+        })
     }
 
-    /// Returns if the task has given up.
-    pub(crate) async fn given_up(&mut self) -> Unusable {
-        match self.given_up.recv().await {
-            Some(unusable) => unusable,
-            None => std::future::pending().await,
+    /// Waits for what the task has to tell.
+    pub(crate) async fn told(&mut self) -> Told {
+        tokio::select! {
+            Some(unusable) = self.given_up.recv() => Told::Unusable(unusable),
+            Some(probe) = self.asked.recv() => Told::Asked(probe),
+            else => std::future::pending().await,
         }
     }
 
@@ -81,15 +118,15 @@ impl Link {
 async fn stay_connected(
     endpoint: Endpoint,
     reports: watch::Receiver<Option<WorkerReport>>,
-    inputs: mpsc::Sender<Input>,
-    logs: Logs,
+    inbound: Inbound,
+    luggage: Luggage,
 ) -> Option<Unusable> {
     let mut detect_within = INITIAL_DETECT_WITHIN;
     let mut backoff = BACKOFF_MIN;
     let mut said = Said::default();
     let mut patience = Patience::default();
     let coordinator = endpoint.uri().to_string();
-    while !inputs.is_closed() {
+    while !inbound.inputs.is_closed() {
         let begun = Instant::now();
         let endpoint = endpoint
             .clone()
@@ -103,7 +140,7 @@ async fn stay_connected(
                 let stamp: Stamp = version::stamp;
                 let client = FleetClient::with_interceptor(channel, stamp)
                     .max_decoding_message_size(STATE_BYTES);
-                let ended = run_stream(client, reports.clone(), &inputs, &logs).await;
+                let ended = run_stream(client, reports.clone(), &inbound, &luggage).await;
                 if let Some(received) = ended.detect_within {
                     (detect_within, backoff, said) = (received, BACKOFF_MIN, Said::default());
                     patience.attached();
@@ -184,9 +221,10 @@ impl Said {
 async fn run_stream(
     mut client: FleetClient<InterceptedService<Channel, Stamp>>,
     reports: watch::Receiver<Option<WorkerReport>>,
-    inputs: &mpsc::Sender<Input>,
-    logs: &Logs,
+    inbound: &Inbound,
+    luggage: &Luggage,
 ) -> Ended {
+    let inputs = &inbound.inputs;
     let mut reports = reports;
     // Only new reports are sent on this stream. The coordinator replies after the first report, so
     // `Connected`, which makes the machine report, must be sent before waiting for the reply.
@@ -209,7 +247,7 @@ async fn run_stream(
             causes => format!("{}: {causes}", status.message()),
         }
     };
-    let reason = match client.attach(outgoing(reports, logs.clone())).await {
+    let reason = match client.attach(outgoing(reports, luggage.clone())).await {
         Err(status) => ended(&status),
         Ok(reply) => {
             tracing::info!("attached to the coordinator");
@@ -217,7 +255,7 @@ async fn run_stream(
             loop {
                 match states.message().await {
                     Ok(Some(state)) => {
-                        detect_within = on_state(state, inputs).await.or(detect_within);
+                        detect_within = on_state(state, inbound).await.or(detect_within);
                     }
                     Ok(None) => break "closed by the coordinator".to_owned(),
                     Err(status) => break ended(&status),
@@ -235,12 +273,16 @@ async fn run_stream(
 }
 
 /// Passes the state to the machine. Returns its `detect_within`.
-async fn on_state(state: pb::DesiredState, inputs: &mpsc::Sender<Input>) -> Option<Duration> {
+async fn on_state(mut state: pb::DesiredState, inbound: &Inbound) -> Option<Duration> {
+    if let Some(probe) = state.probe.take() {
+        // Fails while an earlier one is taken; it is repeated.
+        inbound.asked.try_send(probe).ok();
+    }
     match DesiredState::try_from(state) {
         Ok(state) => {
             let detect_within = Duration::from_millis(state.detect_within_ms);
             // A send error is ignored: without a receiver the daemon has ended.
-            let _ = inputs.send(Input::Desired(state)).await;
+            let _ = inbound.inputs.send(Input::Desired(state)).await;
             Some(detect_within)
         }
         Err(error) => {
@@ -250,12 +292,12 @@ async fn on_state(state: pb::DesiredState, inputs: &mpsc::Sender<Input>) -> Opti
     }
 }
 
-/// Every new report, with the log lines since the last one.
+/// Every new report, with the log lines and answers since the last one.
 fn outgoing(
     reports: watch::Receiver<Option<WorkerReport>>,
-    logs: Logs,
+    luggage: Luggage,
 ) -> impl Stream<Item = pb::WorkerReport> + Send + 'static {
-    futures::stream::unfold((reports, logs), |(mut reports, logs)| async move {
+    futures::stream::unfold((reports, luggage), |(mut reports, luggage)| async move {
         loop {
             reports.changed().await.ok()?;
             let report = reports
@@ -263,10 +305,14 @@ fn outgoing(
                 .as_ref()
                 .map(pb::WorkerReport::from);
             if let Some(mut report) = report {
+                report.sick = luggage.gpus.sick().map(|sick| cut(&sick, TEXT_BYTES));
                 shorten(&mut report);
                 let room = REPORT_BYTES.saturating_sub(report.encoded_len());
-                report.logs = logs.take(room).into_iter().map(line_to_wire).collect();
-                return Some((report, (reports, logs)));
+                let lines = luggage.logs.take(room).into_iter();
+                report.logs = lines.map(line_to_wire).collect();
+                let room = REPORT_BYTES.saturating_sub(report.encoded_len());
+                report.answers = luggage.answers.take(room);
+                return Some((report, (reports, luggage)));
             }
         }
     })
@@ -312,6 +358,8 @@ fn line_to_wire(line: Line) -> pb::LogLine {
         rank: line.key.rank.0,
         at_ms: line.at_ms,
         text: line.text,
+        step: line.step,
+        dropped: line.dropped,
     }
 }
 
@@ -390,16 +438,23 @@ mod tests {
         };
         logs.push(Line {
             key,
+            step: Some(3),
             at_ms: 7,
             text: "hello".into(),
+            dropped: 2,
         });
-        let link = Link::start(&url, sender, logs).unwrap();
+        let luggage = Luggage {
+            logs,
+            ..Luggage::default()
+        };
+        let mut link = Link::start(&url, sender, luggage.clone()).unwrap();
 
         assert_eq!(inputs.recv().await, Some(Input::Connected));
         link.report(report(1));
         let (first, states, _reports) = opened.recv().await.unwrap();
         assert_eq!((first.devices, first.logs.len()), (1, 1));
         assert_eq!(first.logs[0].text, "hello");
+        assert_eq!((first.logs[0].step, first.logs[0].dropped), (Some(3), 2));
         let state = DesiredState {
             worker: id(),
             assignments: vec![],
@@ -408,11 +463,17 @@ mod tests {
             refused: vec![],
             successor: None,
         };
-        states
-            .send(Ok(pb::DesiredState::from(&state)))
-            .await
-            .unwrap();
+        let probe = pb::Probe {
+            number: 9,
+            ..Default::default()
+        };
+        let asking = pb::DesiredState {
+            probe: Some(probe.clone()),
+            ..pb::DesiredState::from(&state)
+        };
+        states.send(Ok(asking)).await.unwrap();
         assert_eq!(inputs.recv().await, Some(Input::Desired(state)));
+        assert!(matches!(link.told().await, Told::Asked(it) if it == probe));
         // An invalid state is ignored, and the stream stays open.
         states.send(Ok(pb::DesiredState::default())).await.unwrap();
         drop(states);
@@ -474,7 +535,7 @@ mod tests {
     #[test]
     fn an_invalid_address_is_rejected() {
         let (sender, _events) = mpsc::channel(1);
-        let link = Link::start("not a url", sender, Logs::default());
+        let link = Link::start("not a url", sender, Luggage::default());
         assert!(link.is_err());
     }
 }

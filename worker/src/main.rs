@@ -8,12 +8,14 @@ mod child;
 mod config;
 mod daemon;
 mod doctor;
+mod gpu;
 mod lines;
 mod link;
 mod logs;
 mod metrics;
 mod patience;
 mod peers;
+mod probe;
 mod run_dir;
 mod start;
 

@@ -2,6 +2,7 @@
 //! made from what the daemon's loop last passed here after an input ([`Metrics::update`]). The
 //! daemon itself never reads the metrics.
 
+use crate::gpu::{CLOCKS, Gpus, Reading, THROTTLES};
 use axum::http::HeaderMap;
 use axum::http::header::{ACCEPT, CONTENT_TYPE};
 use axum::{Router, extract::State, response::IntoResponse, routing::get};
@@ -28,6 +29,7 @@ struct Values {
     ranks: BTreeMap<(String, u32), RankValues>,
     /// Rank processes of the newest jobs.
     processes: VecDeque<Processes>,
+    gpus: Gpus,
 }
 
 #[derive(Debug)]
@@ -45,9 +47,10 @@ struct RankValues {
 }
 
 impl Metrics {
-    pub(crate) fn new(devices: u32) -> Self {
+    pub(crate) fn new(devices: u32, gpus: Gpus) -> Self {
         Self(Arc::new(Mutex::new(Values {
             capacity: devices,
+            gpus,
             ..Values::default()
         })))
     }
@@ -132,7 +135,46 @@ impl Values {
             page.set(&table::RANK_STARTS, &[&it.job], it.starts as f64);
             page.set(&table::RANK_FAILURES, &[&it.job], it.failures as f64);
         }
+        for reading in self.gpus.readings() {
+            write_gpu(&mut page, &reading);
+        }
         page
+    }
+}
+
+#[allow(clippy::cast_precision_loss)] // Prometheus has only doubles.
+fn write_gpu(page: &mut Page, it: &Reading) {
+    let gpu = &it.index.to_string();
+    page.set(&table::GPU_INFO, &[gpu, &it.name, &it.uuid], 1.0);
+    page.set(&table::GPU_SICK, &[gpu], f64::from(u8::from(it.sick)));
+    page.set(&table::GPU_XIDS, &[gpu], it.xids as f64);
+    let count = |value: Option<u64>| value.map(|value| value as f64);
+    for (metric, value) in [
+        (&table::GPU_UTILIZATION, it.utilization),
+        (&table::GPU_TEMPERATURE, it.temperature),
+        (&table::GPU_POWER, it.power_watts),
+        (&table::GPU_XID, count(it.newest_xid)),
+    ] {
+        if let Some(value) = value {
+            page.set(metric, &[gpu], value);
+        }
+    }
+    let labelled = [
+        (&table::GPU_MEMORY, "used", count(it.memory_used)),
+        (&table::GPU_MEMORY, "total", count(it.memory_total)),
+        (&table::GPU_ECC_ERRORS, "corrected", count(it.corrected)),
+        (&table::GPU_ECC_ERRORS, "uncorrected", count(it.uncorrected)),
+        (&table::GPU_CLOCK, CLOCKS[0], it.clocks_hz[0]),
+        (&table::GPU_CLOCK, CLOCKS[1], it.clocks_hz[1]),
+    ];
+    for (metric, label, value) in labelled {
+        if let Some(value) = value {
+            page.set(metric, &[gpu, label], value);
+        }
+    }
+    for (reason, throttled) in THROTTLES.iter().zip(it.throttles.iter().flatten()) {
+        let throttled = f64::from(u8::from(*throttled));
+        page.set(&table::GPU_THROTTLED, &[gpu, reason], throttled);
     }
 }
 
@@ -167,7 +209,7 @@ mod tests {
 
     #[test]
     fn every_rank_has_its_own_phases_and_ended_jobs_do_not_add_up() {
-        let metrics = Metrics::new(2);
+        let metrics = Metrics::new(2, Gpus::default());
         for job in 0..10_000 {
             metrics.rank_started(&format!("old-{job}"));
         }

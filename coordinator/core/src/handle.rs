@@ -8,6 +8,7 @@ use crate::outbox::Outbox;
 use crate::record::{Millis, Record};
 use proto::checkpoint::CheckpointRef;
 use proto::id::{JobId, WorkerId};
+use proto::limits::LIST;
 use proto::message::{DesiredState, Peer};
 use proto::reason::Ending;
 use std::collections::BTreeSet;
@@ -250,7 +251,9 @@ impl Coordinator {
         }
     }
 
-    /// The other workers with ranks of a job that has ranks on this one.
+    /// The other workers with ranks of a job that has ranks on this one: as many as a list may
+    /// have. A job has no more workers; those of several jobs may be more, and are then pinged by
+    /// others.
     fn peers(&self, worker: &WorkerId) -> Vec<Peer> {
         let mut others = BTreeSet::new();
         for job in self.jobs.values() {
@@ -263,6 +266,7 @@ impl Coordinator {
         others
             .into_iter()
             .filter_map(|it| self.fleet.peer(it))
+            .take(LIST)
             .collect()
     }
 }

@@ -51,5 +51,6 @@ pub use config::{Config, WaitingQuotas};
 pub use deadline::Deadlines;
 pub use fleet::Displaced;
 pub use machine::Coordinator;
+pub use queue::QueuePlace;
 pub use view::EndedJob;
 pub use view_model::{JobView, RankView, SetAside, UnitsView, View, WaitsFor, Why, WorkerView};

@@ -1,8 +1,9 @@
 //! `coordinator compare`: two jobs beside each other: what was set differently, and how they learn
-//! at equal steps.
+//! at equal steps; of twins, the paired difference.
 
 use super::client::{self, connect};
 use super::{Global, Outcome, Output, print_json, table};
+use crate::paired;
 use crate::text::{duration, outln};
 use anyhow::{Context, Result};
 use clap::Args;
@@ -45,6 +46,11 @@ pub(crate) async fn compare(global: &Global, args: &CompareArgs) -> Result<Outco
     };
     let settings = differences(&a.settings, &b.settings);
     let losses = losses(&a.steps, &b.steps);
+    let apart = paired::apart(&a.view, &b.view);
+    let paired = match &apart {
+        None => paired::difference(&a.steps, &b.steps),
+        Some(_) => None,
+    };
     match global.output {
         Output::Json => print_json(&serde_json::json!({
             "jobs": [a.view.job, b.view.job],
@@ -54,8 +60,23 @@ pub(crate) async fn compare(global: &Global, args: &CompareArgs) -> Result<Outco
             "losses": losses.iter().map(|it| serde_json::json!({
                 "from_step": it.from, "to_step": it.to, "a": it.a, "b": it.b,
             })).collect::<Vec<_>>(),
+            "paired": paired.map(|it| serde_json::json!({
+                "mean": it.mean, "low": it.low, "high": it.high, "steps": it.images,
+            })),
+            "not_paired": apart,
         })),
-        Output::Table => print(a, b, &settings, &losses),
+        Output::Table => {
+            print(a, b, &settings, &losses);
+            let names = [a.view.job.as_str(), b.view.job.as_str()];
+            match (paired, apart) {
+                (Some(found), _) => outln!("{}", paired::text(&found, names)),
+                (None, Some(because)) => outln!("not paired, because {because}"),
+                (None, None) => outln!(
+                    "not paired yet: they need {} steps in common",
+                    paired::STEPS_MIN
+                ),
+            }
+        }
     }
     Ok(Outcome::True)
 }

@@ -98,6 +98,18 @@ fn plot(view: &pb::JobView, steps: &[pb::StepReport], file: &Path) -> Result<()>
         .with_context(|| format!("cannot write {}", file.display()))
 }
 
+/// `place 2 of 5; may start in about 1h20m`.
+pub(crate) fn queue_text(queue: &pb::QueuePlace) -> String {
+    let place = format!("place {} of {}", queue.place, queue.waiting);
+    match queue.starts_in_ms {
+        Some(ms) => {
+            let starts = duration(Duration::from_secs((ms / 1000).max(1)));
+            format!("{place}; may start in about {starts}, if running jobs go on as they do now")
+        }
+        None => format!("{place}; when it starts cannot be said yet"),
+    }
+}
+
 fn print(view: &pb::JobView, summary: Option<&Summary>) {
     let now = now_ms();
     line("job", &view.job);
@@ -107,6 +119,9 @@ fn print(view: &pb::JobView, summary: Option<&Summary>) {
     );
     for sentence in view.pressure.iter().filter_map(pb::Reason::sentence) {
         line("meanwhile", &sentence);
+    }
+    if let Some(queue) = &view.queue {
+        line("queue", &queue_text(queue));
     }
     line("submitted", &ago(view.submitted_ms, now));
     if view.ended_ms != 0 {

@@ -15,13 +15,23 @@ pub(crate) fn ended(view: &pb::JobView) -> impl Iterator<Item = String> {
     view.evaluations
         .iter()
         .filter_map(|it| match it.state.as_str() {
-            "scored" => Some(format!("step {} is evaluated: {}", it.step, scores(it))),
+            "scored" => Some(format!(
+                "step {} is evaluated: {}; images in {}",
+                it.step,
+                scores(it),
+                images_of(view, &it.job)
+            )),
             "unscored" => Some(format!(
                 "step {} has no scores: {}: {}",
                 it.step, it.job, it.reason
             )),
             _ => None,
         })
+}
+
+/// The URL of the folder of a job's images.
+pub(crate) fn images_of(view: &pb::JobView, job: &str) -> String {
+    format!("{}/jobs/{job}/images", view.store_url.trim_end_matches('/'))
 }
 
 /// `clip_i 0.7312, clip_t 0.2311, keep_best 0.1690`.
@@ -166,6 +176,7 @@ mod tests {
             ],
             evaluation_due: Some(8),
             evaluations_skipped: 2,
+            store_url: "file:///store".to_owned(),
             ..Default::default()
         }
     }
@@ -177,7 +188,7 @@ mod tests {
             ended,
             [
                 "step 2 is evaluated: clip_i 0.5000, clip_t 0.2500, keep_best 0.1250, 1 of 4 \
-                 images failed",
+                 images failed; images in file:///store/jobs/demo-eval-2/images",
                 "step 4 has no scores: demo-eval-4: it was cancelled",
             ]
         );

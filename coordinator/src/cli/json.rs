@@ -8,6 +8,19 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 pub(crate) fn job(view: &pb::JobView) -> Value {
+    let mut value = all_but_queue(view);
+    // One field more than one `json!` takes.
+    value["queue"] = view.queue.as_ref().map_or(Value::Null, |it| {
+        json!({
+            "place": it.place,
+            "waiting": it.waiting,
+            "starts_in_ms": it.starts_in_ms,
+        })
+    });
+    value
+}
+
+fn all_but_queue(view: &pb::JobView) -> Value {
     json!({
         "job": view.job,
         "name": view.name,
@@ -176,6 +189,7 @@ pub(crate) fn worker(worker: &pb::WorkerView) -> Value {
         "devices_used": worker.devices_used,
         "up": worker.up,
         "drained": worker.drained,
+        "sick": worker.sick,
         "apart": worker.unreachable,
         "jobs": worker.jobs,
         "last_heard_ms": worker.last_heard_ms,
@@ -192,7 +206,9 @@ pub(crate) fn log_line(line: &pb::LogLine) -> Value {
         "job": line.job,
         "generation": line.generation,
         "rank": line.rank,
+        "step": line.step,
         "at_ms": line.at_ms,
+        "dropped": line.dropped,
         "text": line.text,
     })
 }

@@ -11,7 +11,11 @@ use proto::printable::printable_json;
 
 #[derive(Debug, Args)]
 pub(crate) struct LogsArgs {
-    job: String,
+    #[arg(required_unless_present = "own")]
+    job: Option<String>,
+    /// The newest lines of the coordinator's own log, since it started
+    #[arg(long = "self", conflicts_with_all = ["job", "rank"])]
+    own: bool,
     /// Only lines of this rank
     #[arg(long)]
     rank: Option<u32>,
@@ -22,7 +26,7 @@ pub(crate) struct LogsArgs {
     /// 2026-01-31). The time of a line is that of its worker's clock
     #[arg(long, value_name = "DURATION|TIME", value_parser = Since::parse)]
     since: Option<Since>,
-    /// Keep printing new lines until the job ends
+    /// Keep printing new lines until the job ends; with --self, until Ctrl-C
     #[arg(short, long)]
     follow: bool,
 }
@@ -30,7 +34,8 @@ pub(crate) struct LogsArgs {
 pub(crate) async fn logs(global: &Global, args: &LogsArgs) -> Result<Outcome> {
     let mut client = connect(global).await?;
     let request = pb::LogsRequest {
-        job: args.job.clone(),
+        job: args.job.clone().unwrap_or_default(),
+        own: args.own,
         rank: args.rank,
         follow: args.follow,
         tail: args.tail,
@@ -42,10 +47,24 @@ pub(crate) async fn logs(global: &Global, args: &LogsArgs) -> Result<Outcome> {
         match global.output {
             Output::Json => outln!("{}", printable_json(&json::log_line(&line).to_string())),
             Output::Table => {
-                let (at, generation, rank) = (rfc3339(line.at_ms), line.generation, line.rank);
-                outln!("{at} g{generation} r{rank} {}", line.text);
+                if 0 < line.dropped {
+                    outln!("… {} lines are not kept", line.dropped);
+                }
+                outln!("{}", shown(&line, args.own));
             }
         }
     }
     Ok(Outcome::True)
+}
+
+/// A line of the coordinator's own log has its time already.
+fn shown(line: &pb::LogLine, own: bool) -> String {
+    if own {
+        return line.text.clone();
+    }
+    let (at, generation, rank) = (rfc3339(line.at_ms), line.generation, line.rank);
+    let step = line
+        .step
+        .map_or_else(String::new, |step| format!(" s{step}"));
+    format!("{at} g{generation} r{rank}{step} {}", line.text)
 }

@@ -2,6 +2,7 @@
 //! coordinator or the object store, and prints a table for people or JSON for programs. `serve`
 //! uses nothing of it.
 
+mod ask;
 mod audit;
 mod build;
 mod checkpoint;
@@ -22,16 +23,22 @@ mod job;
 mod json;
 mod ledger;
 mod logs;
+mod manual;
 mod new;
 mod patience;
 mod preview;
 mod provenance;
 mod reference;
 mod sample;
+mod spark;
+mod stacks;
 mod state;
 mod submit;
 mod target;
 mod tensorboard;
+mod twins;
+mod top;
+mod trace;
 mod watch;
 mod why;
 mod worker;
@@ -51,9 +58,18 @@ const VERSION: &str = concat!(
     ")"
 );
 
+const EXIT_CODES: &str = "Exit codes: 0 what was asked for is true; 1 it is not, or the command \
+    failed; 2 wrong arguments; 141 the reader of the output went away.";
+
 /// Trains RetriNet on a cluster of workers.
 #[derive(Debug, Parser)]
-#[command(name = "coordinator", version = VERSION, about, max_term_width = 100)]
+#[command(
+    name = "coordinator",
+    version = VERSION,
+    about,
+    max_term_width = 100,
+    after_help = EXIT_CODES
+)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -104,6 +120,8 @@ pub(crate) enum Command {
     Submit(submit::SubmitArgs),
     /// Print a commented job file to start from
     New(new::NewArgs),
+    /// Watch jobs and workers at a glance; prints once into a pipe
+    Top(top::TopArgs),
     /// List jobs, the newest last
     Jobs(job::JobsArgs),
     /// Show one job: phase and reason, members, step times, checkpoints and incidents
@@ -118,6 +136,10 @@ pub(crate) enum Command {
     Events(events::EventsArgs),
     /// List what went wrong in a job, or in all jobs in memory
     Incidents(events::IncidentsArgs),
+    /// Show where every thread of a job's ranks is now
+    Stacks(stacks::StacksArgs),
+    /// Write what a job's ranks did in some steps, and when, for Perfetto or chrome://tracing
+    Trace(trace::TraceArgs),
     /// Print a job's steps as CSV or JSON lines, or write them for TensorBoard
     Curve(export_curve::CurveArgs),
     /// Compare two jobs: their settings, and their losses at equal steps
@@ -165,6 +187,10 @@ pub(crate) enum Command {
     Evaluate(evaluate::EvaluateArgs),
     /// Generate images on a worker with a job's checkpoint, and download them
     Sample(sample::SampleArgs),
+    /// Print a script that completes commands in a shell
+    Completions(manual::CompletionsArgs),
+    /// Print the manual page, or write one for each command
+    Man(manual::ManArgs),
 }
 
 /// The result of a command without an error. `True` is exit code 0; `False` is exit code 1.
@@ -181,6 +207,9 @@ pub(crate) async fn run(global: &Global, command: Command) -> Result<Outcome> {
         Command::Serve { .. } | Command::Inspect => unreachable!("main handles them"),
         Command::Submit(args) => submit::submit(global, &args).await,
         Command::New(args) => new::new(global, &args),
+        Command::Top(args) => top::top(global, &args).await,
+        Command::Completions(args) => Ok(manual::completions(&args)),
+        Command::Man(args) => manual::man(&args),
         Command::Jobs(args) => job::jobs(global, &args).await,
         Command::Describe(args) => describe::describe(global, &args).await,
         Command::Watch { job } => watch::watch(global, &job).await,
@@ -188,6 +217,8 @@ pub(crate) async fn run(global: &Global, command: Command) -> Result<Outcome> {
         Command::Why { job } => why::why(global, &job).await,
         Command::Events(args) => events::events(global, &args).await,
         Command::Incidents(args) => events::incidents(global, &args).await,
+        Command::Stacks(args) => stacks::stacks(global, &args).await,
+        Command::Trace(args) => trace::trace(global, &args).await,
         Command::Curve(args) => export_curve::curve(global, &args).await,
         Command::Compare(args) => compare::compare(global, &args).await,
         Command::Goodput(args) => goodput::goodput(global, &args).await,

@@ -1,5 +1,5 @@
 //! `coordinator new`: a commented job file to start from. The texts are the examples of
-//! `deploy/jobs`, which document every field and are checked by a test.
+//! `deploy/jobs` and `deploy/pipelines`, which document every field and are checked by tests.
 
 use super::{Global, Outcome};
 use crate::text::outln;
@@ -15,6 +15,8 @@ pub(crate) enum Kind {
     Train,
     Sample,
     Evaluate,
+    /// A data set in stages: for `coordinator dataset build`
+    Build,
 }
 
 #[derive(Debug, Args)]
@@ -35,6 +37,16 @@ impl Kind {
             Self::Train => include_str!("../../../deploy/jobs/demo.toml"),
             Self::Sample => include_str!("../../../deploy/jobs/sample.toml"),
             Self::Evaluate => include_str!("../../../deploy/jobs/evaluate.toml"),
+            Self::Build => include_str!("../../../deploy/pipelines/danbooru.toml"),
+        }
+    }
+
+    /// What the user does next.
+    fn next(self) -> &'static str {
+        match self {
+            Self::Train | Self::Sample => "coordinator submit --dry-run",
+            Self::Evaluate => "coordinator evaluate --dry-run",
+            Self::Build => "coordinator dataset build --dry-run",
         }
     }
 }
@@ -52,8 +64,9 @@ pub(crate) fn new(_: &Global, args: &NewArgs) -> Result<Outcome> {
             file.write_all(text.as_bytes())
                 .with_context(|| format!("cannot write {}", path.display()))?;
             outln!(
-                "{} is a start: adapt it, then `coordinator submit --dry-run`",
-                path.display()
+                "{path} is a start: adapt it, then `{} {path}`",
+                args.kind.next(),
+                path = path.display()
             );
         }
     }
@@ -71,7 +84,7 @@ fn named(text: &str, name: &str) -> Result<String> {
     }
     let mut found = false;
     let lines = text.lines().map(|line| {
-        if !found && line.starts_with("name = ") {
+        if !found && (line.starts_with("name = ") || line.starts_with("# name = ")) {
             found = true;
             format!("name = \"{name}\"\n")
         } else {

@@ -5,7 +5,7 @@ use super::client::{self, Client, connect, request_error};
 use super::evaluate::open;
 use super::patience::aloud;
 use super::reference::{self, Upload};
-use super::{Global, Outcome, Output, evaluate, print_json, watch};
+use super::{Global, Outcome, Output, describe, evaluate, print_json, twins, watch};
 use crate::pin::{PinError, check_init, pin, pin_dataset};
 use crate::text::{errln, outln};
 use anyhow::{Context, Result, anyhow};
@@ -20,10 +20,10 @@ use std::path::{Path, PathBuf};
 pub(crate) struct SubmitArgs {
     /// The job file; deploy/jobs/demo.toml documents every field
     #[arg(value_name = "job.toml")]
-    file: PathBuf,
+    pub(super) file: PathBuf,
     /// Check everything here and on the coordinator, but store nothing
     #[arg(long)]
-    dry_run: bool,
+    pub(super) dry_run: bool,
     /// With --dry-run: ask no coordinator. What cannot be reached from this machine is not checked,
     /// and said
     #[arg(long, requires = "dry_run")]
@@ -31,6 +31,10 @@ pub(crate) struct SubmitArgs {
     /// Follow the job until it ends; exit code 0 only if it is done
     #[arg(long, conflicts_with = "dry_run")]
     watch: bool,
+    /// Submit this job too, as a twin: both see the same samples in the same order with the same
+    /// noise, so that `compare` can tell a small difference from chance
+    #[arg(long, value_name = "job.toml", conflicts_with_all = ["watch", "offline"])]
+    twin: Option<PathBuf>,
     /// Set a key of the job file, such as train.steps=10; may be given several times
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -55,6 +59,7 @@ impl SubmitArgs {
             dry_run,
             offline: false,
             watch,
+            twin: None,
             set: Vec::new(),
             name: None,
             labels: Vec::new(),
@@ -65,6 +70,9 @@ impl SubmitArgs {
 }
 
 pub(crate) async fn submit(global: &Global, args: &SubmitArgs) -> Result<Outcome> {
+    if let Some(twin) = &args.twin {
+        return twins::submit(global, args, twin).await;
+    }
     let mut job = Submission::read(&args.file)?;
     job.about(args)?;
     if args.offline {
@@ -126,6 +134,7 @@ pub(crate) async fn submit(global: &Global, args: &SubmitArgs) -> Result<Outcome
                 errln!("{note}");
             }
             outln!("{}", reply.job);
+            say_place(&mut client, &reply.job).await;
         }
     }
     if args.watch {
@@ -135,8 +144,20 @@ pub(crate) async fn submit(global: &Global, args: &SubmitArgs) -> Result<Outcome
     }
 }
 
+/// Where a job that must wait stands in the queue. The job is submitted: an error is no failure.
+async fn say_place(client: &mut Client, job: &str) {
+    let request = pb::JobRequest {
+        job: job.to_owned(),
+    };
+    if let Ok(view) = client.describe_job(request).await
+        && let Some(queue) = &view.get_ref().queue
+    {
+        errln!("queued: {}", describe::queue_text(queue));
+    }
+}
+
 /// A job to submit, as the user wrote it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Submission {
     /// For error messages.
     pub(crate) file_name: String,
@@ -164,7 +185,7 @@ impl About {
 }
 
 /// What the user says about a job beside its file.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct About {
     pub(crate) owner: String,
     pub(crate) labels: HashMap<String, String>,
@@ -172,7 +193,7 @@ pub(crate) struct About {
 }
 
 impl Submission {
-    fn read(file: &Path) -> Result<Self> {
+    pub(super) fn read(file: &Path) -> Result<Self> {
         let file_name = file.display().to_string();
         let text =
             std::fs::read_to_string(file).with_context(|| format!("cannot read {file_name}"))?;
@@ -188,7 +209,7 @@ impl Submission {
     }
 
     /// Takes over what the command line sets.
-    fn about(&mut self, args: &SubmitArgs) -> Result<()> {
+    pub(super) fn about(&mut self, args: &SubmitArgs) -> Result<()> {
         let name = args.name.iter().map(|name| Override {
             key: "name".to_owned(),
             value: format!("{name:?}"),
@@ -241,7 +262,7 @@ pub(crate) async fn send(
 
 /// Checks the job on the user's machine, where its files are. Its training data must exist. Returns
 /// what the user should know of them, too.
-async fn check(job: &Submission) -> Result<(JobSpec, Vec<String>)> {
+pub(super) async fn check(job: &Submission) -> Result<(JobSpec, Vec<String>)> {
     let spec = proto::job::parse(&job.file_name, &job.text, Some(&job.directory))?;
     let notes = match &spec.work {
         Work::Train(work) => match aloud(&inputs(work), pin(work)).await {

@@ -4,6 +4,7 @@
 
 use super::client::{Client, connect, is_retryable, request_error};
 use super::interrupt::Interrupt;
+use super::spark::sparkline;
 use super::{Global, Outcome, Output, evaluations, json, print_json};
 use crate::text::{duration, errln, outln};
 use anyhow::{Result, anyhow};
@@ -23,6 +24,10 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 const LINES_PER_JOB: u64 = 20;
 /// Window over which samples/s and time left are measured.
 const RATE_WINDOW: Duration = Duration::from_secs(30);
+/// Steps whose losses are drawn.
+const LOSSES: usize = 16;
+/// A narrower terminal has no room for the bar.
+const BAR_COLUMNS: usize = 72;
 
 pub(crate) async fn watch(global: &Global, job: &str) -> Result<Outcome> {
     let view = follow(global, job).await?;
@@ -147,8 +152,12 @@ fn last_line(view: &pb::JobView) -> String {
         .map_or_else(String::new, |it| format!(", loss {:.4}", it.loss));
     let best = evaluations::best_text(view);
     let best = best.map_or_else(String::new, |best| format!(", {best}"));
+    let images = match view.work.as_str() {
+        "sample" | "evaluate" => format!("; images in {}", evaluations::images_of(view, &view.job)),
+        _ => String::new(),
+    };
     format!(
-        "{phase}: {} after {}, {} {}{loss}{best}: {}",
+        "{phase}: {} after {}, {} {}{loss}{best}: {}{images}",
         view.job,
         duration(took),
         progress_noun(view),
@@ -194,6 +203,8 @@ fn units_text(view: &pb::JobView, units: &pb::UnitsView) -> String {
 struct Progress {
     /// Steps and when they were first seen, over the last [`RATE_WINDOW`].
     seen: VecDeque<(Instant, u64)>,
+    /// The newest losses that were seen, oldest first.
+    losses: VecDeque<f64>,
 }
 
 impl Progress {
@@ -212,6 +223,10 @@ impl Progress {
         }
         if self.seen.back().is_none_or(|(_, seen)| *seen < view.step) {
             self.seen.push_back((now, view.step));
+            if self.losses.len() == LOSSES {
+                self.losses.pop_front();
+            }
+            self.losses.push_back(step.loss);
         }
         while 2 < self.seen.len() && RATE_WINDOW < now.duration_since(self.seen[0].0) {
             self.seen.pop_front();
@@ -244,6 +259,8 @@ struct Display {
     phase: String,
     /// The ends of evaluations that were printed, or were there from the beginning.
     evaluated: Option<BTreeSet<String>>,
+    /// When the newest incident was that was printed, or was there from the beginning.
+    incident_ms: Option<u64>,
     line_at: Instant,
     line_at_position: u64,
 }
@@ -251,7 +268,12 @@ struct Display {
 impl Display {
     fn new(job: &str) -> Self {
         let bar = shell::terminal::can_redraw().then(|| {
-            let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {msg}");
+            // The message is cut to what is left of the line, so that none wraps.
+            let template = match shell::terminal::size() {
+                Some((_, columns)) if columns < BAR_COLUMNS => "{prefix} {pos}/{len} {wide_msg}",
+                _ => "{prefix} {bar:20} {pos}/{len} {wide_msg}",
+            };
+            let style = ProgressStyle::with_template(template);
             let style = style.expect("the template is a valid constant");
             let bar = ProgressBar::new(0)
                 .with_style(style)
@@ -266,6 +288,7 @@ impl Display {
             progress: Progress::default(),
             phase: String::new(),
             evaluated: None,
+            incident_ms: None,
             line_at: now,
             line_at_position: 0,
         }
@@ -287,11 +310,18 @@ impl Display {
             }
         }
         self.evaluated = Some(lines);
+        self.show_incidents(view);
         let (at, end) = position(view);
         if let Some(bar) = &self.bar {
             bar.set_length(end);
             bar.set_position(at);
-            bar.set_message(text);
+            let losses = sparkline(self.progress.losses.iter().copied());
+            let text = if losses.is_empty() {
+                text
+            } else {
+                format!("{losses} {text}")
+            };
+            bar.set_message(Printable(text).to_string());
             return;
         }
         let every = (end / LINES_PER_JOB).max(1);
@@ -303,6 +333,17 @@ impl Display {
             let (noun, progress) = (progress_noun(view), super::job::progress(view));
             self.print(&format!("{noun} {progress}, {text}"));
         }
+    }
+
+    /// Those since the last view.
+    fn show_incidents(&mut self, view: &pb::JobView) {
+        let newest = view.incidents.iter().map(|it| it.at_ms).max();
+        if let Some(known) = self.incident_ms {
+            for incident in view.incidents.iter().filter(|it| known < it.at_ms) {
+                self.print(&format!("incident: {}", incident.sentence()));
+            }
+        }
+        self.incident_ms = newest.max(self.incident_ms).or(Some(0));
     }
 
     fn print(&self, text: &str) {
@@ -357,6 +398,39 @@ mod tests {
     }
 
     #[test]
+    fn losses_are_drawn_and_incidents_are_told_once() {
+        let (mut progress, now) = (Progress::default(), Instant::now());
+        for step in 1..=LOSSES as u64 + 4 {
+            progress.text(&view(step), now);
+        }
+        assert_eq!(
+            sparkline(progress.losses.iter().copied()),
+            "▁".repeat(LOSSES)
+        );
+        let incident = |at_ms| pb::Incident {
+            at_ms,
+            what: "a rank failed".into(),
+            ..Default::default()
+        };
+        let mut display = Display::new("demo-1");
+        let mut show = |times: &[u64]| {
+            display.show_incidents(&pb::JobView {
+                incidents: times.iter().map(|at| incident(*at)).collect(),
+                ..view(1)
+            });
+            display.incident_ms
+        };
+        assert_eq!(show(&[]), Some(0), "from now on every incident is new");
+        assert_eq!(show(&[5]), Some(5));
+        assert_eq!(show(&[5, 9]), Some(9));
+        assert_eq!(
+            show(&[]),
+            Some(9),
+            "old ones are forgotten by the coordinator"
+        );
+    }
+
+    #[test]
     fn the_last_line_says_how_it_ended() {
         let ended = pb::JobView {
             phase: Phase::Failed.to_string(),
@@ -367,6 +441,17 @@ mod tests {
         assert_eq!(
             last_line(&ended),
             "Failed: demo-1 after 1m01s, step 7/100, loss 0.5000: no space"
+        );
+        let sampled = pb::JobView {
+            work: "sample".into(),
+            store_url: "file:///store/".into(),
+            last_step: None,
+            ..ended
+        };
+        let line = last_line(&sampled);
+        assert!(
+            line.ends_with("; images in file:///store/jobs/demo-1/images"),
+            "{line}"
         );
     }
 }

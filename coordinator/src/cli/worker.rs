@@ -51,6 +51,9 @@ fn state(worker: &pb::WorkerView) -> String {
         (false, true) => "down, drained",
     };
     let mut state = state.to_owned();
+    if let Some(sick) = &worker.sick {
+        state += &format!(", sick: {sick}");
+    }
     if !worker.unreachable.is_empty() {
         state += &format!(", cannot reach {}", worker.unreachable.join(", "));
     }
@@ -85,5 +88,11 @@ mod tests {
         worker.unreachable = vec!["w2".to_owned()];
         worker.displaced = None;
         assert_eq!(state(&worker), "up, cannot reach w2");
+        worker.sick = Some("GPU 3 reported Xid 79".to_owned());
+        worker.drained = true;
+        assert_eq!(
+            state(&worker),
+            "drained, sick: GPU 3 reported Xid 79, cannot reach w2"
+        );
     }
 }

@@ -9,5 +9,7 @@ pub mod exposition;
 mod fields;
 pub mod log;
 pub mod print;
+pub mod recent;
 pub mod signals;
 pub mod terminal;
+pub mod threads;

@@ -3,6 +3,7 @@
 //! that cannot be written are counted, and the number is logged with the next line that can.
 
 use crate::fields::Fields;
+use crate::recent;
 use crate::terminal;
 use proto::printable::printable_json;
 use proto::settings::{Log, LogFormat};
@@ -85,6 +86,7 @@ pub fn announce(text: Arguments<'_>) {
 /// Adds lines to the log, which must be escaped already. False if this process has none.
 pub(crate) fn line(text: Arguments<'_>) -> bool {
     let Some(queue) = LOG.get() else { return false };
+    recent::add(text.to_string().as_bytes());
     queue.push(Stream::Err, format!("{text}\n").into_bytes());
     true
 }
@@ -258,6 +260,7 @@ impl Write for Writer {
                 printable_json(&text).into_owned().into_bytes()
             }
         };
+        recent::add(&shown);
         self.queue.push(Stream::Err, shown);
         Ok(line.len())
     }

@@ -41,6 +41,23 @@ pub fn out_lines(text: &str) {
     write_out(format_args!("{}", printable_lines(text)));
 }
 
+/// Replaces what the terminal at stdout shows with these lines, which must fit into it.
+pub fn redraw(lines: &[String]) {
+    let lines: Vec<String> = lines
+        .iter()
+        .map(|line| Printable(line).to_string())
+        .collect();
+    let mut stdout = std::io::stdout().lock();
+    // Home; each line, and nothing after it; nothing below.
+    let page = format!("\u{1b}[H{}\u{1b}[K\u{1b}[J", lines.join("\u{1b}[K\r\n"));
+    let written = stdout
+        .write_all(page.as_bytes())
+        .and_then(|()| stdout.flush());
+    if written.is_err() {
+        std::process::exit(READER_GONE);
+    }
+}
+
 fn write_out(text: Arguments<'_>) {
     let mut stdout = std::io::stdout().lock();
     let written = writeln!(stdout, "{text}").and_then(|()| stdout.flush());

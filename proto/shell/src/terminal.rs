@@ -12,6 +12,30 @@ pub fn can_redraw() -> bool {
     )
 }
 
+/// The same of standard output.
+#[must_use]
+pub fn can_redraw_output() -> bool {
+    redraws(
+        std::io::stdout().is_terminal(),
+        std::env::var("TERM").ok().as_deref(),
+    )
+}
+
+/// Rows and columns of the terminal at standard output, or else at standard error. None: there is
+/// none, or it does not say.
+#[must_use]
+pub fn size() -> Option<(usize, usize)> {
+    let known = |size: rustix::termios::Winsize| {
+        let (rows, columns) = (usize::from(size.ws_row), usize::from(size.ws_col));
+        (0 < rows && 0 < columns).then_some((rows, columns))
+    };
+    let of_stdout = rustix::termios::tcgetwinsize(std::io::stdout()).ok();
+    let of_stderr = || rustix::termios::tcgetwinsize(std::io::stderr()).ok();
+    of_stdout
+        .and_then(known)
+        .or_else(|| of_stderr().and_then(known))
+}
+
 /// Whether standard error shows colours: [`can_redraw`], and `NO_COLOR` is not set
 /// (<https://no-color.org>).
 #[must_use]

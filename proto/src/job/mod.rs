@@ -375,6 +375,7 @@ fn train_toml(train: &Train) -> TrainToml {
         time_limit: Some(train.time_limit.map_or(NO_LIMIT.into(), duration::format)),
         // Written where the job uses them.
         evaluate_every: None,
+        samples_every: None,
         evaluate_on: None,
         optimizer: OptimizerToml {
             name: Some(OptimizerName::AdamW),

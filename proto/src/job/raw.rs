@@ -350,6 +350,8 @@ pub(super) struct TrainToml {
     /// A duration, or [`super::NO_LIMIT`].
     pub(super) time_limit: Option<String>,
     pub(super) evaluate_every: Option<u64>,
+    /// Stands for [`Self::evaluate_every`] with a plan that has no scores.
+    pub(super) samples_every: Option<u64>,
     pub(super) evaluate_on: Option<EvaluateOn>,
     #[serde(default)]
     pub(super) optimizer: OptimizerToml,

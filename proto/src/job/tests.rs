@@ -114,8 +114,8 @@ fn unknown_keys_get_a_suggestion() {
         `clip`, `ema`, `face_loss_weight`, `target_mask_threshold`, `loss_weighting`, \
         `edge_loss_weight`, `kl_loss_weight`, `mask_loss`, `localization`, `precision`, \
         `on_nonfinite`, `latent_cache_mib`, `reduction`, `threads`, `digest_every`, \
-        `validate_every`, `validate_samples`, `time_limit`, `evaluate_every`, `evaluate_on`, \
-        `optimizer`; did you mean `global_batch`?",
+        `validate_every`, `validate_samples`, `time_limit`, `evaluate_every`, `samples_every`, \
+        `evaluate_on`, `optimizer`; did you mean `global_batch`?",
     );
     check(
         "architecture = \"retrinet\"",

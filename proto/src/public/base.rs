@@ -16,8 +16,8 @@ pub struct Part {
     pub name: &'static str,
     /// Its folder in the layout of `diffusers`.
     pub folder: &'static str,
-    /// Another folder that may hold it: Kandinsky's name, or that of a whole CLIP, of which an
-    /// image encoder is one tower.
+    /// Another folder that may hold it: Kandinsky's name, or that of a whole CLIP, of which a text
+    /// encoder and an image encoder are one tower each.
     pub also: Option<&'static str>,
     /// Prefix of its tensor names in a single file.
     pub prefix: &'static str,
@@ -50,7 +50,7 @@ pub const PARTS: [Part; 3] = [
     Part {
         name: "text_encoder",
         folder: "text_encoder",
-        also: None,
+        also: Some(CLIP.folder),
         prefix: SINGLE_FILE_TEXT,
     },
     Part {

@@ -10,6 +10,7 @@ pub mod fake_s3;
 pub mod http;
 pub mod job;
 pub mod network;
+pub mod nvml;
 pub mod process;
 pub mod prometheus;
 pub mod reason;

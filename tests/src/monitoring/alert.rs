@@ -52,6 +52,11 @@ pub fn alerts() -> Vec<Alert> {
     };
     let waiting = |reason| select(&table::JOBS_WAITING, &[("reason", "=", reason)]);
     let lag = |bound| select_bucket(bound);
+    let sick = |instance| {
+        let name = worker::GPU_SICK.name;
+        format!("{name}{{gpu=\"3\",instance=\"{instance}\"}}")
+    };
+    let notified = |outcome| select(&table::NOTIFICATIONS, &[("outcome", "=", outcome)]);
     vec![
         Alert {
             name: "RetriCoordinatorDown",
@@ -304,6 +309,33 @@ pub fn alerts() -> Vec<Alert> {
             fires: vec![(all(&table::CHECKPOINT_FAILURES), "0+1x20")],
             labels: vec![],
             quiet: vec![(all(&table::CHECKPOINT_FAILURES), "1x20")],
+            at: "18m",
+        },
+        Alert {
+            name: "RetriGpuSick",
+            expression: format!("{} == 1", all(&worker::GPU_SICK)),
+            hold: "1m",
+            severity: "ticket",
+            summary: "GPU {{ $labels.gpu }} of {{ $labels.instance }} has errors of its hardware",
+            runbook: "what-if-a-gpu-is-sick",
+            fires: vec![(sick("w1:7072"), "0 1x20")],
+            labels: vec![("gpu", "3"), ("instance", "w1:7072")],
+            quiet: vec![(sick("w1:7072"), "0x20")],
+            at: "10m",
+        },
+        Alert {
+            name: "RetriNotificationsDropped",
+            expression: format!("increase({}[30m]) > 0", notified("dropped")),
+            hold: "0m",
+            severity: "ticket",
+            summary: "Notifications of jobs are dropped: their receiver does not take them",
+            runbook: "why-was-nobody-told",
+            fires: vec![(notified("dropped"), "0+1x20")],
+            labels: vec![("outcome", "dropped")],
+            quiet: vec![
+                (notified("dropped"), "3x20"),
+                (notified("retried"), "0+1x20"),
+            ],
             at: "18m",
         },
         Alert {

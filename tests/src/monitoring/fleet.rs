@@ -4,8 +4,7 @@
 use super::panel::{AMBER, Dashboard, GREEN, Panel, RED, bars, graph, stat, target, timeline};
 use super::training::{goodput, or_none};
 use super::{buckets, select};
-use proto::metric::Metric;
-use proto::metric::coordinator as table;
+use proto::metric::{Metric, coordinator as table, worker};
 use serde_json::Value;
 
 const NEVER: f64 = f64::NEG_INFINITY;
@@ -19,7 +18,8 @@ pub(super) fn dashboard() -> Value {
         rows: vec![
             ("Now", now()),
             ("Workers and jobs", fleet()),
-            ("Coordinator", coordinator()),
+            ("GPUs", gpus()),
+            ("Coordinator", [coordinator(), outward()].concat()),
         ],
     }
     .json()
@@ -250,6 +250,98 @@ fn slowest(metric: &Metric, label: &str) -> String {
     )
 }
 
+/// Empty where no worker has NVML.
+fn gpus() -> Vec<Panel> {
+    const LEGEND: &str = "{{instance}} {{gpu}}";
+    let plain = |title, description, unit, metric: &Metric| {
+        graph(
+            title,
+            description,
+            unit,
+            vec![target(select(metric, &[]), LEGEND)],
+        )
+        .from_zero()
+        .sized(8, 7)
+    };
+    let used = format!(
+        "{} / on (instance, gpu) {}",
+        select(&worker::GPU_MEMORY, &[("state", "=", "used")]),
+        select(&worker::GPU_MEMORY, &[("state", "=", "total")])
+    );
+    let increase = |metric: &Metric, matchers: &[(&str, &str, &str)]| {
+        let series = select(metric, matchers);
+        format!("sum by (instance, gpu) (increase({series}[$__rate_interval]))")
+    };
+    vec![
+        plain(
+            "Utilization",
+            "Part of the time in which a kernel ran. Low while a job trains: it waits for samples \
+            or for other ranks",
+            "percentunit",
+            &worker::GPU_UTILIZATION,
+        ),
+        graph(
+            "Memory",
+            "Used part of each GPU's memory, by all processes",
+            "percentunit",
+            vec![target(used, LEGEND)],
+        )
+        .from_zero()
+        .sized(8, 7),
+        plain(
+            "Temperature",
+            "Above some 85 degrees most GPUs slow down",
+            "celsius",
+            &worker::GPU_TEMPERATURE,
+        ),
+        plain("Power", "Drawn by each GPU", "watt", &worker::GPU_POWER),
+        graph(
+            "Clock",
+            "Of the multiprocessors. It falls where the next panel shows a reason",
+            "hertz",
+            vec![target(
+                select(&worker::GPU_CLOCK, &[("clock", "=", "sm")]),
+                LEGEND,
+            )],
+        )
+        .from_zero()
+        .sized(8, 7),
+        graph(
+            "Slowed down",
+            "GPUs that run slower than they could, by reason",
+            "short",
+            vec![target(
+                format!("sum by (reason) ({})", select(&worker::GPU_THROTTLED, &[])),
+                "{{reason}}",
+            )],
+        )
+        .from_zero()
+        .sized(8, 7),
+        graph(
+            "Errors",
+            "Memory errors that ECC could not correct, and errors (Xid) that the driver reports",
+            "short",
+            vec![
+                target(
+                    increase(&worker::GPU_ECC_ERRORS, &[("kind", "=", "uncorrected")]),
+                    "{{instance}} {{gpu}} ECC",
+                ),
+                target(increase(&worker::GPU_XIDS, &[]), "{{instance}} {{gpu}} Xid"),
+            ],
+        )
+        .from_zero()
+        .sized(8, 7),
+        graph(
+            "Sick",
+            "1: the GPU has errors of its hardware, and its worker is drained",
+            "short",
+            vec![target(select(&worker::GPU_SICK, &[]), LEGEND)],
+        )
+        .from_zero()
+        .sized(8, 7),
+    ]
+}
+
 fn coordinator() -> Vec<Panel> {
     let rate = |metric: &Metric, labels: &str| {
         let series = select(metric, &[]);
@@ -314,6 +406,12 @@ fn coordinator() -> Vec<Panel> {
         )
         .from_zero()
         .sized(8, 7),
+    ]
+}
+
+/// What the coordinator writes and tells.
+fn outward() -> Vec<Panel> {
+    vec![
         graph(
             "Checkpoints",
             "Commits per minute, and manifests that could not be written at once",
@@ -334,6 +432,20 @@ fn coordinator() -> Vec<Panel> {
                     "failed",
                 ),
             ],
+        )
+        .from_zero()
+        .sized(8, 7),
+        graph(
+            "Notifications",
+            "Per minute, by outcome. Dropped: the receiver of [notify] is dead or too slow",
+            "short",
+            vec![target(
+                format!(
+                    "60 * sum by (outcome) (rate({}[$__rate_interval]))",
+                    select(&table::NOTIFICATIONS, &[])
+                ),
+                "{{outcome}}",
+            )],
         )
         .from_zero()
         .sized(8, 7),

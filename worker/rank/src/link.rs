@@ -191,6 +191,7 @@ impl Link {
 
     /// From now on this process reports as this rank of this generation.
     pub(crate) fn start_generation(&self, generation: Generation, rank: Rank) {
+        self.progress.spans().generation(generation.0);
         self.send(Message::StartGeneration(generation, rank));
     }
 

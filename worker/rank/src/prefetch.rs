@@ -4,11 +4,14 @@
 use crate::deadline::Deadlines;
 use crate::outage::retry_through_outage;
 use crate::position::Position;
+use crate::spans::Spans;
 use model_data::example::Example;
 use model_data::loader::{LoadError, Loader};
+use proto::probe::Lane;
 use proto::sharding;
 use proto::spec::TrainWork;
 use std::ops::RangeInclusive;
+use std::time::Instant;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
@@ -28,14 +31,27 @@ pub(crate) struct Prefetch {
     steps: mpsc::Receiver<Result<StepExamples, LoadError>>,
 }
 
+/// Which samples are read, and how.
+#[derive(Debug)]
+pub(crate) struct Reading {
+    pub(crate) deadlines: Deadlines,
+    pub(crate) loader: Loader,
+    pub(crate) position: Position,
+    pub(crate) steps: RangeInclusive<u64>,
+    pub(crate) spans: Spans,
+}
+
 impl Prefetch {
     pub(crate) fn start(
         runtime: &Handle,
-        deadlines: Deadlines,
-        loader: Loader,
         spec: &TrainWork,
-        Position { rank, world }: Position,
-        steps: RangeInclusive<u64>,
+        Reading {
+            deadlines,
+            loader,
+            position: Position { rank, world },
+            steps,
+            spans,
+        }: Reading,
     ) -> Self {
         let (sender, receiver) = mpsc::channel(STEPS_AHEAD);
         let micro_batch = spec.train.micro_batch;
@@ -43,6 +59,7 @@ impl Prefetch {
         let own = sharding::micro_batches(spec.micro_batches(), rank, world);
         runtime.spawn(async move {
             for step in steps {
+                let begun = Instant::now();
                 let range = own.start * micro_batch..own.end * micro_batch;
                 let read = retry_through_outage(deadlines, "reading samples", || {
                     loader.examples(step, global_batch, range.clone())
@@ -51,6 +68,12 @@ impl Prefetch {
                     examples = read => examples,
                     () = sender.closed() => return,
                 };
+                spans.add(
+                    Lane::Prefetch,
+                    "read samples",
+                    step,
+                    (begun, Instant::now()),
+                );
                 let result = examples.map(|examples| StepExamples {
                     step,
                     micro_batches: split(examples, micro_batch),

@@ -11,6 +11,9 @@ pub(crate) struct Settings {
     /// The daemon's Unix socket.
     #[arg(long)]
     pub(crate) socket: PathBuf,
+    /// Where to listen for questions about this process; without it, nobody can ask.
+    #[arg(long)]
+    pub(crate) probe: Option<PathBuf>,
     #[arg(long)]
     pub(crate) job: String,
     /// The address of this machine for traffic between ranks.

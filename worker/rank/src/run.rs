@@ -6,7 +6,7 @@ use crate::collective::precision::full_fp32;
 use crate::collective::{exit_now, first_line};
 use crate::link::Link;
 use crate::process::{Permanent, Rank, Settings};
-use crate::{build, evaluate, sample, train};
+use crate::{build, evaluate, probe, sample, train};
 use anyhow::Context;
 use proto::message::{RankPhase, Run};
 use proto::reason::RankFailure;
@@ -27,6 +27,9 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
         .enable_all()
         .build()?;
     let (link, task) = Link::connect(runtime.handle(), &settings.socket, settings.parent)?;
+    if let Some(socket) = &settings.probe {
+        probe::start(socket, link.progress().clone());
+    }
     let begin = || {
         let assignment = &task.assignment;
         let job = proto::job::parse_stored(&assignment.job, &assignment.job_toml)?;

@@ -155,9 +155,11 @@ impl StepContext<'_> {
             // A backward that reduces also waits for the other ranks. The Reducer's hook switches
             // the stage to `Reduction` once the last local gradient is ready.
             self.begin(examples.step, Stage::MicroBatch(index as u32 + 1));
-            let loss = self
-                .trainer
-                .forward(micro_batch, self.spec.train.global_batch)?;
+            let spans = self.rank.link.progress().spans();
+            let global_batch = self.spec.train.global_batch;
+            let loss = spans.timed("forward", examples.step, || {
+                self.trainer.forward(micro_batch, global_batch)
+            })?;
             let values = [&[loss.total], loss.terms.as_slice()].concat();
             for (sum, value) in sum.values.iter_mut().zip(&values) {
                 *sum += value;
@@ -169,7 +171,9 @@ impl StepContext<'_> {
             if reduces {
                 self.group.reduce_next_backward("preparing to reduce")?;
             }
-            let outcome = (loss.loss * scale).f_backward();
+            let outcome = spans.timed("backward", examples.step, || {
+                (loss.loss * scale).f_backward()
+            });
             let lap = clock.lap();
             outcome.map_err(|error| self.backward_error(&error))?;
             if let Some(exact) = &mut self.exact {

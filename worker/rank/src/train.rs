@@ -12,7 +12,7 @@ use crate::group::{open_store, rendezvous};
 use crate::link::superseded;
 use crate::load::{build, open_data};
 use crate::position::Position;
-use crate::prefetch::Prefetch;
+use crate::prefetch::{Prefetch, Reading};
 use crate::process::Rank;
 use crate::state::{StateReport, gather_states, synchronize};
 use crate::step::{CompletedStep, StepContext};
@@ -185,9 +185,15 @@ impl<'a> RankState<'a> {
                 let address = &self.rank.settings.address;
                 self.current.store = Some(open_store(link, self.current.order, address)?);
             }
-            Effect::Meet => return self.rendezvous().map(Some),
+            Effect::Meet => {
+                let (spans, step) = (link.progress().spans(), self.trainer.step());
+                return spans
+                    .timed("rendezvous", step, || self.rendezvous())
+                    .map(Some);
+            }
             Effect::Synchronize { source, holds } => {
-                self.synchronize(source, holds)?;
+                let (spans, step) = (link.progress().spans(), source.step().0);
+                spans.timed("restore", step, || self.synchronize(source, holds))?;
                 return Ok(Some(Input::Synchronized));
             }
             Effect::Step(step) => return self.step(step).map(Some),
@@ -285,16 +291,15 @@ impl<'a> RankState<'a> {
             }
         }
         let steps = source.step().0 + 1..=self.spec.train.steps;
-        let (deadlines, position, loader) =
-            (current.deadlines(), current.position(), self.loader.clone());
-        let prefetch = Prefetch::start(
-            self.rank.runtime,
-            deadlines,
-            loader,
-            self.spec,
+        let position = current.position();
+        let reading = Reading {
+            deadlines: current.deadlines(),
+            loader: self.loader.clone(),
             position,
             steps,
-        );
+            spans: link.progress().spans(),
+        };
+        let prefetch = Prefetch::start(self.rank.runtime, self.spec, reading);
         current.prefetch = Some(prefetch);
         let Position { rank, world } = position;
         tracing::info!(rank, world, ?source, "training");

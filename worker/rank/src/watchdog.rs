@@ -5,8 +5,10 @@
 //! its peers.
 
 use crate::deadline::Deadlines;
+use crate::spans::Spans;
 use proto::id::Step;
 use proto::message::{Activity, Stage};
+use proto::probe::Lane;
 use proto::reason::{RankFailure, stage_kind};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,6 +25,8 @@ struct StageLog {
     transitions: u64,
     /// The longest duration of each kind of stage.
     longest: BTreeMap<&'static str, Duration>,
+    /// Every stage that has ended.
+    spans: Spans,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -77,6 +81,18 @@ impl Progress {
         }
     }
 
+    /// The current stage, and for how long.
+    pub(crate) fn activity(&self, now: Instant) -> Option<Activity> {
+        let current = self.log().current?;
+        let elapsed = now.saturating_duration_since(current.since);
+        Some(current.activity(elapsed))
+    }
+
+    /// What the process did lately.
+    pub(crate) fn spans(&self) -> Spans {
+        self.log().spans.clone()
+    }
+
     /// Ends the current stage; none follows.
     pub(crate) fn end(&self) {
         self.transition(Instant::now(), None);
@@ -85,6 +101,12 @@ impl Progress {
     fn transition(&self, now: Instant, next: Option<(Step, Stage)>) {
         let mut log = self.log();
         if let Some(ended) = log.current.take() {
+            let number = match ended.stage {
+                Stage::Unit(number) => number,
+                _ => ended.step.0,
+            };
+            let name = stage_kind(ended.stage);
+            log.spans.add(Lane::Model, name, number, (ended.since, now));
             let longest = log.longest.entry(stage_kind(ended.stage)).or_default();
             *longest = (*longest).max(now - ended.since);
         }
@@ -125,9 +147,7 @@ impl Watchdog {
     }
 
     pub(crate) fn activity(&self, now: Instant) -> Option<Activity> {
-        let current = self.progress.log().current?;
-        let elapsed = now.saturating_duration_since(current.since);
-        Some(current.activity(elapsed))
+        self.progress.activity(now)
     }
 
     /// Returns the failure if the thread hangs. A late check (the process or the machine was

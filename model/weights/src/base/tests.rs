@@ -559,6 +559,23 @@ async fn peers_of_size_small_take_the_image_tower_of_the_shipped_clip() {
         let base = Base::find(&url).await.unwrap();
         assert_eq!(base.parts()["image_encoder"].at, "clip", "{architecture}");
     }
+    // Its text tower is the base's text encoder where there is no other, as in Stable Diffusion.
+    let of = |base: Base| base.parts()["text_encoder"].at.clone();
+    assert_ne!(of(Base::find(&url).await.unwrap()), "clip");
+    std::fs::remove_file(folder.path().join("text_encoder.safetensors")).unwrap();
+    assert_eq!(of(Base::find(&url).await.unwrap()), "clip");
+    let job = include_str!("../../../../deploy/jobs/base.toml");
+    let job = job.replace("../../.demo", "file:///demo");
+    let job = job.replace("../models", "file:///m");
+    let base = |job: &str| proto::job::parse_training("base.toml", job).unwrap().model;
+    suits(&url, &base(&job)).await.unwrap();
+    let shorter = job.replace("tokens = 128", "tokens = 77");
+    let error = suits(&url, &base(&shorter)).await.unwrap_err();
+    assert!(
+        error.starts_with("clip/config.json of file://")
+            && error.contains("but the job has model.text_encoder.tokens = 77"),
+        "{error}"
+    );
     let error = suits(&url, &peer("ip-adapter")).await.unwrap_err();
     assert!(
         error.starts_with("clip/config.json of file://")

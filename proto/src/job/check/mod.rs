@@ -67,7 +67,7 @@ fn work(
     if raw
         .train
         .as_ref()
-        .is_some_and(|train| train.evaluate_every.is_some())
+        .is_some_and(|train| train.evaluate_every.is_some() || train.samples_every.is_some())
     {
         // The plan of the evaluations while the job trains, not a second kind of work.
         tables.retain(|table| *table != "evaluate");
@@ -179,15 +179,14 @@ fn training(
     let data = data::data(data, defaults, directory, faults);
     let checkpoint = checkpoint(raw.checkpoint.as_ref(), faults);
     let evaluation = during::during(raw, train, &checkpoint, directory, faults);
-    let train = train::train(train, defaults, faults);
     let work = TrainWork {
         data,
         model,
-        train,
+        train: train::train(train, defaults, faults),
         checkpoint,
         evaluation: evaluation.map(Box::new),
     };
-    during::check_across_sections(&work, faults);
+    during::check_across_sections(&work, train, faults);
     check_across_sections(&work, resources, faults);
     Some(work)
 }

@@ -1,8 +1,9 @@
-//! Evaluations while a job trains: `train.evaluate_every`, `train.evaluate_on`,
-//! `checkpoint.keep_best` and the plan in the job's own `[evaluate]`.
+//! Evaluations while a job trains: `train.evaluate_every`, `train.samples_every`,
+//! `train.evaluate_on`, `checkpoint.keep_best` and the plan in the job's own `[evaluate]`.
 
 use super::*;
 use crate::during::{EvaluateOn, TrainingEvaluation};
+use crate::evaluate::MetricSettings;
 use crate::id::{JobId, Step};
 use crate::sample::Weights;
 use crate::spec::Work;
@@ -89,6 +90,49 @@ fn each_evaluation_is_a_job_that_a_user_could_have_written() {
     let due = |step| evaluation.is_due(Step(step), Step(120));
     assert!(due(50) && due(100) && due(120) && !due(60));
     assert_eq!((evaluation.count(100), evaluation.count(120)), (2, 3));
+}
+
+/// A job that samples, with these lines behind.
+fn sampled(lines: &str) -> String {
+    let every = "micro_batch = 8\nsamples_every = 50\n";
+    format!("{}{lines}", GOOD.replace("micro_batch = 8\n", every))
+}
+
+#[test]
+fn samples_every_stands_for_an_evaluation_without_scores() {
+    let plain = sampled("");
+    let found = evaluation(&plain);
+    assert_eq!((found.every, found.model.steps), (50, 20));
+    assert_eq!(found.metrics, MetricSettings::default());
+    assert_eq!(found.plan.prompts.count(), 2);
+    let held_out = plain.replace("references = 2\n", "references = 2\nholdout = 0.1\n");
+    let of = |text| evaluation(text).plan.images();
+    assert_eq!((of(&plain), of(&held_out)), (4, 8));
+    check_canonical(&plain);
+    check_canonical(&held_out);
+    let own = sampled("[evaluate]\nprompts = [\"1girl\"]\nin_domain = { trained = 3 }\n");
+    let found = evaluation(&own);
+    assert_eq!((found.plan.images(), found.model.steps), (3, 50));
+    for (text, message) in [
+        (
+            sampled("[evaluate]\nown_prompts = 1\nin_domain = { trained = 1 }\nclip = \"file:///c\"\n"),
+            "evaluate.clip: is set, but train.samples_every only makes images",
+        ),
+        (
+            plain.replace("samples_every = 50", "samples_every = 50\nevaluate_every = 50"),
+            "train.samples_every: is set beside train.evaluate_every",
+        ),
+        (
+            plain.replace("samples_every = 50", "samples_every = 49"),
+            "train.samples_every: is 49; it must be a multiple of checkpoint.every",
+        ),
+        (
+            plain.replace("every = 50\n\n", "every = 50\nkeep_best = \"clip_i\"\n\n"),
+            "checkpoint.keep_best: is \"clip_i\", but clip_i is absent without evaluate.clip",
+        ),
+    ] {
+        refused(&text, message);
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
-//! Communication between ranks: a safe interface to libtorch's c10d. The only folder with `unsafe`
-//! code; each block states why it is sound. Makes no decisions: [`crate::train`] does. Every
-//! failure is a [`CollectiveError`].
+//! Communication between ranks: a safe interface to libtorch's c10d. Beside [`crate::stacks`] the
+//! only folder with `unsafe` code; each block states why it is sound. Makes no decisions:
+//! [`crate::train`] does. Every failure is a [`CollectiveError`].
 #![allow(unsafe_code)]
 
 pub(crate) mod device;
