@@ -1,7 +1,6 @@
 //! `coordinator trace`: what the ranks of a job did in some steps, as a file of Chrome's Trace
 //! Event Format, which <https://ui.perfetto.dev> and chrome://tracing open. Every rank is a process
-//! of it, and its model thread and its prefetching are threads; incidents and checkpoints are
-//! marks.
+//! of it, and what its threads did are spans; incidents are marks.
 
 use super::ask::{RankAnswer, ask};
 use super::client::{connect, request_error};
@@ -11,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use proto::pb;
 use proto::printable::printable_json;
-use proto::probe::{Lane, Trace};
+use proto::probe::{Lane, Span, Trace};
 use serde_json::{Value, json};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -141,17 +140,17 @@ fn document(ranks: &[RankAnswer<Trace>], view: &pb::JobView) -> Value {
             "ph": "M", "name": "process_sort_index", "pid": process,
             "args": { "sort_index": process },
         }));
-        for (thread, lane) in (1..).zip(Lane::ALL) {
-            events.push(meta("thread_name", process, thread, lane.word()));
-            events.extend(trace.spans.iter().filter(|it| it.lane == lane).map(|span| {
-                json!({
-                    "ph": "X", "cat": lane.word(), "name": span.name,
-                    "pid": process, "tid": thread,
-                    "ts": span.start_us - start, "dur": span.micros,
-                    "args": { "step": span.step, "generation": span.generation },
-                })
-            }));
+        for (thread, name) in ROWS {
+            events.push(meta("thread_name", process, thread, name));
         }
+        events.extend(trace.spans.iter().map(|span| {
+            json!({
+                "ph": "X", "cat": span.lane.word(), "name": span.name,
+                "pid": process, "tid": row(span),
+                "ts": span.start_us - start, "dur": span.micros,
+                "args": { "step": span.step, "generation": span.generation },
+            })
+        }));
     }
     let within = |at_us: u64| start <= at_us && end.is_some_and(|end| at_us <= end);
     for incident in &view.incidents {
@@ -174,6 +173,22 @@ fn document(ranks: &[RankAnswer<Trace>], view: &pb::JobView) -> Value {
     })
 }
 
+/// The threads of the file, by number. Spans of one must be nested, and the backward pass ends
+/// after the reduction that it overlaps has begun.
+const ROWS: [(u32, &str); 3] = [
+    (1, "stages of the model thread"),
+    (2, "forward and backward"),
+    (3, Lane::Prefetch.word()),
+];
+
+fn row(span: &Span) -> u32 {
+    match (span.lane, span.name.as_str()) {
+        (Lane::Model, "forward" | "backward") => 2,
+        (Lane::Model, _) => 1,
+        (Lane::Prefetch, _) => 3,
+    }
+}
+
 fn meta(kind: &str, process: u32, thread: u32, name: &str) -> Value {
     json!({
         "ph": "M", "name": kind, "pid": process, "tid": thread, "args": { "name": name },
@@ -184,7 +199,6 @@ fn meta(kind: &str, process: u32, thread: u32, name: &str) -> Value {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use proto::probe::Span;
 
     #[test]
     fn steps_are_a_range_that_includes_both_ends() {
@@ -255,7 +269,7 @@ mod tests {
             ]
         );
         assert_eq!(batches[0]["args"], json!({ "step": 7, "generation": 2 }));
-        assert_eq!(with("name", "read samples")[0]["tid"], 2);
+        assert_eq!(with("name", "read samples")[0]["tid"], 3);
         let marks = with("ph", "i");
         assert_eq!(marks.len(), 1);
         assert_eq!(

@@ -11,9 +11,10 @@ use askama::Template;
 use proto::pb;
 use proto::reason::{Consequence, Ending, Fault};
 
-/// Lines of the culprit's log, and events around the incident.
+/// Lines of the culprit's log.
 const LINES: usize = 20;
-const EVENTS: usize = 12;
+/// Events before and after the incident.
+const EVENTS: (usize, usize) = (5, 9);
 /// Events so long before it belong to it.
 const BEFORE_MS: u64 = 60_000;
 
@@ -99,11 +100,13 @@ pub(super) async fn page(web: &Web, name: &str, number: &str) -> Result<String, 
             .get(index)
             .map(|it| rows::incident_url(&view.job, it))
     };
-    let shown = around.into_iter().filter(rows::is_rare).map(EventRow::of);
-    let mut shown: Vec<EventRow> = shown.collect();
-    // The earliest of them are of the incident; later ones are of other things.
-    let later = shown.len().saturating_sub(EVENTS);
-    shown.drain(..later);
+    // Newest first; those nearest to the incident are of it.
+    let rare = around.into_iter().filter(rows::is_rare);
+    let (after, before): (Vec<pb::EventLine>, Vec<pb::EventLine>) =
+        rare.partition(|it| incident.at_ms <= it.at_ms);
+    let later = after.len().saturating_sub(EVENTS.1);
+    let near = after.into_iter().skip(later);
+    let shown = near.chain(before.into_iter().take(EVENTS.0));
     let page = Page {
         frame: Frame::of("jobs"),
         job: Link::job(&view.job),
@@ -114,7 +117,7 @@ pub(super) async fn page(web: &Web, name: &str, number: &str) -> Result<String, 
         recovery: recovery.await?,
         log,
         log_of,
-        events: shown,
+        events: shown.map(EventRow::of).collect(),
         previous: index.checked_sub(1).and_then(url),
         next: url(index + 1),
     };
