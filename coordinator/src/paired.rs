@@ -101,9 +101,15 @@ mod tests {
         let b = steps(500, |step| noise(step) + 0.01 + own(step));
         let found = difference(&a, &b).unwrap_or_else(|| panic!("400 steps are enough"));
         assert_eq!((found.images, found.characters), (400, 20));
-        assert!(Some(0.0099) < found.low && found.high < Some(0.0101), "{found:?}");
+        assert!(
+            Some(0.0099) < found.low && found.high < Some(0.0101),
+            "{found:?}"
+        );
         let said = text(&found, ["one-1", "two-2"]);
-        assert!(said.ends_with("(95 %, 400 steps); one-1 has the lower loss"), "{said}");
+        assert!(
+            said.ends_with("(95 %, 400 steps); one-1 has the lower loss"),
+            "{said}"
+        );
         let other = difference(&b, &a).unwrap_or_else(|| panic!("400 steps are enough"));
         assert!(text(&other, ["two-2", "one-1"]).ends_with("one-1 has the lower loss"));
         let none = difference(&a, &a).unwrap_or_else(|| panic!("400 steps are enough"));

@@ -29,7 +29,9 @@ fn twins_draw_the_same_and_their_difference_is_that_of_their_settings() -> Resul
     );
     assert!(refused.contains(&expected), "{refused}");
     let wrong = write("wrong.toml", &text.replace("steps = 40", "steps = 0"))?;
-    cluster.run(&["submit", "--twin", &same, &wrong])?.failure()?;
+    cluster
+        .run(&["submit", "--twin", &same, &wrong])?
+        .failure()?;
     cluster.ok(&["submit", "--dry-run", "--twin", &same, &faster])?;
     assert_eq!(cluster.json(&["jobs"])?.as_array().map(Vec::len), Some(0));
 
@@ -63,7 +65,10 @@ fn twins_draw_the_same_and_their_difference_is_that_of_their_settings() -> Resul
     let compared = cluster.json(&["compare", &slow, &fast])?;
     assert!(compared["paired"]["mean"] != 0.0, "{compared}");
     let shown = cluster.ok(&["compare", &slow, &fast])?;
-    assert!(shown.contains(&format!("paired: {fast} minus {slow} is ")), "{shown}");
+    assert!(
+        shown.contains(&format!("paired: {fast} minus {slow} is ")),
+        "{shown}"
+    );
     let alone = cluster.submit(&text.replace("seed = 5", "seed = 6"))?;
     cluster.wait_done(&alone)?;
     let shown = cluster.ok(&["compare", &slow, &alone])?;

@@ -2,7 +2,7 @@
 //! coordinator, before either is stored.
 
 use super::client::{Client, connect};
-use super::submit::{self, SubmitArgs, Submission, send};
+use super::submit::{self, Submission, SubmitArgs, send};
 use super::{Global, Outcome, Output, print_json};
 use crate::text::{errln, outln};
 use anyhow::{Context, Result, bail};
@@ -55,7 +55,10 @@ pub(super) async fn submit(global: &Global, args: &SubmitArgs, twin: &Path) -> R
             for id in &ids {
                 outln!("{id}");
             }
-            errln!("twins, label {LABEL}={label}; `coordinator compare {}`", ids.join(" "));
+            errln!(
+                "twins, label {LABEL}={label}; `coordinator compare {}`",
+                ids.join(" ")
+            );
         }
     }
     Ok(Outcome::True)

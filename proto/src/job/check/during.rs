@@ -121,17 +121,13 @@ fn check_interval(
     checkpoint: &CheckpointPolicy,
     faults: &mut Faults,
 ) {
-    faults.need(
-        every.is_multiple_of(checkpoint.every.max(1)),
-        field,
-        || {
-            format!(
-                "is {every}; it must be a multiple of checkpoint.every, which is {}, because a \
+    faults.need(every.is_multiple_of(checkpoint.every.max(1)), field, || {
+        format!(
+            "is {every}; it must be a multiple of checkpoint.every, which is {}, because a \
                  checkpoint is evaluated",
-                checkpoint.every
-            )
-        },
-    );
+            checkpoint.every
+        )
+    });
     let count = train.steps.div_ceil(every);
     faults.need(count <= EVALUATIONS_MAX, field, || {
         format!(

@@ -115,11 +115,16 @@ fn samples_every_stands_for_an_evaluation_without_scores() {
     assert_eq!((found.plan.images(), found.model.steps), (3, 50));
     for (text, message) in [
         (
-            sampled("[evaluate]\nown_prompts = 1\nin_domain = { trained = 1 }\nclip = \"file:///c\"\n"),
+            sampled(
+                "[evaluate]\nown_prompts = 1\nin_domain = { trained = 1 }\nclip = \"file:///c\"\n",
+            ),
             "evaluate.clip: is set, but train.samples_every only makes images",
         ),
         (
-            plain.replace("samples_every = 50", "samples_every = 50\nevaluate_every = 50"),
+            plain.replace(
+                "samples_every = 50",
+                "samples_every = 50\nevaluate_every = 50",
+            ),
             "train.samples_every: is set beside train.evaluate_every",
         ),
         (
