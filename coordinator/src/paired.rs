@@ -1,7 +1,7 @@
 //! The paired difference of two trainings that drew the same: their losses at equal steps, and how
 //! sure a difference of them is.
 
-use metric::statistics::{Bootstrap, Estimate, bootstrap};
+use metric::{Bootstrap, Estimate, bootstrap};
 use proto::pb;
 use proto::spec::Work;
 use std::collections::BTreeMap;
