@@ -59,6 +59,7 @@ mod tests {
             [train]
             steps = 4
             global_batch = 4
+            micro_batch = 2
             clip = 0.25
         "#;
         let spec = parse("job.toml", text, None).unwrap();

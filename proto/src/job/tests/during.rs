@@ -132,7 +132,7 @@ fn samples_every_stands_for_an_evaluation_without_scores() {
             "train.samples_every: is 49; it must be a multiple of checkpoint.every",
         ),
         (
-            plain.replace("every = 50\n\n", "every = 50\nkeep_best = \"clip_i\"\n\n"),
+            plain.replace("[checkpoint]\n", "[checkpoint]\nkeep_best = \"clip_i\"\n"),
             "checkpoint.keep_best: is \"clip_i\", but clip_i is absent without evaluate.clip",
         ),
     ] {
