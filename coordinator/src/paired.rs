@@ -72,7 +72,8 @@ pub(crate) fn text(found: &Estimate, names: [&str; 2]) -> String {
         "the interval includes 0: no difference is shown".to_owned()
     };
     format!(
-        "paired: {b} minus {a} is {:+.6}, between {low:+.6} and {high:+.6} (95 %, {} steps); {verdict}",
+        "paired: {b} minus {a} is {:+.6}, between {low:+.6} and {high:+.6} (95 %, {} steps); \
+         {verdict}",
         found.mean, found.images
     )
 }

