@@ -572,7 +572,6 @@ async fn peers_of_size_small_take_the_image_tower_of_the_shipped_clip() {
     assert_eq!(of(Base::find(&url).await.unwrap()), "clip");
     let job = include_str!("../../../../deploy/jobs/base.toml");
     let job = job.replace("../../.demo", "file:///demo");
-    let job = job.replace("../models", "file:///m");
     let base = |job: &str| proto::job::parse_training("base.toml", job).unwrap().model;
     suits(&url, &base(&job)).await.unwrap();
     let shorter = job.replace("tokens = 128", "tokens = 77");
