@@ -8,6 +8,7 @@ mod budget;
 mod calls;
 mod checkpoint;
 mod cli;
+mod comparison;
 mod config;
 mod connections;
 mod daemon;

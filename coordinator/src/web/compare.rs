@@ -8,16 +8,14 @@ use super::rows::Link;
 use super::show;
 use super::svg;
 use super::{Frame, Web};
+use crate::comparison::{Means, differences, windows};
 use askama::Template;
 use proto::account::Account;
 use proto::job::overrides::flat;
 use proto::limits::{TEXT_BYTES, cut};
 use proto::pb;
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet};
 
-/// Windows of steps whose mean losses are compared.
-const WINDOWS: u64 = 10;
 /// Points and size of the curves that there are without scripts.
 const POINTS: usize = 400;
 const SIZE: (f64, f64) = (1000.0, 220.0);
@@ -52,15 +50,6 @@ struct Row {
     difference: String,
     /// Whether that of `b` is `lower`, `higher` or neither.
     sign: &'static str,
-}
-
-/// Mean losses of both over the same steps.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Window {
-    from: u64,
-    to: u64,
-    a: f64,
-    b: f64,
 }
 
 pub(super) async fn page(web: &Web, query: &Query) -> Result<String, Problem> {
@@ -102,7 +91,7 @@ async fn sides(web: &Web, a: &str, b: &str) -> Result<Sides, Problem> {
     Ok(Sides {
         links: [Link::job(&a.job), Link::job(&b.job)],
         facts: facts(&a, &b),
-        settings: differences(&a.job_toml, &b.job_toml),
+        settings: settings(&a.job_toml, &b.job_toml),
         note: if windows.is_empty() {
             "they have no steps in common".to_owned()
         } else {
@@ -126,9 +115,6 @@ async fn sides(web: &Web, a: &str, b: &str) -> Result<Sides, Problem> {
     })
 }
 
-/// First and last step, and mean loss.
-type Means = Vec<(u64, u64, f64)>;
-
 fn losses(history: &History) -> (Means, Vec<(u64, Option<f64>)>) {
     let curve = &history.curve;
     let index = curve.names.iter().position(|it| it == "loss");
@@ -138,44 +124,13 @@ fn losses(history: &History) -> (Means, Vec<(u64, Option<f64>)>) {
     (means.collect(), curve.means("loss", POINTS))
 }
 
-#[allow(clippy::cast_precision_loss)] // Steps of a window.
-fn windows(a: &Means, b: &Means) -> Vec<Window> {
-    let last = |cells: &Means| cells.last().map_or(0, |it| it.1);
-    let common = last(a).min(last(b));
-    let size = common.div_ceil(WINDOWS).max(1);
-    let mean = |cells: &Means, from: u64, to: u64| {
-        let within = cells.iter().filter(|it| from <= it.0 && it.1 <= to);
-        let (mut sum, mut steps) = (0.0, 0.0);
-        for (first, last, mean) in within {
-            let count = (last + 1 - first) as f64;
-            sum += mean * count;
-            steps += count;
-        }
-        (0.0 < steps).then(|| sum / steps)
-    };
-    (0..WINDOWS)
-        .map(|index| (index * size + 1, ((index + 1) * size).min(common)))
-        .filter(|(from, to)| from <= to)
-        .filter_map(|(from, to)| {
-            Some(Window {
-                from,
-                to,
-                a: mean(a, from, to)?,
-                b: mean(b, from, to)?,
-            })
-        })
-        .collect()
-}
-
-/// Keys that only one of them sets, or that they set differently.
-fn differences(a: &str, b: &str) -> Vec<(String, [Option<String>; 2])> {
+/// What was set differently, with values that fit into a table.
+fn settings(a: &str, b: &str) -> Vec<(String, [Option<String>; 2])> {
     let read = |text: &str| flat(text).unwrap_or_default();
-    let (a, b): (BTreeMap<_, _>, BTreeMap<_, _>) = (read(a), read(b));
-    let keys: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
-    let value = |of: &BTreeMap<String, String>, key| of.get(key).map(|it| cut(it, VALUE_BYTES));
-    keys.into_iter()
-        .filter(|key| a.get(*key) != b.get(*key))
-        .map(|key| (key.clone(), [value(&a, key), value(&b, key)]))
+    let short = |value: Option<String>| value.map(|it| cut(&it, VALUE_BYTES));
+    let found = differences(&read(a), &read(b)).into_iter();
+    found
+        .map(|(key, values)| (key, values.map(short)))
         .collect()
 }
 
@@ -206,36 +161,4 @@ fn facts(a: &pb::JobView, b: &pb::JobView) -> Vec<(&'static str, [String; 2])> {
     ];
     let both = of(a).into_iter().zip(of(b));
     titles.into_iter().zip(both.map(|(a, b)| [a, b])).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn losses_are_means_over_the_steps_that_both_have() {
-        let a: Means = (1..=20).map(|it| (it, it, 2.0)).collect();
-        let b: Means = (1..=20).map(|it| (2 * it - 1, 2 * it, 1.0)).collect();
-        let found = windows(&a, &b);
-        assert_eq!(found.len(), 10);
-        let first = Window {
-            from: 1,
-            to: 2,
-            a: 2.0,
-            b: 1.0,
-        };
-        assert_eq!(found[0], first);
-        assert_eq!((found[9].from, found[9].to), (19, 20));
-        assert_eq!(windows(&Means::new(), &a), []);
-    }
-
-    #[test]
-    fn only_what_differs_is_shown() {
-        let found = differences(
-            "[train]\nsteps = 4\nclip = 1.0",
-            "[train]\nsteps = 5\nclip = 1.0",
-        );
-        let steps = ["4", "5"].map(|it| Some(it.to_owned()));
-        assert_eq!(found, [("train.steps".to_owned(), steps)]);
-    }
 }
