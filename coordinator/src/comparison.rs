@@ -66,18 +66,18 @@ mod tests {
 
     #[test]
     fn losses_are_means_over_the_steps_that_both_have() {
-        let a: Means = (1..=20).map(|it| (it, it, 2.0)).collect();
+        let a: Means = (1..=20).map(|it| (it, it, it as f64)).collect();
         let b: Means = (1..=20).map(|it| (2 * it - 1, 2 * it, 1.0)).collect();
         let found = windows(&a, &b);
         assert_eq!(found.len(), 10);
         let first = Window {
             from: 1,
             to: 2,
-            a: 2.0,
+            a: 1.5,
             b: 1.0,
         };
         assert_eq!(found[0], first);
-        assert_eq!((found[9].from, found[9].to), (19, 20));
+        assert_eq!((found[9].from, found[9].to, found[9].a), (19, 20, 19.5));
         assert_eq!(windows(&Means::new(), &a), []);
         let few: Means = (1..=3).map(|it| (it, it, 1.0)).collect();
         assert_eq!(windows(&few, &a).len(), 3);
