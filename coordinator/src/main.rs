@@ -11,6 +11,7 @@ mod cli;
 mod comparison;
 mod config;
 mod connections;
+mod curve;
 mod daemon;
 mod event_log;
 mod events;

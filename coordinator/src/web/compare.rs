@@ -118,7 +118,7 @@ async fn sides(web: &Web, a: &str, b: &str) -> Result<Sides, Problem> {
 fn losses(history: &History) -> (Means, Vec<(u64, Option<f64>)>) {
     let curve = &history.curve;
     let index = curve.names.iter().position(|it| it == "loss");
-    let mean = |cell: &super::curve::Cell| cell.spans.get(index?)?.mean();
+    let mean = |cell: &crate::curve::Cell| cell.spans.get(index?)?.mean();
     let cells = curve.cells.iter();
     let means = cells.filter_map(|cell| Some((cell.first, cell.last, mean(cell)?)));
     (means.collect(), curve.means("loss", POINTS))

@@ -9,7 +9,6 @@ mod api;
 mod assets;
 pub(crate) mod board;
 mod compare;
-mod curve;
 mod curves;
 mod escape;
 mod events;
