@@ -313,6 +313,17 @@ impl Curve {
         object
     }
 
+    /// First and last step and mean of one value in cells of `stride` steps, a multiple of what they
+    /// have. Cells without a finite value are left out.
+    pub(crate) fn in_cells(&self, name: &str, stride: u64) -> Vec<(u64, u64, f64)> {
+        let index = self.names.iter().position(|known| known == name);
+        let cells = merged(&self.cells, stride.max(self.stride));
+        let mean = |cell: &Cell| cell.spans.get(index?).and_then(Span::mean);
+        let cells = cells.iter();
+        let means = cells.filter_map(|cell| Some((cell.first, cell.last, mean(cell)?)));
+        means.collect()
+    }
+
     /// Means of one value by step, at most `most` of them.
     pub(crate) fn means(&self, name: &str, most: usize) -> Vec<(u64, Option<f64>)> {
         let Some(index) = self.names.iter().position(|known| known == name) else {

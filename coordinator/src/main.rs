@@ -13,6 +13,7 @@ mod config;
 mod connections;
 mod curve;
 mod daemon;
+mod evaluation;
 mod event_log;
 mod events;
 mod gaps;

@@ -11,8 +11,10 @@ pub(crate) mod board;
 mod compare;
 mod curves;
 mod escape;
+mod evaluation;
 mod events;
 mod guard;
+mod history;
 mod images;
 mod incident;
 mod job;
@@ -24,6 +26,7 @@ mod now;
 mod problem;
 mod query;
 mod rows;
+mod samples;
 mod show;
 mod svg;
 mod tabs;
@@ -43,6 +46,7 @@ use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use curves::Curves;
+use evaluation::Evaluated;
 use guard::Visitor;
 use images::Galleries;
 use live::Shared;
@@ -67,6 +71,7 @@ pub(crate) struct Web {
     tails: Tails,
     shared: Shared,
     galleries: Galleries,
+    evaluated: Evaluated,
     compared: Compared,
     budgets: Budgets,
 }
@@ -103,6 +108,7 @@ impl Web {
             tails: Tails::new(jobs.journal.clone()),
             shared: Shared::default(),
             galleries: Galleries::default(),
+            evaluated: Evaluated::default(),
             compared: Compared::default(),
             budgets,
             jobs,
@@ -117,6 +123,7 @@ impl Web {
             [""] => now::page(self).await,
             ["jobs"] => jobs::page(self, query).await,
             ["jobs", job] => job::page(self, job, query).await,
+            ["jobs", job, "evaluation"] => evaluation::page(self, job, query).await,
             ["jobs", job, "incidents", number] => incident::page(self, job, number).await,
             ["workers"] => workers::list(self, query).await,
             ["workers", worker] => workers::page(self, worker).await,
@@ -156,6 +163,7 @@ fn router(web: Web, budgets: Budgets, is_local: bool) -> Router {
     Router::new()
         .route("/assets/{name}", get(assets::file))
         .route("/api/jobs/{job}/steps", get(api::steps))
+        .route("/api/jobs/{job}/samples", get(samples::api))
         .route("/jobs/{job}/images/{name}", get(images::file))
         .route("/usage.csv", get(usage::csv))
         .route("/live", get(live::stream))

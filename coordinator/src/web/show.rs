@@ -57,7 +57,7 @@ pub(crate) fn number(value: f64) -> String {
     if size == 0.0 {
         return "0".to_owned();
     }
-    if size < 0.001 || 1e6 <= size {
+    if !(0.001..1e6).contains(&size) {
         return format!("{value:.2e}");
     }
     let decimals = match size {
@@ -161,6 +161,12 @@ pub(crate) fn colour(name: &str) -> usize {
 /// A number with a decimal for coordinates of a drawing.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct At(pub(crate) f64);
+
+impl At {
+    pub(crate) fn minus(self, other: Self) -> Self {
+        Self(self.0 - other.0)
+    }
+}
 
 impl Display for At {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
