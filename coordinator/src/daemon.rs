@@ -13,7 +13,7 @@ use crate::notify::Notifier;
 use crate::status::{self, Detail};
 use crate::store::{StateError, StateStore};
 use crate::text::now_ms;
-use crate::web::board::Board;
+use crate::web::board::{Board, incidents_on};
 use coordinator_core::event::{Effect, Event, Input, JobPhase, Record, Reply, RequestId};
 use coordinator_core::{Coordinator, QueuePlace, Why, WorkerView};
 use proto::checkpoint::CheckpointRef;
@@ -156,6 +156,11 @@ enum Command {
     Board {
         reply: oneshot::Sender<Board>,
     },
+    Incidents {
+        worker: String,
+        limit: usize,
+        reply: oneshot::Sender<Vec<(JobId, pb::Incident)>>,
+    },
 }
 
 impl Handle {
@@ -232,6 +237,20 @@ impl Handle {
     /// What the pages show. Asked through [`crate::web::look`], which bounds how often.
     pub(crate) async fn board(&self) -> Result<Board, Stopping> {
         self.send(|reply| Command::Board { reply }).await
+    }
+
+    /// The newest incidents on a worker.
+    pub(crate) async fn incidents(
+        &self,
+        worker: String,
+        limit: usize,
+    ) -> Result<Vec<(JobId, pb::Incident)>, Stopping> {
+        self.send(|reply| Command::Incidents {
+            worker,
+            limit,
+            reply,
+        })
+        .await
     }
 
     /// Changes whenever a view may have changed. Closed when the loop has ended.
@@ -473,9 +492,20 @@ impl Daemon {
             Command::Snapshot { reply } => drop(reply.send(self.snapshot())),
             Command::Workers { reply } => drop(reply.send(self.workers())),
             Command::Board { reply } => {
-                let board = Board::of(&self.machine, &self.last_steps, &self.store_url, now_ms());
+                let board = Board::of(
+                    &self.machine,
+                    &self.last_steps,
+                    &self.sick,
+                    &self.store_url,
+                    now_ms(),
+                );
                 drop(reply.send(board));
             }
+            Command::Incidents {
+                worker,
+                limit,
+                reply,
+            } => drop(reply.send(incidents_on(&self.machine, &worker, limit))),
         }
         Ok(())
     }

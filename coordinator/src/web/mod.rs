@@ -31,6 +31,7 @@ mod show;
 mod svg;
 mod tabs;
 mod usage;
+mod worker;
 mod workers;
 
 #[cfg(test)]
@@ -61,6 +62,7 @@ use show::Moment;
 use std::io;
 use std::sync::Arc;
 use tabs::Compared;
+use worker::Doctors;
 
 /// What the pages are made from. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -73,6 +75,7 @@ pub(crate) struct Web {
     galleries: Galleries,
     evaluated: Evaluated,
     compared: Compared,
+    doctors: Doctors,
     budgets: Budgets,
 }
 
@@ -110,6 +113,7 @@ impl Web {
             galleries: Galleries::default(),
             evaluated: Evaluated::default(),
             compared: Compared::default(),
+            doctors: Doctors::default(),
             budgets,
             jobs,
         }
@@ -126,7 +130,7 @@ impl Web {
             ["jobs", job, "evaluation"] => evaluation::page(self, job, query).await,
             ["jobs", job, "incidents", number] => incident::page(self, job, number).await,
             ["workers"] => workers::list(self, query).await,
-            ["workers", worker] => workers::page(self, worker).await,
+            ["workers", worker] => worker::page(self, worker).await,
             ["events"] => events::page(self, query).await,
             ["usage"] => usage::page(self, query).await,
             ["compare"] => compare::page(self, query).await,
@@ -153,9 +157,13 @@ pub(crate) async fn serve(
     budgets: Budgets,
     is_local: bool,
 ) -> io::Result<()> {
-    let router = router(Web::new(jobs, budgets.clone()), budgets, is_local);
+    let web = Web::new(jobs, budgets.clone());
+    let look = web.look.clone();
+    let router = router(web, budgets, is_local);
     let service = router.into_make_service_with_connect_info::<Visitor>();
-    axum::serve(listener, service).await
+    let serving = async { axum::serve(listener, service).await };
+    let ((), served) = tokio::join!(look.remember(), serving);
+    served
 }
 
 fn router(web: Web, budgets: Budgets, is_local: bool) -> Router {
