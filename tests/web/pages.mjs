@@ -36,6 +36,7 @@ const screens = {
   evaluation: `/jobs/${jobs.evaluation}/evaluation`,
   images: `/jobs/${jobs.evaluation}`,
   missing: '/jobs/none-77',
+  strange: `/jobs/${encodeURIComponent(`none-77"'><img src=x onerror=alert(1)>`)}`,
 };
 
 const problems = [];

@@ -171,12 +171,6 @@ pub(crate) fn colour(name: &str) -> usize {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct At(pub(crate) f64);
 
-impl At {
-    pub(crate) fn minus(self, other: Self) -> Self {
-        Self(self.0 - other.0)
-    }
-}
-
 impl Display for At {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(to, "{:.1}", self.0)

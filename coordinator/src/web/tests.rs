@@ -277,6 +277,36 @@ async fn scripts_get_the_steps_of_a_range() {
     running.stop().await.unwrap();
 }
 
+/// Looks at a page, while the worker reports, until a part of it has these texts.
+async fn until_shown(running: &Running, worker: &mut FakeWorker, page: &str, texts: &[&str]) {
+    let page = page.replace('/', "%2F");
+    let head = format!("GET /live?page={page} HTTP/1.1\r\nHost: {}", running.web);
+    let mut lines = BufReader::new(send(running, &head).await).lines();
+    while let Some(line) = lines.next_line().await.unwrap() {
+        if line.starts_with("data: ") && texts.iter().all(|it| line.contains(it)) {
+            return;
+        }
+        worker.send().await;
+    }
+    panic!("{page} never had {texts:?}");
+}
+
+#[tokio::test]
+async fn a_job_whose_rank_comes_no_further_is_shown_as_stuck() {
+    let dir = tempfile::tempdir().unwrap();
+    let (running, _client, mut worker, job, _) = cluster(dir.path()).await;
+    worker.report.ranks[0].activity = Some(pb::Activity {
+        step: 4,
+        stage: pb::activity::Stage::Samples.into(),
+        number: 0,
+        for_ms: 300_000,
+    });
+    until_shown(&running, &mut worker, "/", &["s-stuck", &job]).await;
+    let page = page(&running, &format!("/jobs/{job}")).await;
+    assert!(page.contains("stuck 5m"), "{page}");
+    running.stop().await.unwrap();
+}
+
 #[tokio::test]
 async fn a_worker_that_says_that_it_is_sick_is_shown_as_sick() {
     let dir = tempfile::tempdir().unwrap();
@@ -284,18 +314,7 @@ async fn a_worker_that_says_that_it_is_sick_is_shown_as_sick() {
     let mut worker = FakeWorker::attach(&running, 1).await;
     worker.report.sick = Some(format!("GPU 3 {HOSTILE}"));
     worker.until(|_| true).await;
-    let mut changes = BufReader::new(
-        send(&running, &format!("GET /live?page=%2Fworkers%2Fw1 HTTP/1.1\r\nHost: {}", running.web))
-            .await,
-    )
-    .lines();
-    // The page is of the moment before or of the one after.
-    while let Some(line) = changes.next_line().await.unwrap() {
-        if line.contains("s-sick") && line.contains("GPU 3") {
-            break;
-        }
-        worker.send().await;
-    }
+    until_shown(&running, &mut worker, "/workers/w1", &["s-sick", "GPU 3"]).await;
     let list = page(&running, "/workers?state=sick").await;
     assert!(list.contains("1 to 1 of 1") && list.contains("w-sick"), "{list}");
     let now = page(&running, "/").await;

@@ -63,7 +63,7 @@ struct Difference {
     high: String,
     steps: String,
     verdict: String,
-    /// Where the interval, its mean and 0 are on a line of 1000.
+    /// On a line of 1000 where the interval begins, how long it is, its mean, and 0.
     line: [show::At; 4],
 }
 
@@ -175,7 +175,7 @@ fn paired_difference([a, b]: [&pb::JobView; 2], cells: [&Means; 2]) -> Paired {
             high: six(high),
             steps: show::count(found.steps()),
             verdict: show::sentence(&found.verdict([&a.job, &b.job])),
-            line: [at(low), at(high), at(found.mean()), at(0.0)],
+            line: [at(low), show::At(at(high).0 - at(low).0), at(found.mean()), at(0.0)],
         }),
         because: String::new(),
     }

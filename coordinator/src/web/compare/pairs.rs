@@ -135,7 +135,8 @@ fn no_step(step: u64, views: [&pb::JobView; 2], common: &[u64]) -> Problem {
     let newest = common.iter().rev().take(8);
     let mut links: Vec<(String, String)> = newest
         .map(|it| {
-            let changes = [("a", a), ("b", b), ("sample", &it.to_string())];
+            let step = it.to_string();
+            let changes = [("a", a), ("b", b), ("sample", step.as_str())];
             let url = format!("/compare{}", Query::default().with(&changes));
             (format!("step {}", show::count(*it)), url)
         })

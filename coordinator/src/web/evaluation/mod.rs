@@ -113,8 +113,20 @@ pub(super) async fn page(web: &Web, name: &str, query: &Query) -> Result<String,
     let scored = web.evaluated.rows(&web.jobs.checkpoints, &id, images).await;
     let scored = scored.map_err(|error| super::images::unreadable(&error))?;
     let tables = tables(&scored, part).await?;
-    let of_part: Vec<&Row> = scored.rows.iter().filter(|row| part.has(row)).collect();
-    let columns = columns(&scored.rows);
+    let sentence = sentence(&scored, images, &view);
+    Ok(made(&view.job, &scored.rows, tables, part, query, sentence)?.render()?)
+}
+
+fn made(
+    job: &str,
+    rows: &[Row],
+    tables: Arc<Tables>,
+    part: Part,
+    query: &Query,
+    sentence: String,
+) -> Result<Page, Problem> {
+    let of_part: Vec<&Row> = rows.iter().filter(|row| part.has(row)).collect();
+    let columns = columns(rows);
     let by = by(query, &columns)?;
     let page = number_of(query)?;
     let mut characters: Vec<(&str, &'static str)> = Vec::new();
@@ -131,18 +143,18 @@ pub(super) async fn page(web: &Web, name: &str, query: &Query) -> Result<String,
         .iter()
         .skip(first)
         .take(CHARACTERS)
-        .map(|it| character(&view.job, &of_part, *it))
+        .map(|it| character(job, &of_part, *it))
         .collect();
     let url = |page: u64| query.with(&[("page", &page.to_string())]) + "#characters";
     let all = characters.len() as u64;
-    let page = Page {
+    Ok(Page {
         frame: Frame::of("jobs"),
-        job: Link::job(&view.job),
-        sentence: sentence(&scored, images, &view),
-        facts: facts(&scored.rows),
-        parts: parts(query, part, &scored.rows),
+        job: Link::job(job),
+        sentence,
+        facts: facts(rows),
+        parts: parts(query, part, rows),
         by: by_choices(query, &columns, by),
-        extremes: by.map_or_else(Vec::new, |by| best_and_worst(&view.job, &scored.rows, part, by)),
+        extremes: by.map_or_else(Vec::new, |by| best_and_worst(job, rows, part, by)),
         shown: match shown.len() {
             0 => format!("none of {}", show::count(all)),
             count => format!("{} to {} of {}", first + 1, first + count, show::count(all)),
@@ -152,8 +164,7 @@ pub(super) async fn page(web: &Web, name: &str, query: &Query) -> Result<String,
         characters: shown,
         tables,
         plot: FRAME,
-    };
-    Ok(page.render()?)
+    })
 }
 
 /// How many images an evaluation makes. None: the job is none.
@@ -495,5 +506,109 @@ fn character(job: &str, rows: &[&Row], (name, domain): (&str, &'static str)) -> 
         rows: models.iter().map(line).collect(),
         prompts: prompts.iter().map(|it| (*it).to_owned()).collect(),
         more,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use serde_json::json;
+
+    const HOSTILE: &str = "\"><script>alert(1)</script>\u{202e}";
+
+    /// An image of a model and a character, with two measures.
+    fn row(unit: u64, model: &str, character: &str, clip_i: f64) -> Row {
+        let domain = if character == "out" { "out-of-domain" } else { "in-domain" };
+        serde_json::from_value(json!({
+            "unit": unit, "key": "k", "pair": format!("{character}-{}", unit % 2), "plan": "p",
+            "dataset_version": "v", "model": model, "model_digest": "m", "job": "r-1", "step": 4,
+            "domain": domain, "character": character, "sample_id": null, "prompt": HOSTILE,
+            "prompt_cut": false, "seed": 3, "sample": 0, "noise_seed": 1, "method": "ddim",
+            "steps": 2, "guidance": 1.0, "reference_guidance": 1.0, "negative_prompt": "",
+            "knobs": "{}", "resolution": 32, "references": [], "concepts": [],
+            "environment": "cpu", "image": format!("{unit:07}.png"), "image_sha256": "s",
+            "clip": "c", "clip_i_each": [], "clip_i_whole_each": [], "clip_t_sliced": null,
+            "vqa": null, "scores": { "clip_i": clip_i, "clip_t": 0.25, "face_distance": clip_i },
+        }))
+        .unwrap()
+    }
+
+    /// Two models of both pairings, three characters.
+    fn rows() -> Vec<Row> {
+        let mut rows = Vec::new();
+        for (at, model) in ["IP-Adapter-0.5-a", "IP-Adapter-0.5-b"].into_iter().enumerate() {
+            for (character, clip_i) in [("one", 0.5), ("two", 0.75), ("out", 0.25)] {
+                let unit = rows.len() as u64;
+                rows.push(row(2 * unit, model, character, clip_i + 0.01 * at as f64));
+            }
+        }
+        rows
+    }
+
+    #[test]
+    fn a_table_has_means_with_intervals_and_the_paper_s_values_and_differences() {
+        let all = compute(&rows(), Part::All);
+        let scores = all.scores.unwrap();
+        let at = scores.head.iter().position(|it| it == "CLIP-I").unwrap();
+        let cell = &scores.rows[0].1[at];
+        assert_eq!((cell.value.as_str(), cell.interval.as_str()), ("0.5000", "0.2500 to 0.7500"));
+        let paper = &all.paper[0];
+        assert_eq!((paper.title, paper.table.rows.len()), ("Table 2", 2));
+        assert_eq!(paper.table.rows[0].1[1].value, "0.7692");
+        assert!(paper.because.iter().any(|it| it.contains("3 images per model")));
+        let pairing = &all.pairings.unwrap().rows[0];
+        assert_eq!(pairing.0, "IP-Adapter-0.5-b − IP-Adapter-0.5-a");
+        assert_eq!(pairing.1[at].value, "+0.0100");
+        assert_eq!((all.plots.len(), all.plots[0].has_paper), (1, true));
+        let part = compute(&rows(), Part::Of(proto::evaluate::Domain::OutOfDomain));
+        let cell = &part.scores.unwrap().rows[0].1[at];
+        assert_eq!((cell.value.as_str(), cell.interval.as_str()), ("0.2500", "one character"));
+        assert!(part.paper.is_empty());
+        let none: Vec<Row> = rows()
+            .into_iter()
+            .map(|row| Row {
+                scores: metric::Scores::new(),
+                ..row
+            })
+            .collect();
+        let none = compute(&none, Part::All);
+        assert!(none.scores.is_none() && none.plots.is_empty() && none.excess.is_none());
+    }
+
+    #[test]
+    fn the_worst_of_a_distance_is_the_largest() {
+        let rows = rows();
+        let first = |by| {
+            let found = best_and_worst("e-1", &rows, Part::All, by);
+            found.into_iter().map(|(_, shown)| shown[0].value.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(first(Column::Of(Measure::ClipI)), ["0.7600", "0.2500"]);
+        assert_eq!(first(Column::Of(Measure::FaceDistance)), ["0.2500", "0.7600"]);
+    }
+
+    #[test]
+    fn the_page_shows_every_part_and_escapes_prompts() {
+        let rows = rows();
+        let made = |query: &str| {
+            let query = Query::parse(Some(query));
+            let part = part(&query)?;
+            let tables = Arc::new(compute(&rows, part));
+            made("e-1", &rows, tables, part, &query, "all".to_owned())
+        };
+        let page = made("").unwrap().render().unwrap();
+        let parts = [
+            "<svg viewBox=\"0 0 420 316\"", "hollow", "1 to 3 of 3", "/jobs/e-1/images/0000004.png",
+            "Best</h3>", "Worst</h3>", "in-domain characters", "by=clip_t",
+        ];
+        for part in parts {
+            assert!(page.contains(part), "{part:?} is not in {page}");
+        }
+        assert!(!page.contains("<script>alert") && !page.contains('\u{202e}'), "{page}");
+        let page = made("part=out-of-domain&page=9").unwrap().render().unwrap();
+        assert!(page.contains("none of 1") && page.contains("page=8"), "{page}");
+        let wrong = made("by=beauty").unwrap_err();
+        assert!(wrong.text().contains("clip_i, clip_t"), "{}", wrong.text());
+        assert!(made("part=x").is_err());
     }
 }

@@ -3,6 +3,7 @@
 use crate::checkpoint::commit::CheckpointStore;
 use crate::web::show::Moment;
 use proto::findings::Findings;
+use proto::limits::{TEXT_BYTES, cut};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -66,7 +67,10 @@ fn shown(findings: Findings) -> Found {
     Found {
         at: Moment::of(findings.at_ms),
         wrong: checks.iter().filter(|it| !it.ok).count(),
-        checks: checks.into_iter().map(|it| (it.name, it.ok, it.found)).collect(),
+        checks: checks
+            .into_iter()
+            .map(|it| (cut(&it.name, TEXT_BYTES), it.ok, cut(&it.found, TEXT_BYTES)))
+            .collect(),
         error: String::new(),
     }
 }
