@@ -463,16 +463,24 @@ mod tests {
 
     #[test]
     fn blocks_are_the_curve_of_their_steps() {
-        let (mut of_steps, mut of_blocks) = (Curve::of_at_most(64, BLOCK), Curve::of_at_most(64, 1));
+        let (mut of_steps, mut of_blocks) =
+            (Curve::of_at_most(64, BLOCK), Curve::of_at_most(64, 1));
         for number in 0..20 {
             let mut block = Curve::of_at_most(2, BLOCK);
             for it in number * BLOCK + 1..=(number + 1) * BLOCK {
-                let loss = if it == 777 { f64::NAN } else { (it % 100) as f64 };
+                let loss = if it == 777 {
+                    f64::NAN
+                } else {
+                    (it % 100) as f64
+                };
                 of_steps.add(&step(it, loss));
                 block.add(&step(it, loss));
             }
             let block = block.block().unwrap_or_else(|| panic!("it has steps"));
-            assert_eq!((block_of(block.first), block_of(block.last)), (number, number));
+            assert_eq!(
+                (block_of(block.first), block_of(block.last)),
+                (number, number)
+            );
             of_blocks.add_block(&block);
             of_blocks.add_block(&block);
         }

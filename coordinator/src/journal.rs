@@ -464,7 +464,10 @@ mod tests {
         let mut curve = crate::curve::Curve::of_at_most(9, crate::curve::BLOCK);
         blocks.iter().for_each(|it| curve.add_block(it));
         let mean = (72.0 * 1.0 + 55.0 * 3.0 + 5.0) / 128.0;
-        assert_eq!(curve.means("loss", 9), [(128, Some(1.0)), (256, Some(mean))]);
+        assert_eq!(
+            curve.means("loss", 9),
+            [(128, Some(1.0)), (256, Some(mean))]
+        );
         assert_eq!(journal.blocks(&job, 5, 9).await.unwrap(), []);
         journal.forget(&job).await;
         store.purge(&job).await.unwrap();

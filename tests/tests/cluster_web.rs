@@ -49,9 +49,7 @@ fn twins(cluster: &Cluster, dataset: &str) -> Result<[(String, String); 2]> {
 fn examine(cluster: &Cluster) -> Result<()> {
     let folder = cluster.directory().join("store/workers/w1");
     std::fs::create_dir_all(&folder)?;
-    let check = |name: &str, ok: bool, found: &str| {
-        serde_json::json!({ "name": name, "ok": ok, "found": found })
-    };
+    let check = |name: &str, ok: bool, found: &str| serde_json::json!({ "name": name, "ok": ok, "found": found });
     let long = format!("{MARKUP}{}", "x".repeat(10_000));
     let findings = serde_json::json!({
         "ok": false,

@@ -148,7 +148,9 @@ impl CheckpointStore {
             Err(error) => return Err(format!("{path}: {error}")),
         };
         let findings = serde_json::from_slice(&bytes);
-        findings.map(Some).map_err(|error| format!("{path}: {error}"))
+        findings
+            .map(Some)
+            .map_err(|error| format!("{path}: {error}"))
     }
 
     /// Deletes a checkpoint, its manifest first, so that no reader sees a manifest without shards.

@@ -35,9 +35,9 @@ impl Open {
 impl Blocks {
     /// Whether what is in memory does not tell which steps are before this one in its block.
     pub(super) fn must_read(&self, job: &JobId, step: &pb::StepReport) -> bool {
-        self.0.get(job).is_none_or(|open| {
-            block_of(step.step) < open.number || step.step <= open.curve.last()
-        })
+        self.0
+            .get(job)
+            .is_none_or(|open| block_of(step.step) < open.number || step.step <= open.curve.last())
     }
 
     /// Reads the steps before this one in its block, and deletes the summaries of this block and of
@@ -74,7 +74,10 @@ impl Blocks {
     /// Adds a step to its block, and stores the summary of a block that is complete.
     pub(super) fn add(&mut self, job: &JobId, step: &pb::StepReport, batch: &mut WriteBatch) {
         let number = block_of(step.step);
-        let open = self.0.entry(job.clone()).or_insert_with(|| Open::new(number));
+        let open = self
+            .0
+            .entry(job.clone())
+            .or_insert_with(|| Open::new(number));
         if open.number != number {
             // Its last steps were dropped.
             open.save(job, batch);

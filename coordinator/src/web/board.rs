@@ -203,7 +203,9 @@ pub(crate) fn incidents_on(
     let mut here: Vec<_> = all.filter(|(_, it)| is_on(&it.what, worker)).collect();
     here.sort_by_key(|(_, it)| Reverse(it.at_ms));
     let newest = here.into_iter().take(limit);
-    newest.map(|(job, it)| (job.clone(), status::incident(it))).collect()
+    newest
+        .map(|(job, it)| (job.clone(), status::incident(it)))
+        .collect()
 }
 
 /// Whether a fault names this worker.

@@ -375,7 +375,9 @@ mod tests {
     async fn a_long_curve_is_read_from_summaries_and_its_end_step_by_step() {
         let dir = tempfile::tempdir().unwrap();
         let url = format!("file://{}", dir.path().display());
-        let store = StateStore::open(&url, Duration::from_secs(60)).await.unwrap();
+        let store = StateStore::open(&url, Duration::from_secs(60))
+            .await
+            .unwrap();
         let journal = Journal::start(store.clone());
         let job = JobId("a-1".into());
         (1..=STEPS).for_each(|it| journal.step(&job, step(it)));
@@ -414,7 +416,9 @@ mod tests {
     async fn generations_are_found_without_reading_the_steps_between_them() {
         let dir = tempfile::tempdir().unwrap();
         let url = format!("file://{}", dir.path().display());
-        let store = StateStore::open(&url, Duration::from_secs(60)).await.unwrap();
+        let store = StateStore::open(&url, Duration::from_secs(60))
+            .await
+            .unwrap();
         let journal = Journal::start(store.clone());
         let job = JobId("a-1".into());
         let mut tip = Tip::begin(&job, "", "");

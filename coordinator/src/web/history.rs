@@ -66,7 +66,11 @@ impl History {
                         spans.push_back(span);
                     }
                 }
-                None => drop(inner.workers.insert(name.to_owned(), VecDeque::from([span]))),
+                None => drop(
+                    inner
+                        .workers
+                        .insert(name.to_owned(), VecDeque::from([span])),
+                ),
             }
         }
         inner.workers.retain(|_, spans| {
@@ -77,7 +81,9 @@ impl History {
                 spans.pop_front();
             }
             // One that is gone is forgotten after a day without a change.
-            let is_gone = spans.back().is_some_and(|it| it.state == "down" && it.from_ms <= cutoff);
+            let is_gone = spans
+                .back()
+                .is_some_and(|it| it.state == "down" && it.from_ms <= cutoff);
             !is_gone
         });
     }
@@ -151,18 +157,32 @@ mod tests {
         history.add(&board(day, true, &["", ""]));
         history.add(&board(day + 1, true, &["a-1", "a-1"]));
         let first = history.of("w1").0;
-        assert_eq!((first.len(), first[0].jobs.len()), (1, 0), "too soon after the first");
-        for (at, jobs) in [(10_000, ["a-1", "a-1"]), (20_000, ["a-1", "a-1"]), (30_000, ["a-1", "b-2"])] {
+        assert_eq!(
+            (first.len(), first[0].jobs.len()),
+            (1, 0),
+            "too soon after the first"
+        );
+        for (at, jobs) in [
+            (10_000, ["a-1", "a-1"]),
+            (20_000, ["a-1", "a-1"]),
+            (30_000, ["a-1", "b-2"]),
+        ] {
             history.add(&board(day + at, true, &jobs));
         }
         let (spans, since) = history.of("w1");
         let of = |span: &Span| (span.from_ms - day, span.jobs.len());
-        assert_eq!(spans.iter().map(of).collect::<Vec<_>>(), [(0, 0), (10_000, 1), (30_000, 2)]);
+        assert_eq!(
+            spans.iter().map(of).collect::<Vec<_>>(),
+            [(0, 0), (10_000, 1), (30_000, 2)]
+        );
         assert_eq!((since, spans[1].jobs[0].1), (day, 2));
         // A day later the span that reaches into it is the first.
         history.add(&board(day + DAY_MS + 20_000, true, &["", ""]));
         let spans = history.of("w1").0;
-        assert_eq!(spans.iter().map(of).collect::<Vec<_>>(), [(10_000, 1), (30_000, 2), (DAY_MS + 20_000, 0)]);
+        assert_eq!(
+            spans.iter().map(of).collect::<Vec<_>>(),
+            [(10_000, 1), (30_000, 2), (DAY_MS + 20_000, 0)]
+        );
         history.add(&board(day + DAY_MS + 40_000, false, &["", ""]));
         history.add(&board(day + 3 * DAY_MS, false, &["", ""]));
         assert_eq!(history.of("w1").0.len(), 0, "it is gone");
@@ -177,6 +197,9 @@ mod tests {
             history.add(&board(at * EVERY_MS, true, &[job.as_str()]));
         }
         let spans = history.of("w1").0;
-        assert_eq!((spans.len(), spans[0].jobs[0].0.as_str()), (SPANS_MAX, "a-257"));
+        assert_eq!(
+            (spans.len(), spans[0].jobs[0].0.as_str()),
+            (SPANS_MAX, "a-257")
+        );
     }
 }

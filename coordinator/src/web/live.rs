@@ -209,7 +209,10 @@ mod tests {
         let ended = follow(&sender, parts(0), &mut next).await;
         // The queue takes an event a second; the next one waits for its reader in vain.
         let queue = u32::try_from(QUEUE).unwrap_or(0);
-        assert_eq!((ended, begun.elapsed()), (Ended::Slow, queue * EVERY + SLOW));
+        assert_eq!(
+            (ended, begun.elapsed()),
+            (Ended::Slow, queue * EVERY + SLOW)
+        );
         assert_eq!(step, queue);
         // One that reads stays as long as there is a page, however rarely that changes.
         let reading = tokio::spawn(async move {

@@ -86,7 +86,12 @@ pub(super) async fn gallery(
     Ok(Some(Gallery {
         shown: match images.len() {
             0 => format!("none of {}", show::count(count as u64)),
-            shown => format!("{} to {} of {}", first + 1, first + shown, show::count(count as u64)),
+            shown => format!(
+                "{} to {} of {}",
+                first + 1,
+                first + shown,
+                show::count(count as u64)
+            ),
         },
         of: chosen.map(|_| Link::job(&maker)),
         previous: (1 < page).then(|| url(page - 1)),
@@ -131,7 +136,10 @@ fn none_yet(view: &pb::JobView) -> Option<Gallery> {
     let next = view.evaluation_due.unwrap_or(every);
     let running = view.evaluations.iter().find(|it| it.state != "unscored");
     let empty = match running {
-        Some(it) => format!("The first are being made by {}, of step {}.", it.job, it.step),
+        Some(it) => format!(
+            "The first are being made by {}, of step {}.",
+            it.job, it.step
+        ),
         None => format!(
             "None yet: they are made every {} steps, the first of step {}.",
             show::count(every),
@@ -249,9 +257,7 @@ fn of_units(work: &SampleWork) -> HashMap<String, (String, String)> {
         };
         let seed = work.seeds.get(seed).copied().unwrap_or_default();
         let prompt = work.prompts.get(prompt).map(String::as_str);
-        let quoted = prompt.map_or_else(String::new, |it| {
-            format!(": “{}”", cut(it, PROMPT_BYTES))
-        });
+        let quoted = prompt.map_or_else(String::new, |it| format!(": “{}”", cut(it, PROMPT_BYTES)));
         let key = format!("{subject}/{seed}/{}", prompt.unwrap_or_default());
         let text = format!("subject {}, seed {seed}{quoted}", subject + 1);
         found.insert(format!("{unit:07}.png"), (key, text));

@@ -316,9 +316,15 @@ async fn a_worker_that_says_that_it_is_sick_is_shown_as_sick() {
     worker.until(|_| true).await;
     until_shown(&running, &mut worker, "/workers/w1", &["s-sick", "GPU 3"]).await;
     let list = page(&running, "/workers?state=sick").await;
-    assert!(list.contains("1 to 1 of 1") && list.contains("w-sick"), "{list}");
+    assert!(
+        list.contains("1 to 1 of 1") && list.contains("w-sick"),
+        "{list}"
+    );
     let now = page(&running, "/").await;
-    assert!(now.contains("GPU 3") && !now.contains("<script>alert"), "{now}");
+    assert!(
+        now.contains("GPU 3") && !now.contains("<script>alert"),
+        "{now}"
+    );
     running.stop().await.unwrap();
 }
 

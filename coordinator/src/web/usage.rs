@@ -113,7 +113,12 @@ pub(super) async fn page(web: &Web, query: &Query) -> Result<String, Problem> {
         shown: match (rows.len(), usage.rows.len()) {
             (0, all) => format!("none of {}", show::count(all as u64)),
             (count, all) => {
-                format!("{} to {} of {}", first + 1, first + count, show::count(all as u64))
+                format!(
+                    "{} to {} of {}",
+                    first + 1,
+                    first + count,
+                    show::count(all as u64)
+                )
             }
         },
         previous: (1 < number).then(|| url(number - 1)),

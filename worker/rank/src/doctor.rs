@@ -58,10 +58,7 @@ pub(crate) fn run(node: &Node) -> anyhow::Result<bool> {
     checks.extend(node.coordinator.as_deref().map(coordinator));
     checks.push(match &node.store {
         Some(url) => object_store(url)?,
-        None => check(
-            STORE,
-            Ok("not checked; pass one with --store".to_owned()),
-        ),
+        None => check(STORE, Ok("not checked; pass one with --store".to_owned())),
     });
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
     let findings = Findings {
@@ -351,7 +348,10 @@ mod tests {
         );
         let left = std::fs::read(folder.path().join("workers/w1/doctor.json")).unwrap();
         let left: Findings = serde_json::from_slice(&left).unwrap();
-        assert!(left.ok && left.at_ms != 0 && left.checks.len() == 6, "{left:?}");
+        assert!(
+            left.ok && left.at_ms != 0 && left.checks.len() == 6,
+            "{left:?}"
+        );
     }
 
     #[test]

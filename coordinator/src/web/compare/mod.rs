@@ -82,7 +82,11 @@ pub(super) async fn page(web: &Web, query: &Query) -> Result<String, Problem> {
     let (a, b) = (field("a"), field("b"));
     let board = web.look.board().await?;
     let has_curve = |work: &str| matches!(work, "train" | "sample" | "evaluate");
-    let trained = board.jobs.iter().rev().filter(|it| has_curve(&it.view.work));
+    let trained = board
+        .jobs
+        .iter()
+        .rev()
+        .filter(|it| has_curve(&it.view.work));
     let jobs = trained.take(50).map(|it| it.view.job.clone()).collect();
     let sides = if a.is_empty() || b.is_empty() {
         None
@@ -159,14 +163,19 @@ fn paired_difference([a, b]: [&pb::JobView; 2], cells: [&Means; 2]) -> Paired {
     }
     let Some(found) = paired::difference(cells[0], cells[1]) else {
         let least = paired::STEPS_MIN;
-        return none(format!("Not paired yet: they need {least} steps in common."));
+        return none(format!(
+            "Not paired yet: they need {least} steps in common."
+        ));
     };
     let Some((low, high)) = found.interval() else {
         return none("Not paired: the losses are not finite.".to_owned());
     };
     let six = |value: f64| format!("{value:+.6}");
     let span = [low, high, 0.0].into_iter();
-    let (least, most) = (span.clone().fold(f64::INFINITY, f64::min), span.fold(0.0, f64::max));
+    let (least, most) = (
+        span.clone().fold(f64::INFINITY, f64::min),
+        span.fold(0.0, f64::max),
+    );
     let at = |value: f64| show::At(40.0 + 920.0 * (value - least) / (most - least).max(1e-12));
     Paired {
         found: Some(Difference {
@@ -175,7 +184,12 @@ fn paired_difference([a, b]: [&pb::JobView; 2], cells: [&Means; 2]) -> Paired {
             high: six(high),
             steps: show::count(found.steps()),
             verdict: show::sentence(&found.verdict([&a.job, &b.job])),
-            line: [at(low), show::At(at(high).0 - at(low).0), at(found.mean()), at(0.0)],
+            line: [
+                at(low),
+                show::At(at(high).0 - at(low).0),
+                at(found.mean()),
+                at(0.0),
+            ],
         }),
         because: String::new(),
     }

@@ -78,14 +78,25 @@ pub(super) async fn pairs(
     let url = |page: u64| query.with(&[("images", &page.to_string())]) + "#images";
     let of_step = |it: &u64| {
         let changes = [("sample", it.to_string()), ("images", String::new())];
-        let changes = changes.each_ref().map(|(name, value)| (*name, value.as_str()));
-        (show::count(*it), query.with(&changes) + "#images", Some(*it) == step)
+        let changes = changes
+            .each_ref()
+            .map(|(name, value)| (*name, value.as_str()));
+        (
+            show::count(*it),
+            query.with(&changes) + "#images",
+            Some(*it) == step,
+        )
     };
     Ok(Some(Pairs {
         makers: [Link::job(&first.0), Link::job(&second.0)],
         shown: match rows.len() {
             0 => format!("none of {}", show::count(count as u64)),
-            shown => format!("{} to {} of {}", begin + 1, begin + shown, show::count(count as u64)),
+            shown => format!(
+                "{} to {} of {}",
+                begin + 1,
+                begin + shown,
+                show::count(count as u64)
+            ),
         },
         previous: (1 < page).then(|| url(page - 1)),
         next: (begin.saturating_add(ROWS) < count).then(|| url(page + 1)),
@@ -164,8 +175,16 @@ mod tests {
 
     #[test]
     fn images_of_the_same_noise_stand_side_by_side_and_else_those_of_the_same_text() {
-        let a = [image("k1", "x", "a1"), image("k2", "y", "a2"), image("", "z", "a3")];
-        let b = [image("k2", "y", "b2"), image("k9", "x", "b9"), image("", "z", "b3")];
+        let a = [
+            image("k1", "x", "a1"),
+            image("k2", "y", "a2"),
+            image("", "z", "a3"),
+        ];
+        let b = [
+            image("k2", "y", "b2"),
+            image("k9", "x", "b9"),
+            image("", "z", "b3"),
+        ];
         let (pairs, by_text) = matching(&a, &b);
         assert!(pairs.len() == 1 && pairs[0].urls == ["a2", "b2"] && !by_text);
         let other = [image("q", "y", "c2")];

@@ -318,7 +318,10 @@ fn compute(rows: &[Row], part: Part) -> Tables {
     let pairs = pairings(&models);
     let pairings = (!pairs.is_empty() && !columns.is_empty()).then(|| Table {
         head: titles().chain(["left out".to_owned()]).collect(),
-        rows: pairs.iter().map(|it| pairing(rows, *it, part, &columns)).collect(),
+        rows: pairs
+            .iter()
+            .map(|it| pairing(rows, *it, part, &columns))
+            .collect(),
     });
     let swd = |it: &Column| matches!(it, Column::Swd(_));
     let swd: Vec<Column> = columns.iter().copied().filter(swd).collect();
@@ -375,15 +378,20 @@ fn papers(rows: &[Row], models: &[&str], part: Part) -> Vec<Paper> {
         }
         let of_table = |row: &&Row| named.contains(&row.model.as_str());
         let of_table: Vec<&Row> = rows.iter().filter(of_table).collect();
-        let heads = table.columns.iter().flat_map(|it| {
-            [it.title(), "paper".to_owned(), "difference".to_owned()]
-        });
+        let heads = table
+            .columns
+            .iter()
+            .flat_map(|it| [it.title(), "paper".to_owned(), "difference".to_owned()]);
         let line = |model: &&str| {
             let cells = table.columns.iter().flat_map(|column| {
                 let ours = estimate(rows, model, part, *column);
                 let paper = table.value(model, *column);
                 let difference = ours.zip(paper).map(|(ours, paper)| ours.mean - paper);
-                [cell(ours, false), plain(paper, false), plain(difference, true)]
+                [
+                    cell(ours, false),
+                    plain(paper, false),
+                    plain(difference, true),
+                ]
             });
             ((*model).to_owned(), cells.collect())
         };
@@ -480,7 +488,11 @@ pub(super) fn image_url(job: &str, image: &str) -> String {
 
 /// The first image of each prompt and model.
 fn character(job: &str, rows: &[&Row], (name, domain): (&str, &'static str)) -> Character {
-    let own: Vec<&Row> = rows.iter().copied().filter(|row| row.character == name).collect();
+    let own: Vec<&Row> = rows
+        .iter()
+        .copied()
+        .filter(|row| row.character == name)
+        .collect();
     let mut prompts: Vec<&str> = Vec::new();
     let mut models: Vec<&str> = Vec::new();
     for row in &own {
@@ -495,7 +507,9 @@ fn character(job: &str, rows: &[&Row], (name, domain): (&str, &'static str)) -> 
     prompts.truncate(PROMPTS);
     let line = |model: &&str| {
         let image = |prompt: &&str| {
-            let found = own.iter().find(|row| row.model == *model && row.prompt == *prompt);
+            let found = own
+                .iter()
+                .find(|row| row.model == *model && row.prompt == *prompt);
             found.map(|row| shown(job, row, None))
         };
         ((*model).to_owned(), prompts.iter().map(image).collect())
@@ -519,7 +533,11 @@ mod tests {
 
     /// An image of a model and a character, with two measures.
     fn row(unit: u64, model: &str, character: &str, clip_i: f64) -> Row {
-        let domain = if character == "out" { "out-of-domain" } else { "in-domain" };
+        let domain = if character == "out" {
+            "out-of-domain"
+        } else {
+            "in-domain"
+        };
         serde_json::from_value(json!({
             "unit": unit, "key": "k", "pair": format!("{character}-{}", unit % 2), "plan": "p",
             "dataset_version": "v", "model": model, "model_digest": "m", "job": "r-1", "step": 4,
@@ -537,7 +555,10 @@ mod tests {
     /// Two models of both pairings, three characters.
     fn rows() -> Vec<Row> {
         let mut rows = Vec::new();
-        for (at, model) in ["IP-Adapter-0.5-a", "IP-Adapter-0.5-b"].into_iter().enumerate() {
+        for (at, model) in ["IP-Adapter-0.5-a", "IP-Adapter-0.5-b"]
+            .into_iter()
+            .enumerate()
+        {
             for (character, clip_i) in [("one", 0.5), ("two", 0.75), ("out", 0.25)] {
                 let unit = rows.len() as u64;
                 rows.push(row(2 * unit, model, character, clip_i + 0.01 * at as f64));
@@ -552,18 +573,29 @@ mod tests {
         let scores = all.scores.unwrap();
         let at = scores.head.iter().position(|it| it == "CLIP-I").unwrap();
         let cell = &scores.rows[0].1[at];
-        assert_eq!((cell.value.as_str(), cell.interval.as_str()), ("0.5000", "0.2500 to 0.7500"));
+        assert_eq!(
+            (cell.value.as_str(), cell.interval.as_str()),
+            ("0.5000", "0.2500 to 0.7500")
+        );
         let paper = &all.paper[0];
         assert_eq!((paper.title, paper.table.rows.len()), ("Table 2", 2));
         assert_eq!(paper.table.rows[0].1[1].value, "0.7692");
-        assert!(paper.because.iter().any(|it| it.contains("3 images per model")));
+        assert!(
+            paper
+                .because
+                .iter()
+                .any(|it| it.contains("3 images per model"))
+        );
         let pairing = &all.pairings.unwrap().rows[0];
         assert_eq!(pairing.0, "IP-Adapter-0.5-b − IP-Adapter-0.5-a");
         assert_eq!(pairing.1[at].value, "+0.0100");
         assert_eq!((all.plots.len(), all.plots[0].has_paper), (1, true));
         let part = compute(&rows(), Part::Of(proto::evaluate::Domain::OutOfDomain));
         let cell = &part.scores.unwrap().rows[0].1[at];
-        assert_eq!((cell.value.as_str(), cell.interval.as_str()), ("0.2500", "one character"));
+        assert_eq!(
+            (cell.value.as_str(), cell.interval.as_str()),
+            ("0.2500", "one character")
+        );
         assert!(part.paper.is_empty());
         let none: Vec<Row> = rows()
             .into_iter()
@@ -581,10 +613,16 @@ mod tests {
         let rows = rows();
         let first = |by| {
             let found = best_and_worst("e-1", &rows, Part::All, by);
-            found.into_iter().map(|(_, shown)| shown[0].value.clone()).collect::<Vec<_>>()
+            found
+                .into_iter()
+                .map(|(_, shown)| shown[0].value.clone())
+                .collect::<Vec<_>>()
         };
         assert_eq!(first(Column::Of(Measure::ClipI)), ["0.7600", "0.2500"]);
-        assert_eq!(first(Column::Of(Measure::FaceDistance)), ["0.2500", "0.7600"]);
+        assert_eq!(
+            first(Column::Of(Measure::FaceDistance)),
+            ["0.2500", "0.7600"]
+        );
     }
 
     #[test]
@@ -598,15 +636,27 @@ mod tests {
         };
         let page = made("").unwrap().render().unwrap();
         let parts = [
-            "<svg viewBox=\"0 0 420 316\"", "hollow", "1 to 3 of 3", "/jobs/e-1/images/0000004.png",
-            "Best</h3>", "Worst</h3>", "in-domain characters", "by=clip_t",
+            "<svg viewBox=\"0 0 420 316\"",
+            "hollow",
+            "1 to 3 of 3",
+            "/jobs/e-1/images/0000004.png",
+            "Best</h3>",
+            "Worst</h3>",
+            "in-domain characters",
+            "by=clip_t",
         ];
         for part in parts {
             assert!(page.contains(part), "{part:?} is not in {page}");
         }
-        assert!(!page.contains("<script>alert") && !page.contains('\u{202e}'), "{page}");
+        assert!(
+            !page.contains("<script>alert") && !page.contains('\u{202e}'),
+            "{page}"
+        );
         let page = made("part=out-of-domain&page=9").unwrap().render().unwrap();
-        assert!(page.contains("none of 1") && page.contains("page=8"), "{page}");
+        assert!(
+            page.contains("none of 1") && page.contains("page=8"),
+            "{page}"
+        );
         let wrong = made("by=beauty").unwrap_err();
         assert!(wrong.text().contains("clip_i, clip_t"), "{}", wrong.text());
         assert!(made("part=x").is_err());

@@ -110,7 +110,10 @@ fn intervals(x: &Estimate, y: &Estimate) -> Option<[f64; 4]> {
 fn placed(points: Vec<Point>, x: &str, y: &str, has_paper: bool) -> Plot {
     let xs = |it: &Point| it.intervals.map_or([it.x; 2], |all| [all[0], all[1]]);
     let ys = |it: &Point| it.intervals.map_or([it.y; 2], |all| [all[2], all[3]]);
-    let (x_range, y_range) = (range(points.iter().flat_map(xs)), range(points.iter().flat_map(ys)));
+    let (x_range, y_range) = (
+        range(points.iter().flat_map(xs)),
+        range(points.iter().flat_map(ys)),
+    );
     let at_x = |value: f64| scaled(value, x_range, (FRAME.left, FRAME.right));
     let at_y = |value: f64| scaled(value, y_range, (FRAME.bottom, FRAME.top));
     let mut marks: Vec<Mark> = points
@@ -121,9 +124,9 @@ fn placed(points: Vec<Point>, x: &str, y: &str, has_paper: bool) -> Plot {
             Mark {
                 x: At(x_at),
                 y: At(y_at),
-                arms: it.intervals.map(|all| {
-                    [at_x(all[0]), at_x(all[1]), at_y(all[3]), at_y(all[2])].map(At)
-                }),
+                arms: it
+                    .intervals
+                    .map(|all| [at_x(all[0]), at_x(all[1]), at_y(all[3]), at_y(all[2])].map(At)),
                 is_paper: it.is_paper,
                 name_x: At(if is_left { x_at - 7.0 } else { x_at + 7.0 }),
                 name_y: At(y_at - 4.0),
@@ -182,7 +185,9 @@ fn ticks((from, to): (f64, f64), at: impl Fn(f64) -> f64) -> Vec<(At, String)> {
     let first = (from / step).ceil();
     let values = (0..=2 * TICKS).map(|index| (first + index as f64) * step);
     let values = values.take_while(|value| *value <= to);
-    values.map(|value| (At(at(value)), short(value, step))).collect()
+    values
+        .map(|value| (At(at(value)), short(value, step)))
+        .collect()
 }
 
 /// As many decimals as the step between two has.
@@ -207,7 +212,11 @@ mod tests {
 
     #[test]
     fn marks_and_their_intervals_are_within_the_frame_and_names_are_apart() {
-        let points = vec![point("a", 0.7, 0.2), point("b", 0.7, 0.2), point("c", 0.8, 0.3)];
+        let points = vec![
+            point("a", 0.7, 0.2),
+            point("b", 0.7, 0.2),
+            point("c", 0.8, 0.3),
+        ];
         let plot = placed(points, "CLIP-I", "CLIP-T", false);
         for mark in &plot.marks {
             let [left, right, top, bottom] = mark.arms.unwrap_or_else(|| panic!("it has some"));

@@ -137,7 +137,9 @@ async fn records(store: &CheckpointStore, job: &JobId, count: u64) -> Result<Vec
     for record in found {
         let Some(record) = record? else { continue };
         let row = serde_json::from_slice::<Row>(&record);
-        rows.push(slim(row.map_err(|error| format!("a record of {job}: {error}"))?));
+        rows.push(slim(
+            row.map_err(|error| format!("a record of {job}: {error}"))?,
+        ));
     }
     Ok(rows)
 }

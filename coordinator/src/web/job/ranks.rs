@@ -72,7 +72,11 @@ pub(super) fn spread(ranks: &[RankLine]) -> String {
     }
     let most = works.clone().fold(0.0, f64::max);
     let least = works.fold(f64::INFINITY, f64::min);
-    let percent = if 0.0 < most { (most - least) / most } else { 0.0 };
+    let percent = if 0.0 < most {
+        (most - least) / most
+    } else {
+        0.0
+    };
     format!(
         "own work {} to {} s per step: {} apart",
         show::number(least),

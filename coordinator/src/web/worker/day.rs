@@ -117,7 +117,10 @@ mod tests {
             from_ms,
             state,
             devices: 4,
-            jobs: jobs.iter().map(|(job, count)| ((*job).to_owned(), *count)).collect(),
+            jobs: jobs
+                .iter()
+                .map(|(job, count)| ((*job).to_owned(), *count))
+                .collect(),
         }
     }
 
@@ -131,7 +134,11 @@ mod tests {
             span(now - 6 * hour, "down", &[]),
         ];
         let day = day(&spans, 5, now);
-        let bars: Vec<_> = day.bars.iter().map(|it| (it.x.0, it.y.0, it.width.0, it.height.0)).collect();
+        let bars: Vec<_> = day
+            .bars
+            .iter()
+            .map(|it| (it.x.0, it.y.0, it.width.0, it.height.0))
+            .collect();
         assert_eq!(
             bars,
             [
@@ -144,7 +151,11 @@ mod tests {
         );
         let states: Vec<&str> = day.bars.iter().map(|it| it.state.as_str()).collect();
         assert_eq!(states, ["job", "job", "job", "free", "down"]);
-        let jobs: Vec<_> = day.jobs.iter().map(|it| (it.job.text.as_str(), it.hours.as_str())).collect();
+        let jobs: Vec<_> = day
+            .jobs
+            .iter()
+            .map(|it| (it.job.text.as_str(), it.hours.as_str()))
+            .collect();
         assert_eq!(jobs, [("a-1", "54.00"), ("b-2", "12.00")]);
         assert_eq!((day.since, day.busy.as_str()), (None, "68.8 %"));
     }

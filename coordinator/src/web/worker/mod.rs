@@ -60,7 +60,11 @@ pub(super) async fn page(web: &Web, name: &str) -> Result<String, Problem> {
     let row = WorkerRow::of(worker);
     let (sentence, remedy) = explained(worker);
     let events = web.jobs.handle.event_log();
-    let incidents = web.jobs.handle.incidents(name.to_owned(), INCIDENTS).await?;
+    let incidents = web
+        .jobs
+        .handle
+        .incidents(name.to_owned(), INCIDENTS)
+        .await?;
     let incident = |(job, it): (JobId, pb::Incident)| {
         let url = incident_url(&job.0, &it);
         (Moment::of(it.at_ms), Link::job(&job.0), url, it.sentence())
