@@ -264,7 +264,8 @@ impl Writer {
                     if self.blocks.must_read(&job, &step) {
                         // Steps before it may be in the batch.
                         if any {
-                            self.store.append(std::mem::take(&mut batch)).await?;
+                            let before = std::mem::replace(&mut batch, WriteBatch::new());
+                            self.store.append(before).await?;
                         }
                         let (store, blocks) = (&self.store, &mut self.blocks);
                         blocks.read(store, &job, &step, &mut batch).await?;

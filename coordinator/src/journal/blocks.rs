@@ -50,7 +50,8 @@ impl Blocks {
         batch: &mut WriteBatch,
     ) -> Result<(), StateError> {
         let number = block_of(step.step);
-        let stored = store.scan(&blocks_prefix(job), ordered(number).into(), usize::MAX);
+        let prefix = blocks_prefix(job);
+        let stored = store.scan(&prefix, ordered(number).into_bytes(), usize::MAX);
         for (key, _) in stored.await? {
             batch.delete(key);
         }

@@ -28,6 +28,7 @@ use ranks::{RANKS, RankRow, rank_rows, spread};
 const EVENTS: usize = 12;
 /// Lines of the log under every tab.
 const TAIL: usize = 14;
+
 #[derive(Debug, Template)]
 #[template(path = "job.html")]
 struct Page {
