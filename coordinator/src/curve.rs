@@ -313,8 +313,8 @@ impl Curve {
         object
     }
 
-    /// First and last step and mean of one value in cells of `stride` steps, a multiple of what they
-    /// have. Cells without a finite value are left out.
+    /// First and last step and mean of one value in cells of `stride` steps, a multiple of what
+    /// they have. Cells without a finite value are left out.
     pub(crate) fn in_cells(&self, name: &str, stride: u64) -> Vec<(u64, u64, f64)> {
         let index = self.names.iter().position(|known| known == name);
         let cells = merged(&self.cells, stride.max(self.stride));

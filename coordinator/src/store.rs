@@ -428,8 +428,8 @@ impl StateStore {
         Ok(entries.into_iter().map(text).collect())
     }
 
-    /// Up to `limit` entries of a job's ledger that begin a generation, from number `from` on. Those
-    /// that earlier releases have written are not among them.
+    /// Up to `limit` entries of a job's ledger that begin a generation, from number `from` on.
+    /// Those that earlier releases have written are not among them.
     pub(crate) async fn generations(
         &self,
         job: &JobId,

@@ -49,12 +49,19 @@ fn twins(cluster: &Cluster, dataset: &str) -> Result<[(String, String); 2]> {
 fn examine(cluster: &Cluster) -> Result<()> {
     let folder = cluster.directory().join("store/workers/w1");
     std::fs::create_dir_all(&folder)?;
-    let check = |name: &str, ok: bool, found: &str| serde_json::json!({ "name": name, "ok": ok, "found": found });
+    let check = |name: &str, ok: bool, found: &str| {
+        serde_json::json!({
+            "name": name, "ok": ok, "found": found,
+        })
+    };
     let long = format!("{MARKUP}{}", "x".repeat(10_000));
     let findings = serde_json::json!({
         "ok": false,
         "at_ms": 1_769_846_400_000_u64,
-        "checks": [check("libtorch", true, "2.9.0, CPU build"), check("metrics port", false, &long)],
+        "checks": [
+            check("libtorch", true, "2.9.0, CPU build"),
+            check("metrics port", false, &long),
+        ],
     });
     std::fs::write(folder.join("doctor.json"), findings.to_string())?;
     Ok(())

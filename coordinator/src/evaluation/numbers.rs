@@ -1,5 +1,5 @@
-//! The numbers of a report and of the page of an evaluation, computed from the rows alone: means with intervals, differences of
-//! pairings, and the best and worst images. Pure.
+//! The numbers of a report and of the page of an evaluation, computed from the rows alone: means
+//! with intervals, differences of pairings, and the best and worst images. Pure.
 
 use super::paper::Column;
 use metric::{Bootstrap, Estimate, Measure, Pair, bootstrap, covariance, paired};
