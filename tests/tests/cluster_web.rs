@@ -19,7 +19,8 @@ fn twins(cluster: &Cluster, dataset: &str) -> Result<[(String, String); 2]> {
     // Prompts of people may hold anything.
     let plan = format!(
         "[evaluate]\nin_domain = {{ trained = 1 }}\nout_of_domain = {{ held_out = 2 }}\nprompts = \
-         [\"1girl, smile\", '{MARKUP}']\nseeds = [3]\nsteps = 2\nguidance = 3.0\nclip = \"{clip}\"\n"
+         [\"1girl, smile\", '{MARKUP}']\nseeds = [3]\nsteps = 2\nguidance = 3.0\n\
+         clip = \"{clip}\"\n"
     );
     let job = TinyJob {
         name: "twin-a".to_owned(),

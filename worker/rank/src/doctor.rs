@@ -1,7 +1,7 @@
 //! `worker-rank doctor`: checks that this node can train. Checks libtorch, devices, the object
 //! store and the ports, and prints one line per check. Leaves the findings in the store, where the
-//! coordinator's page of the worker reads them, and nothing else. Called by `worker doctor` with the
-//! node's settings.
+//! coordinator's page of the worker reads them, and nothing else. Called by `worker doctor` with
+//! the node's settings.
 
 use crate::collective::device::{gpus, library_architectures, libtorch_version, supports};
 use crate::collective::network;
