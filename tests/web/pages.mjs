@@ -166,6 +166,7 @@ const checkEvaluation = async () => {
   check(new URL(page.url()).searchParams.get('sample') === '24', `the step is in ${page.url()}`);
   const prompt = await text('#gallery');
   check(prompt.includes('<b>"bold"</b>'), `a prompt is shown as it was written: ${prompt}`);
+  await page.locator('.u-over').first().scrollIntoViewIfNeeded();
   const over = await page.locator('.u-over').first().boundingBox();
   await page.mouse.move(over.x + over.width * 0.9, over.y + 40);
   await page.mouse.move(over.x + over.width - 2, over.y + 44);

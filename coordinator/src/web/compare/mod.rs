@@ -183,7 +183,7 @@ fn paired_difference([a, b]: [&pb::JobView; 2], cells: [&Means; 2]) -> Paired {
             low: six(low),
             high: six(high),
             steps: show::count(found.steps()),
-            verdict: show::sentence(&found.verdict([&a.job, &b.job])),
+            verdict: found.verdict([&a.job, &b.job]),
             line: [
                 at(low),
                 show::At(at(high).0 - at(low).0),

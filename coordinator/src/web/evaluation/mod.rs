@@ -232,7 +232,7 @@ fn sentence(scored: &Scored, images: u64, view: &pb::JobView) -> String {
         format!("{rows} of {of} images are scored")
     } else {
         format!(
-            "it is {}: what follows is of the first images, {rows} of {of}",
+            "It is {}: what follows is of the first images, {rows} of {of}",
             view.phase
         )
     }

@@ -109,6 +109,7 @@ pub(super) fn band(history: &History, view: &pb::JobView) -> Option<Band> {
     });
     Some(Band {
         world: match generations.last() {
+            Some(_) if most == 1 => "1 rank".to_owned(),
             Some(last) if last.world == most => format!("{most} ranks"),
             Some(last) => format!("{} ranks of {most} at most", last.world),
             None => String::new(),
