@@ -277,7 +277,8 @@
     const at = set.seconds.findIndex((it) => it >= x);
     return set.steps[at < 0 ? set.steps.length - 1 : at];
   };
-  root.addEventListener('pointermove', (event) => {
+  // After uPlot has moved its cursor, which it does with the same event.
+  root.addEventListener('mousemove', (event) => {
     if (other || plots.length === 0 || !event.target.closest('.u-over')) return;
     const [plot] = plots.find(([, box]) => box.contains(event.target)) || plots[0];
     const { idx } = plot.cursor;
