@@ -121,7 +121,7 @@ async fn every_page_shows_what_there_is_and_escapes_what_others_wrote() {
                 "All its devices are in use",
                 &job,
                 "1 of 1 checks failed",
-                "100.0 % of its device-time",
+                "of its device-time was in use",
             ],
         ),
         ("/events".into(), &["worker-up", "generation-formed"]),
@@ -313,8 +313,12 @@ async fn a_worker_that_says_that_it_is_sick_is_shown_as_sick() {
     let (running, _client) = server(dir.path()).await;
     let mut worker = FakeWorker::attach(&running, 1).await;
     worker.report.sick = Some(format!("GPU 3 {HOSTILE}"));
-    worker.until(|_| true).await;
-    until_shown(&running, &mut worker, "/workers/w1", &["s-sick", "GPU 3"]).await;
+    until_shown(&running, &mut worker, "/", &["s-sick", "GPU 3"]).await;
+    let its = page(&running, "/workers/w1").await;
+    assert!(
+        its.contains("It says that it should not be used: GPU 3"),
+        "{its}"
+    );
     let list = page(&running, "/workers?state=sick").await;
     assert!(
         list.contains("1 to 1 of 1") && list.contains("w-sick"),
