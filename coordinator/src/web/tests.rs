@@ -316,7 +316,7 @@ async fn a_worker_that_says_that_it_is_sick_is_shown_as_sick() {
     until_shown(&running, &mut worker, "/", &["s-sick", "GPU 3"]).await;
     let its = page(&running, "/workers/w1").await;
     assert!(
-        its.contains("It says that it should not be used: GPU 3"),
+        its.contains("Says that it should not be used: GPU 3"),
         "{its}"
     );
     let list = page(&running, "/workers?state=sick").await;
