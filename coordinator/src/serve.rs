@@ -311,7 +311,13 @@ async fn rpc(
     (budgets, pressures): (Budgets, Pressures),
 ) -> ServeError {
     let probes = Probes::default();
-    let fleet = FleetService::new(jobs.handle.clone(), keepalive, &budgets, &pressures, &probes);
+    let fleet = FleetService::new(
+        jobs.handle.clone(),
+        keepalive,
+        &budgets,
+        &pressures,
+        &probes,
+    );
     let fleet = FleetServer::new(fleet).max_decoding_message_size(REPORT_BYTES);
     let control = ControlService::new(jobs, ended, &pressures, &probes);
     let control = ControlServer::new(control)

@@ -53,9 +53,15 @@ mod tests {
     fn counts_are_those_of_the_jobs_whatever_comes_and_goes() {
         let mut teams = Teams::default();
         for number in 0..30 {
-            teams.insert(id(number), ["any", "art"][usize::from(number % 3 == 0)].into());
+            teams.insert(
+                id(number),
+                ["any", "art"][usize::from(number % 3 == 0)].into(),
+            );
         }
-        assert_eq!((teams.of("any"), teams.of("art"), teams.all()), (20, 10, 30));
+        assert_eq!(
+            (teams.of("any"), teams.of("art"), teams.all()),
+            (20, 10, 30)
+        );
         // Again, and with another team.
         teams.insert(id(0), "any".into());
         teams.insert(id(1), "any".into());

@@ -121,7 +121,10 @@ fn tensorboard(cluster: &Cluster, id: &str) -> Result<()> {
             // The file has single precision.
             #[allow(clippy::cast_possible_truncation)]
             let values = [&scalar[1], &step[field]].map(|it| it.as_f64().map(|it| it as f32));
-            ensure!(values[0].is_some() && values[0] == values[1], "{tag}: {read} {step}");
+            ensure!(
+                values[0].is_some() && values[0] == values[1],
+                "{tag}: {read} {step}"
+            );
         }
     }
     Ok(())

@@ -277,14 +277,19 @@ impl Coordinator {
         for state in states.iter().filter(|it| !it.assignments.is_empty()) {
             self.fleet.set_held(&state.worker);
         }
-        states.extend(outbox.leave.drain(..).map(|(worker, successor)| DesiredState {
-            worker,
-            assignments: Vec::new(),
-            detect_within_ms: self.config.detect_within_ms,
-            peers: Vec::new(),
-            refused: Vec::new(),
-            successor: Some(successor),
-        }));
+        states.extend(
+            outbox
+                .leave
+                .drain(..)
+                .map(|(worker, successor)| DesiredState {
+                    worker,
+                    assignments: Vec::new(),
+                    detect_within_ms: self.config.detect_within_ms,
+                    peers: Vec::new(),
+                    refused: Vec::new(),
+                    successor: Some(successor),
+                }),
+        );
         outbox.into_effects(records, states)
     }
 

@@ -7,9 +7,7 @@
 mod harness;
 
 use coordinator_core::event::{About, DatasetPin, Effect, Input, JobPhase, RequestId};
-use harness::{
-    Harness, failed, rank, received, sample_of, sampling, spec, with_shard, with_step,
-};
+use harness::{Harness, failed, rank, received, sample_of, sampling, spec, with_shard, with_step};
 use proptest::prelude::*;
 use proto::id::JobId;
 use proto::message::{Activity, RankPhase, RankReport, Stage, UnitFailure, UnitRange};

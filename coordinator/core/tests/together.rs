@@ -74,7 +74,12 @@ fn what_comes_together_is_saved_once_and_each_request_is_answered() {
     let gone = Reply::Refused {
         reason: "there is no job toy-1; the newest is toy-2".into(),
     };
-    let expected = [(1, &accepted(1)), (2, &accepted(2)), (3, &gone), (4, &deleted)];
+    let expected = [
+        (1, &accepted(1)),
+        (2, &accepted(2)),
+        (3, &gone),
+        (4, &deleted),
+    ];
     assert_eq!(replies(&effects), expected);
     assert!(!harness.durable.jobs.contains_key(&toy(1)));
     // Scheduled once, with both workers.
@@ -105,7 +110,11 @@ fn a_report_that_changes_nothing_only_extends_the_lease() {
     }
     assert_eq!(lost, [id("w2")], "silent workers go, others stay");
     let views = harness.machine.workers();
-    let up: Vec<&str> = views.iter().filter(|it| it.up).map(|it| it.id.name.as_str()).collect();
+    let up: Vec<&str> = views
+        .iter()
+        .filter(|it| it.up)
+        .map(|it| it.id.name.as_str())
+        .collect();
     assert_eq!(up, ["w1", "w3"]);
 }
 
@@ -126,5 +135,9 @@ fn quiet_workers_do_not_delay_what_is_due() {
         }
     }
     assert_eq!(lost, [id("w1")]);
-    assert_eq!(harness.generation(&job), 2, "it goes on at the other worker");
+    assert_eq!(
+        harness.generation(&job),
+        2,
+        "it goes on at the other worker"
+    );
 }

@@ -125,7 +125,11 @@ mod tests {
         // The pause begins again with it, and ends.
         let late = notice("units-1", What::Restarted, "late");
         assert_eq!(restarts.offer(late.clone(), 119_999), None);
-        assert_eq!(restarts.due(120_000), [late.clone()], "one is told as it is");
+        assert_eq!(
+            restarts.due(120_000),
+            [late.clone()],
+            "one is told as it is"
+        );
         assert_eq!(restarts.offer(late.clone(), 180_000), Some(late));
     }
 

@@ -3,9 +3,7 @@
 use super::workers::{Stream, rack};
 use anyhow::{Context, Result, ensure};
 use proto::id::{Generation, JobId, Rank, Step};
-use proto::message::{
-    PhaseSeconds, RankPhase, RankReport, STEPS_MAX, StepReport, UnitReport,
-};
+use proto::message::{PhaseSeconds, RankPhase, RankReport, STEPS_MAX, StepReport, UnitReport};
 use proto::pb;
 use proto::pb::control_client::ControlClient;
 use proto::version::{self, Stamp};

@@ -249,7 +249,8 @@ impl Bench {
             millis(quantile(&latencies, 0.5)),
             millis(quantile(&latencies, 0.99)),
             millis(quantile(&latencies, 1.0)),
-            100.0 * (self.coordinator.used()? - used).as_secs_f64() / load.reports_for.as_secs_f64()
+            100.0 * (self.coordinator.used()? - used).as_secs_f64()
+                / load.reports_for.as_secs_f64()
         );
         Ok(())
     }
@@ -270,7 +271,8 @@ impl Bench {
         let mut bytes = 0;
         for _ in 0..load.scrapes {
             let (took, page) = self.coordinator.scrape()?;
-            let is_up = |line: &&str| line.starts_with("retri_worker_up{") && line.ends_with(" 1.0");
+            let is_up =
+                |line: &&str| line.starts_with("retri_worker_up{") && line.ends_with(" 1.0");
             let up = page.lines().filter(is_up).count();
             ensure!(
                 up == load.workers as usize + 1,

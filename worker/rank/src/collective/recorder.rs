@@ -98,7 +98,9 @@ fn lines(text: &str, now_ns: i64) -> Result<Vec<String>, serde_json::Error> {
     let line = |it: &Entry| {
         let seconds = now_ns.saturating_sub(it.time_created_ns).max(0) as f64 / 1e9;
         let tensors = it.input_sizes.iter().zip(&it.input_dtypes);
-        let tensors: Vec<String> = tensors.map(|(size, dtype)| format!("{dtype}{size:?}")).collect();
+        let tensors: Vec<String> = tensors
+            .map(|(size, dtype)| format!("{dtype}{size:?}"))
+            .collect();
         format!(
             "{} number {}: {}, for {seconds:.1} s, of {}",
             it.profiling_name,
@@ -129,7 +131,10 @@ mod tests {
             "nccl:all_reduce number 12: scheduled, for 1.5 s, of Float[3]",
         ];
         assert_eq!(lines(text, 6_500_000_000).unwrap(), expected);
-        assert!(lines("{\"entries\": [{\"rec", 0).is_err(), "one that was cut");
+        assert!(
+            lines("{\"entries\": [{\"rec", 0).is_err(),
+            "one that was cut"
+        );
         assert!(lines("{\"version\": \"3\"}", 0).unwrap().is_empty());
     }
 
