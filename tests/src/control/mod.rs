@@ -298,7 +298,8 @@ impl Bench {
     fn pages(&self) -> Result<()> {
         let (web, load) = (&self.coordinator.web, self.load);
         let long = format!("/jobs/{}", self.long);
-        let curve = pages::get(&format!("{web}{long}"), pages::person(0));
+        let url = format!("{web}{long}");
+        let curve = pages::get(&url, pages::person(0));
         let (first, page) = self.runtime.block_on(curve)?;
         println!(
             "BENCH curve: the page of a job with {} steps opens in {:.0} ms, {} kB (goal: 1,000 ms)",
