@@ -200,13 +200,20 @@ fn a_set_of_people_is_previewed_trained_on_sampled_and_evaluated() -> Result<()>
     assert_eq!(report["stages"][2]["report"]["rows_out"], 16, "{report}");
     let sheet = cluster.directory().join("sheet.png").display().to_string();
     for stage in ["folders", "clusters", "dataset"] {
-        cluster.ok(&["dataset", "preview", &file, "--stage", stage, "--out", &sheet])?;
+        cluster.ok(&[
+            "dataset", "preview", &file, "--stage", stage, "--out", &sheet,
+        ])?;
         let size = image::open(&sheet)?.into_rgb8().dimensions();
         assert_eq!(size, (8 * 128, 2 * 128), "{stage}");
     }
-    let refused = cluster.run(&["dataset", "preview", &file, "--stage", "masks", "--out", &sheet])?;
+    let refused = cluster.run(&[
+        "dataset", "preview", &file, "--stage", "masks", "--out", &sheet,
+    ])?;
     let error = refused.failure()?;
-    assert!(error.contains("its stages are folders, clusters, dataset"), "{error}");
+    assert!(
+        error.contains("its stages are folders, clusters, dataset"),
+        "{error}"
+    );
 
     let folder = report["stages"][2]["folder"].as_str().context("a folder")?;
     let data = cluster.directory().join("faces").join(folder).join("data");
@@ -215,7 +222,9 @@ fn a_set_of_people_is_previewed_trained_on_sampled_and_evaluated() -> Result<()>
         checkpoint_every: 2,
         ..TinyJob::forty_steps(&format!("file://{}", data.display()), 1)
     };
-    let toml = job.to_toml().replace("[data]", "[data]\ntask = \"multitask\"");
+    let toml = job
+        .to_toml()
+        .replace("[data]", "[data]\ntask = \"multitask\"");
     let path = cluster.write_job(&toml)?;
     cluster.ok(&["dataset", "preview", "--job", &path, "--out", &sheet])?;
     let id = cluster.submit(&toml)?;
@@ -230,7 +239,10 @@ fn a_set_of_people_is_previewed_trained_on_sampled_and_evaluated() -> Result<()>
     );
     std::fs::write(&plan, text)?;
     let submitted = cluster.ok(&["evaluate", &plan.display().to_string()])?;
-    let evaluation = submitted.lines().last().context("the id of the evaluation")?;
+    let evaluation = submitted
+        .lines()
+        .last()
+        .context("the id of the evaluation")?;
     cluster.wait_done(evaluation.trim())?;
     cluster.stop()
 }

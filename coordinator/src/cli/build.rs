@@ -299,7 +299,10 @@ pub(crate) async fn preview(
         let Some(planned) = planned else {
             let names = stages.iter().map(|it| it.plan.stage().name());
             let names = names.collect::<Vec<_>>().join(", ");
-            bail!("{} has no stage {stage}; its stages are {names}", file.display());
+            bail!(
+                "{} has no stage {stage}; its stages are {names}",
+                file.display()
+            );
         };
         let key = planned.plan.key();
         if store.manifest(&key).await?.is_none() {
@@ -327,7 +330,11 @@ fn run_worker_build(order: &str, out: &FilePath) -> Result<()> {
         None => std::env::current_exe()?.with_file_name("worker-build"),
     };
     let mut child = Command::new(&program);
-    child.arg("sheet").arg("--out").arg(out).stdin(Stdio::piped());
+    child
+        .arg("sheet")
+        .arg("--out")
+        .arg(out)
+        .stdin(Stdio::piped());
     let mut child = child.spawn().with_context(|| {
         format!(
             "cannot start {}, which makes contact sheets; install it beside this program, or name \

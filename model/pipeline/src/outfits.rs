@@ -8,9 +8,9 @@ use crate::figure::{self, ANSWERS};
 use crate::images::Images;
 use crate::output::Outputs;
 use crate::table::{Table, Value};
+use proto::build::StagePlan;
 use proto::build::report::{BadRow, Report, UnitOutput};
 use proto::build::settings::OutfitsSettings;
-use proto::build::StagePlan;
 use std::path::Path;
 use vqa::{Cache, Client, Image, Options, Question, Questions, Reply};
 

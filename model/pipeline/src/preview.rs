@@ -50,7 +50,11 @@ pub async fn sheet(order: &Order, scratch: &Path) -> Result<Vec<u8>> {
             return Ok(folder.part(sheet).await?.to_vec());
         }
         Stage::Dataset => {
-            let url = format!("{}/{}/data", order.out.trim_end_matches('/'), order.key.folder());
+            let url = format!(
+                "{}/{}/data",
+                order.out.trim_end_matches('/'),
+                order.key.folder()
+            );
             return of_dataset(&url).await;
         }
         Stage::Filter | Stage::Folders => Some((figure::FIGURES_PART, &FIGURES)),

@@ -1,12 +1,12 @@
 //! Divides a pipeline into stages. Pure.
 
-use super::{StageKey, StagePlan};
 use super::pipeline::{CLOTH_TAGS, Inputs, Pipeline, PipelineSignature, Planned, one};
 use super::settings::{
     Answers, ClustersSettings, DatasetSettings, Figures, FilterSettings, FoldersSettings,
     ImageFolder, NamedFile, OutfitsSettings, PostsSettings, Settings, Signature, Source,
     SourcesSettings,
 };
+use super::{StageKey, StagePlan};
 
 impl Pipeline {
     /// The stages in order. Each reads only those before it.

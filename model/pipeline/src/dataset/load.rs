@@ -2,7 +2,7 @@
 
 use crate::batches::is_table;
 use crate::engine::Engine;
-use crate::error::{Result};
+use crate::error::Result;
 use crate::figure::{self, CLUSTERED, FACES, FOLDED, MASKED};
 use crate::output::Outputs;
 use crate::table::Column;

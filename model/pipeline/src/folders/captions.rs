@@ -42,10 +42,11 @@ fn tags(caption: &str, report: &mut Report) -> Vec<String> {
 
 /// The text before the first innermost wildcard, its first choice, and the text after it.
 fn wildcard(text: &str) -> Option<(&str, &str, &str)> {
-    let close = text
-        .match_indices('}')
-        .map(|(at, _)| at)
-        .find(|at| text[..*at].rfind('{').is_some_and(|open| text[open..*at].contains('|')))?;
+    let close = text.match_indices('}').map(|(at, _)| at).find(|at| {
+        text[..*at]
+            .rfind('{')
+            .is_some_and(|open| text[open..*at].contains('|'))
+    })?;
     let open = text[..close].rfind('{')?;
     let inner = &text[open + 1..close];
     let first = inner.split('|').next().unwrap_or_default();

@@ -154,7 +154,8 @@ async fn add_boxes(
                 let (low, high) = (low.clamp(0.0, side), (low + length).clamp(0.0, side));
                 ((low + high) / 2.0 / side, (high - low) / side)
             };
-            let ((x, width), (y, height)) = (clip(*left, *across, width), clip(*top, *down, height));
+            let ((x, width), (y, height)) =
+                (clip(*left, *across, width), clip(*top, *down, height));
             [x, y, width, height]
         });
         match fractions {

@@ -59,10 +59,7 @@ pub(super) async fn read(source: &Source<'_>, report: &mut Report) -> Result<Vec
     Ok(entries)
 }
 
-fn entry(
-    source: &Source<'_>,
-    line: Line,
-) -> std::result::Result<(Entry, Vec<String>), String> {
+fn entry(source: &Source<'_>, line: Line) -> std::result::Result<(Entry, Vec<String>), String> {
     if line.id.trim().is_empty() || line.character.trim().is_empty() {
         return Err("it has no id or no character".to_owned());
     }
@@ -70,7 +67,9 @@ fn entry(
         let is_number = line.id.parse::<i64>().is_ok_and(|id| 0 < id);
         if !is_number {
             let id = &line.id;
-            return Err(format!("its id {id:?} is no number, by which an image is found"));
+            return Err(format!(
+                "its id {id:?} is no number, by which an image is found"
+            ));
         }
     } else if line.image.is_none() {
         return Err(
@@ -131,7 +130,9 @@ fn link(entries: &mut [Entry], similar: &[Vec<String>]) {
             parents[a.max(b)] = a.min(b);
         }
     }
-    let roots: Vec<usize> = (0..entries.len()).map(|at| root(&mut parents, at)).collect();
+    let roots: Vec<usize> = (0..entries.len())
+        .map(|at| root(&mut parents, at))
+        .collect();
     let mut members: BTreeMap<usize, usize> = BTreeMap::new();
     for root in &roots {
         *members.entry(*root).or_insert(0) += 1;
@@ -156,12 +157,8 @@ mod tests {
         let mut entries: Vec<Entry> = ["a", "b", "c", "d"].map(entry).into();
         let links = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect();
         // "a" names nobody, and "x" does not exist.
-        let similar: Vec<Vec<String>> = vec![
-            links(&[]),
-            links(&["a"]),
-            links(&["b", "x"]),
-            links(&["x"]),
-        ];
+        let similar: Vec<Vec<String>> =
+            vec![links(&[]), links(&["a"]), links(&["b", "x"]), links(&["x"])];
         link(&mut entries, &similar);
         let outfits: Vec<&str> = entries.iter().map(|it| it.outfit.as_str()).collect();
         assert_eq!(outfits, ["of a", "of a", "of a", ""]);

@@ -36,7 +36,9 @@ fn number(bytes: &[u8], at: usize) -> u32 {
 fn record(head: &[u8], length: u64) -> std::result::Result<Record, String> {
     let magic = number(head, 0);
     if magic != MAGIC {
-        return Err(format!("begins with {magic:#010x}; a record begins with {MAGIC:#010x}"));
+        return Err(format!(
+            "begins with {magic:#010x}; a record begins with {MAGIC:#010x}"
+        ));
     }
     let word = number(head, 4);
     if word >> 29 != 0 {
@@ -79,7 +81,10 @@ fn file<'a>(source: &'a Source<'_>, ending: &str) -> Result<&'a storage::listing
         )),
         (Some(first), Some(second)) => Err(BuildError::input(
             &source.settings.listed.folder,
-            format!("has {} and {}: name a folder with one", first.path, second.path),
+            format!(
+                "has {} and {}: name a folder with one",
+                first.path, second.path
+            ),
         )),
     }
 }

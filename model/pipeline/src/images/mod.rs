@@ -388,9 +388,11 @@ impl Images {
         }
         let tag = found.meta.e_tag.clone().unwrap_or_default();
         if !place.tag.is_empty() && tag != place.tag {
-            return Err("was changed since the pipeline was planned: run `coordinator dataset \
+            return Err(
+                "was changed since the pipeline was planned: run `coordinator dataset \
                         build` again"
-                .to_owned());
+                    .to_owned(),
+            );
         }
         let bytes = found.bytes().await.map_err(|error| error.to_string())?;
         if let Some(expected) = &place.sha256 {

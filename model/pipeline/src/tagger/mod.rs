@@ -14,9 +14,9 @@ use crate::output::Outputs;
 use crate::table::{Table, Value};
 use futures::StreamExt;
 use image::{Rgb, RgbImage};
+use proto::build::StagePlan;
 use proto::build::image_stages::{TaggerLayout, TaggerSettings};
 use proto::build::report::{Report, UnitOutput};
-use proto::build::StagePlan;
 use std::path::Path;
 use std::pin::pin;
 

@@ -83,7 +83,10 @@ async fn precision_and_recall_of_the_clusters_are_those_of_their_pairs() {
     let [precision, recall] = rows.as_slice() else {
         panic!("{rows:?}");
     };
-    assert_eq!((precision.compared, recall.compared), (both + wrong, both + missed));
+    assert_eq!(
+        (precision.compared, recall.compared),
+        (both + wrong, both + missed)
+    );
     assert!((precision.value - 1.0).abs() < 1e-9, "{rows:?}");
     let expected = both as f64 / (both + missed) as f64;
     assert!((recall.value - expected).abs() < 1e-9, "{rows:?}");

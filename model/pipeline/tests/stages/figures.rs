@@ -21,7 +21,11 @@ async fn later_stages_read_the_crop_and_images_without_a_figure_are_dropped() {
         let mark = u8::try_from(number).unwrap() * 5 + 1;
         let image = RgbImage::from_fn(128, 64, |x, y| {
             let is_red = (32..64).contains(&x) && y < 32 && number != 0;
-            Rgb([if is_red { 255 } else { 0 }, 0, if x < 64 { mark } else { 0 }])
+            Rgb([
+                if is_red { 255 } else { 0 },
+                0,
+                if x < 64 { mark } else { 0 },
+            ])
         });
         sample.image = encode_rgb(image).unwrap();
     }
@@ -33,7 +37,10 @@ async fn later_stages_read_the_crop_and_images_without_a_figure_are_dropped() {
     let report = &manifests[&Stage::Figures].report;
     assert_eq!((report.rows_in, report.rows_out), (12, 11), "{report:?}");
     assert_eq!(report.lost("no figure"), 1);
-    assert!(report.found[0].starts_with("figures of yolov5.onnx"), "{report:?}");
+    assert!(
+        report.found[0].starts_with("figures of yolov5.onnx"),
+        "{report:?}"
+    );
     let manifest = &manifests[&Stage::Dataset];
     assert_eq!(manifest.report.lost("no image"), 1, "{:?}", manifest.report);
     let rows = dataset(folder.path(), manifest).await.scan().await.unwrap();

@@ -72,8 +72,16 @@ async fn a_folder_for_each_person_is_a_data_set_without_artists_masks_and_clothe
     let others: BTreeSet<&str> = row.similar.iter().map(String::as_str).collect();
     assert_eq!(others, BTreeSet::from(["Ada/0", "Ada/2"]));
     assert!(row.is_whole() && row.cloths.is_empty());
-    assert!(row.bbox.iter().zip([0.5, 0.5, 1.0, 1.0]).all(|(a, b)| (a - b).abs() < 1e-9));
-    assert_eq!(row.changes, ["no-artist", "whole-image", "face-guessed=the whole image"]);
+    assert!(
+        row.bbox
+            .iter()
+            .zip([0.5, 0.5, 1.0, 1.0])
+            .all(|(a, b)| (a - b).abs() < 1e-9)
+    );
+    assert_eq!(
+        row.changes,
+        ["no-artist", "whole-image", "face-guessed=the whole image"]
+    );
 }
 
 /// Whatever a job asks for, references of such a set are faces or whole images.
@@ -84,7 +92,11 @@ async fn no_reference_of_a_person_is_called_clothes() {
     for person in ["Ada", "Grace"] {
         for number in 0..4 {
             let path = format!("people/{person}/{number}.png");
-            write(folder.path(), &path, picture(number + 10 * person.len() as u32));
+            write(
+                folder.path(),
+                &path,
+                picture(number + 10 * person.len() as u32),
+            );
         }
     }
     // Small faces, so that they are no reason to show the whole image.
@@ -97,7 +109,9 @@ async fn no_reference_of_a_person_is_called_clothes() {
     let rows = rows(folder.path(), &manifests[&Stage::Dataset]).await;
     assert!(rows.values().all(|row| row.bbox[2] < 0.3), "{rows:?}");
     let out = folder.path().join("out");
-    let data = out.join(manifests[&Stage::Dataset].key.folder()).join("data");
+    let data = out
+        .join(manifests[&Stage::Dataset].key.folder())
+        .join("data");
     let job = format!(
         "name = \"faces\"\n[resources]\nworkers = {{ min = 1, max = 1 }}\ndevices_per_worker = 1\n\
          device = \"cpu\"\n[data]\ndataset = \"file://{}\"\ntask = \"composition\"\npairing = \
@@ -135,18 +149,31 @@ async fn captions_name_characters_and_their_clothes_are_outfits() {
         write(folder.path(), &format!("people/{place}.txt"), caption);
     }
     write(folder.path(), "people/rin/f.png", picture(3));
-    let text = TEXT.replace("[dataset]", "artist = \"somebody\"\nrating = \"general\"\n[dataset]");
+    let text = TEXT.replace(
+        "[dataset]",
+        "artist = \"somebody\"\nrating = \"general\"\n[dataset]",
+    );
     let manifests = build(folder.path(), &text).await.unwrap();
     let report = &manifests[&Stage::Folders].report;
     assert_eq!(report.lost("a row that cannot be used"), 2, "{report:?}");
-    let reasons: BTreeSet<&str> = report.bad_rows.iter().map(|it| it.reason.as_str()).collect();
+    let reasons: BTreeSet<&str> = report
+        .bad_rows
+        .iter()
+        .map(|it| it.reason.as_str())
+        .collect();
     assert!(reasons.contains("the caption is empty"), "{reasons:?}");
-    assert!(reasons.contains("there is no rin/f.txt beside it"), "{reasons:?}");
+    assert!(
+        reasons.contains("there is no rin/f.txt beside it"),
+        "{reasons:?}"
+    );
     let rows = rows(folder.path(), &manifests[&Stage::Dataset]).await;
     let ids: Vec<&str> = rows.keys().map(String::as_str).collect();
     assert_eq!(ids, ["3_miku/a", "3_miku/b", "miku/c"]);
     let row = &rows["3_miku/a"];
-    assert_eq!((row.character.as_str(), row.artists.as_str()), ("miku", "somebody"));
+    assert_eq!(
+        (row.character.as_str(), row.artists.as_str()),
+        ("miku", "somebody")
+    );
     assert_eq!(row.outfit, "red_dress white_boots");
     assert_eq!(row.cloths, ["red dress", "white boots"]);
     assert_eq!(row.rating, "general");
@@ -163,7 +190,11 @@ async fn celeba_has_its_boxes_and_attributes() {
     let mut attributes = "4\nBangs Smiling\n".to_owned();
     for number in 1..=4_u32 {
         let name = format!("{number:06}.png");
-        write(folder.path(), &format!("people/Img/img_celeba/{name}"), picture(number));
+        write(
+            folder.path(),
+            &format!("people/Img/img_celeba/{name}"),
+            picture(number),
+        );
         identities += &format!("{name} {}\n", number % 2 + 7);
         boxes += &format!("{name}  12 16 24 32\n");
         attributes += &format!("{name} -1  1\n");
@@ -171,7 +202,11 @@ async fn celeba_has_its_boxes_and_attributes() {
     identities += "000009.png 7\n";
     write(folder.path(), "people/Anno/identity_CelebA.txt", identities);
     write(folder.path(), "people/Anno/list_bbox_celeba.txt", boxes);
-    write(folder.path(), "people/Anno/list_attr_celeba.txt", attributes);
+    write(
+        folder.path(),
+        "people/Anno/list_attr_celeba.txt",
+        attributes,
+    );
     let manifests = build(folder.path(), TEXT).await.unwrap();
     let report = &manifests[&Stage::Folders].report;
     assert_eq!(report.lost("a row that cannot be used"), 1, "{report:?}");
@@ -180,8 +215,16 @@ async fn celeba_has_its_boxes_and_attributes() {
     let rows = rows(folder.path(), &manifests[&Stage::Dataset]).await;
     assert_eq!(rows.len(), 4);
     let row = &rows["000003"];
-    assert_eq!((row.character.as_str(), row.prompts.as_str()), ("8", "smiling"));
-    assert!(row.bbox.iter().zip([0.5, 0.5, 0.5, 0.5]).all(|(a, b)| (a - b).abs() < 1e-9));
+    assert_eq!(
+        (row.character.as_str(), row.prompts.as_str()),
+        ("8", "smiling")
+    );
+    assert!(
+        row.bbox
+            .iter()
+            .zip([0.5, 0.5, 0.5, 0.5])
+            .all(|(a, b)| (a - b).abs() < 1e-9)
+    );
     assert_eq!(row.similar, ["000001"]);
 }
 
@@ -221,12 +264,23 @@ async fn images_are_read_out_of_records_and_a_file_that_is_cut_off_is_named() {
     let ids: Vec<&str> = rows.keys().map(String::as_str).collect();
     assert_eq!(ids, ["train/1", "train/2", "train/3", "train/4", "train/5"]);
     assert_eq!(rows["train/2"].similar, ["train/4"]);
-    write(folder.path(), "people/train.rec", &bytes[..bytes.len() - 100]);
+    write(
+        folder.path(),
+        "people/train.rec",
+        &bytes[..bytes.len() - 100],
+    );
     let manifests = build(folder.path(), TEXT).await.unwrap();
     let report = &manifests[&Stage::Folders].report;
-    assert_eq!((report.rows_out, report.bad_rows.len()), (4, 1), "{report:?}");
+    assert_eq!(
+        (report.rows_out, report.bad_rows.len()),
+        (4, 1),
+        "{report:?}"
+    );
     let bad = &report.bad_rows[0];
-    assert!(bad.offset.is_some() && bad.reason.contains("the record 5 says that it has"), "{bad:?}");
+    assert!(
+        bad.offset.is_some() && bad.reason.contains("the record 5 says that it has"),
+        "{bad:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -247,7 +301,10 @@ async fn a_folder_that_is_none_of_the_forms_or_two_is_refused() {
     );
     let both = format!("{TEXT}[[posts]]\nfrom = \"posts\"\n");
     let error = build(folder.path(), &both).await.unwrap_err();
-    assert!(error.contains("folders: is given, and there are [[posts]]"), "{error}");
+    assert!(
+        error.contains("folders: is given, and there are [[posts]]"),
+        "{error}"
+    );
 }
 
 const POSTS: &str = "out = \"out\"\n[[posts]]\nfrom = \"posts\"\n[clusters]\nsignature = \
@@ -267,7 +324,11 @@ async fn published_annotations_and_images_that_somebody_has_are_the_data_set() {
     let manifests = build(folder.path(), &text).await.unwrap();
     let manifest = &manifests[&Stage::Dataset];
     assert_eq!(manifest.report.rows_out, 18, "{:?}", manifest.report);
-    let data = folder.path().join("out").join(manifest.key.folder()).join("data");
+    let data = folder
+        .path()
+        .join("out")
+        .join(manifest.key.folder())
+        .join("data");
     let files: Vec<_> = std::fs::read_dir(&data).unwrap().collect();
     assert_eq!(files.len(), 1, "no image is published");
     let published = std::fs::read_to_string(data.join("samples.jsonl")).unwrap();

@@ -55,11 +55,20 @@ async fn half_a_tar_is_used_up_to_its_end_and_named() {
     std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
     let manifests = build(folder.path(), TEXT).await.unwrap();
     let report = &manifests[&Stage::Dataset].report;
-    assert!(0 < report.rows_out && 10 < report.lost("no image"), "{report:?}");
+    assert!(
+        0 < report.rows_out && 10 < report.lost("no image"),
+        "{report:?}"
+    );
     assert_eq!(report.counts["faults of tars and their indexes"], 1);
     let bad = &report.bad_rows[0];
-    assert!(bad.file.ends_with("shard-000.tar") && bad.reason.contains("is cut off"), "{bad:?}");
-    assert!(bad.offset.is_some_and(|it| it < bytes.len() as u64 / 2), "{bad:?}");
+    assert!(
+        bad.file.ends_with("shard-000.tar") && bad.reason.contains("is cut off"),
+        "{bad:?}"
+    );
+    assert!(
+        bad.offset.is_some_and(|it| it < bytes.len() as u64 / 2),
+        "{bad:?}"
+    );
     let strict = format!("on_bad_row = \"stop\"\n{TEXT}");
     let error = build(folder.path(), &strict).await.unwrap_err();
     assert!(error.contains("shard-000.tar: row"), "{error}");

@@ -203,7 +203,10 @@ async fn an_index_that_lies_is_named() {
     let manifests = build(folder.path(), TEXT).await.unwrap();
     let report = &manifests[&Stage::Dataset].report;
     assert_eq!((report.rows_out, report.lost("no image")), (31, 1));
-    assert!(report.bad_rows[0].reason.starts_with(&expected), "{report:?}");
+    assert!(
+        report.bad_rows[0].reason.starts_with(&expected),
+        "{report:?}"
+    );
     // Offsets inside the tar, but of other bytes.
     index["files"][&name]["offset"] = json!(0);
     std::fs::write(&path, index.to_string()).unwrap();
