@@ -1,7 +1,7 @@
 //! The columns of the tables after the filter, and how figures are loaded.
 
 use crate::engine::Engine;
-use crate::error::{BuildError, Result};
+use crate::error::Result;
 use crate::output::{Outputs, StageFolder};
 use crate::table::Column;
 use proto::build::report::{Part, StageManifest};
@@ -181,5 +181,5 @@ pub(crate) async fn with_others(
         figures.push(row.get(0)?);
         Ok(())
     })?;
-    Ok::<_, BuildError>(figures)
+    Ok(figures)
 }

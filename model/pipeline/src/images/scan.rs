@@ -104,7 +104,7 @@ fn text_of(bytes: &[u8]) -> String {
 fn octal(field: &[u8]) -> Option<u64> {
     // Large numbers are binary, marked by the highest bit (GNU).
     if field.first().is_some_and(|it| it & 0x80 != 0) {
-        let digits = field.iter().enumerate();
+        let mut digits = field.iter().enumerate();
         return digits.try_fold(0_u64, |sum, (place, digit)| {
             let digit = if place == 0 { digit & 0x7f } else { *digit };
             sum.checked_mul(256)?.checked_add(digit.into())
