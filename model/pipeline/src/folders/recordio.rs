@@ -7,7 +7,6 @@
 use super::{Entry, Source, stem};
 use crate::error::{BuildError, Result};
 use crate::figure::WHOLE;
-use object_store::ObjectStoreExt;
 use proto::build::report::Report;
 
 const MAGIC: u32 = 0xced7_230a;
