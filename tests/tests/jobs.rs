@@ -379,12 +379,28 @@ fn the_pipeline_documents_every_field() {
             .replace("answers = \"answers.jsonl\"\n", "")
             .replace("questions = [\"clothes\", \"colours\"]\n", "")
     };
-    let tagger = without(&signature("tagger"), &["[outfits]"]);
+    let tagger = without(&signature("tagger"), &["[outfits]", "[[folders]]"]);
     let tagger = tagger.replace("\nmasks = \"/data/masks\"\n", "\n");
     let tagger = tagger.replace("\nboxes = \"boxes.jsonl\"\n", "\n");
     let tagger = parse(&tagger).unwrap_or_else(|errors| panic!("{errors}"));
     assert!(tagger.tagger.is_some() && tagger.masks.is_some() && tagger.faces.is_some());
-    let model = without(&signature("model"), &["[tagger]", "[masks]", "[faces]"]);
+    let folders = without(
+        &signature("given"),
+        &[
+            "[outfits]",
+            "[tagger]",
+            "[[posts]]",
+            "[filter]",
+            "[masks]",
+            "[faces]",
+        ],
+    );
+    let folders = parse(&folders).unwrap_or_else(|errors| panic!("{errors}"));
+    assert_eq!((folders.posts.len(), folders.folders.len()), (0, 1));
+    let model = without(
+        &signature("model"),
+        &["[tagger]", "[masks]", "[faces]", "[[folders]]"],
+    );
     let asked = parse(&model)
         .unwrap_or_else(|errors| panic!("{errors}"))
         .outfits
@@ -396,7 +412,17 @@ fn the_pipeline_documents_every_field() {
         .collect();
     assert_eq!(asked, QUESTIONS);
     for table in [
-        "", "filter", "clusters", "units", "outfits", "dataset", "tagger", "masks", "faces",
+        "",
+        "filter",
+        "clusters",
+        "units",
+        "outfits",
+        "dataset",
+        "[folders]",
+        "figures",
+        "tagger",
+        "masks",
+        "faces",
     ] {
         let header = if table.is_empty() {
             String::new()
@@ -417,7 +443,8 @@ fn the_pipeline_documents_every_field() {
             .skip(1)
             .step_by(2)
         {
-            let is_table = text.contains(&format!("[{field}]\n"));
+            let is_table =
+                text.contains(&format!("[{field}]\n")) || text.contains(&format!("[[{field}]]\n"));
             assert!(
                 shown.contains(&format!("\n{field} = ")) || is_table,
                 "{table}.{field}"
