@@ -407,13 +407,15 @@ impl<'a> Table<'a> {
     }
 
     /// The preference among nodes of equal cost: nodes that hold the job's state, then those with
-    /// the most free devices, then by name.
+    /// the most free devices, then by name. Among its own, free devices do not count: otherwise a
+    /// job that takes one of them would change which of its workers another job may lose.
     fn preference(&self, job: usize, index: usize) -> (bool, Reverse<u32>, &'a WorkerId) {
         let state = &self.nodes[index];
         let worker = &state.node.worker;
+        let own = state.holders.contains(&job);
         (
             !self.demand(job).warm.contains(worker),
-            Reverse(state.free),
+            Reverse(if own { 0 } else { state.free }),
             worker,
         )
     }

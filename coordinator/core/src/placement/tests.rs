@@ -775,6 +775,12 @@ proptest! {
         let mut problem = problem(&demands, nodes);
         let settled = solve(&problem);
         apply_solution(&mut problem, &settled);
+        // A job that runs is in no grace period (`Gang::in_grace_period`).
+        for demand in &mut problem.demands {
+            demand.in_grace_period &= demand.holds.is_empty();
+        }
+        let settled = solve(&problem);
+        apply_solution(&mut problem, &settled);
         let mut with = problem.clone();
         with.demands.push(Demand {
             priority: i32::try_from(number % 3).expect("a few"),
