@@ -4,7 +4,6 @@
 mod answers;
 mod asked;
 mod bad_input;
-mod captions;
 #[path = "../danbooru/mod.rs"]
 mod danbooru;
 mod editions;
