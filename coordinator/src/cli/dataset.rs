@@ -30,8 +30,8 @@ pub(crate) enum DatasetCommand {
     /// Build a data set like the paper's from published metadata, as jobs on workers; a second run
     /// does only what is new
     Build(BuildArgs),
-    /// Render a job's training samples (targets, masks, references with their concepts, prompts), or
-    /// the figures of a stage of a pipeline
+    /// Render a job's training samples (targets, masks, references with their concepts, prompts),
+    /// or the figures of a stage of a pipeline
     Preview(PreviewArgs),
     /// Count samples, similar images, characters and clothing tags
     Describe {

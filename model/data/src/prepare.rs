@@ -257,8 +257,8 @@ pub fn named_reference(
 }
 
 /// Crops one reference from a sample. A reference of clothes shows the whole figure instead if the
-/// face is larger than the threshold, or if the sample has no mask. A random transform acts on what the concept shows, so that it
-/// neither brings a face back nor cuts a concept away.
+/// face is larger than the threshold, or if the sample has no mask. A random transform acts on what
+/// the concept shows, so that it neither brings a face back nor cuts a concept away.
 fn reference(
     cut: Cut<'_>,
     slot: Slot,
