@@ -141,7 +141,8 @@ bench-schedule: build ## measure how often per second the coordinator can schedu
 	@target/debug/schedule
 
 bench-control: programs ## the coordinator with 10,000 workers, 1,000 submits, 100,000 ended jobs
-## report-to-answer, memory per worker, submits, /metrics; ARGS="--workers 1000 --ended 1000"
+## report-to-answer, memory per worker, submits, /metrics, pages, a curve of 1,000,000 steps;
+## minutes; ARGS="--workers 1000 --ended 1000 --steps 10000"
 	@$(CARGO) build --locked --quiet --workspace --bin control
 	@target/debug/control $(ARGS)
 

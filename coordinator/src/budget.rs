@@ -220,6 +220,22 @@ pub(crate) async fn paid<F: Future>(payer: Option<Payer>, future: F) -> F::Outpu
     std::future::poll_fn(|context| payer.pay(|| future.as_mut().poll(context))).await
 }
 
+/// Runs the future at the expense of all of them, in equal parts. What falls to None nobody pays.
+pub(crate) async fn paid_together<F: Future>(payers: &[Option<Payer>], future: F) -> F::Output {
+    let parts = u32::try_from(payers.len()).unwrap_or(u32::MAX).max(1);
+    let mut future = pin!(future);
+    std::future::poll_fn(|context| {
+        let before = of_this_thread();
+        let polled = future.as_mut().poll(context);
+        let part = of_this_thread().saturating_sub(before) / parts;
+        for payer in payers.iter().flatten() {
+            payer.budgets.charge(payer.address, part);
+        }
+        polled
+    })
+    .await
+}
+
 /// Runs on a thread for blocking work, at the expense of whoever pays for the current task.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
@@ -366,6 +382,13 @@ mod tests {
         task.await;
         let second = budgets.accounts()[&Some(B)].used;
         assert!(ms(20) <= second, "{second:?}");
+        // Two pay the same, and a third part falls to nobody.
+        let before = (budgets.used(A), budgets.used(B));
+        let payers = [Some(budgets.payer(A)), None, Some(budgets.payer(B))];
+        paid_together(&payers, async { work(ms(30)) }).await;
+        let used = budgets.used(A).saturating_sub(before.0);
+        assert!(ms(10) <= used, "{used:?}");
+        assert_eq!(budgets.used(B).saturating_sub(before.1), used);
         // Nobody pays here.
         paid(None, blocking(|| work(ms(1)))).await.unwrap();
         assert!(Payer::current().is_none());

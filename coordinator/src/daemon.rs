@@ -1,9 +1,9 @@
 //! The coordinator's loop. One task owns the state machine: it waits for an input, handles it and
 //! performs the effects in order. Other tasks hold a [`Handle`]. The loop never waits for a worker,
 //! a client or a slow log. It waits only for a save to be durable, because nothing may become
-//! visible before (law 7).
+//! visible before (law 7). Inputs that wait meanwhile are handled together, with one save.
 
-use crate::budget::{Payer, paid};
+use crate::budget::{Payer, paid, paid_together};
 use crate::checkpoint::commit::CheckpointStore;
 use crate::event_log::EventLog;
 use crate::events;
@@ -28,6 +28,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 const COMMANDS_MAX: usize = 256;
+/// Inputs that are handled together at most.
+const TOGETHER_MAX: usize = COMMANDS_MAX;
 /// Longest sleep. The wall clock may jump, so it is read again at least this often.
 const SLEEP_MAX_MS: u64 = 1000;
 /// Shortest sleep, so that an expired deadline cannot make the loop spin.
@@ -96,6 +98,29 @@ pub(crate) struct Snapshot {
     pub(crate) stragglers: BTreeMap<String, f64>,
 }
 
+impl Command {
+    /// Whether its answer shows the machine's state to people or workers. What the others read
+    /// decides nothing that must be durable.
+    fn shows_state(&self) -> bool {
+        match self {
+            Self::Job { .. }
+            | Self::Why { .. }
+            | Self::Queue { .. }
+            | Self::Snapshot { .. }
+            | Self::Workers { .. }
+            | Self::Board { .. }
+            | Self::Sick { .. } => true,
+            Self::Request { .. }
+            | Self::Report { .. }
+            | Self::Detach { .. }
+            | Self::HasHeld { .. }
+            | Self::Attach { .. }
+            | Self::Ended { .. }
+            | Self::Alive { .. } => false,
+        }
+    }
+}
+
 type MakeInput = Box<dyn FnOnce(RequestId) -> Input + Send>;
 
 /// A command, and who pays for it.
@@ -155,6 +180,9 @@ enum Command {
     },
     Board {
         reply: oneshot::Sender<Board>,
+    },
+    Alive {
+        reply: oneshot::Sender<()>,
     },
     Incidents {
         worker: String,
@@ -237,6 +265,11 @@ impl Handle {
     /// What the pages show. Asked through [`crate::web::look`], which bounds how often.
     pub(crate) async fn board(&self) -> Result<Board, Stopping> {
         self.send(|reply| Command::Board { reply }).await
+    }
+
+    /// Returns when the loop answers.
+    pub(crate) async fn alive(&self) -> Result<(), Stopping> {
+        self.send(|reply| Command::Alive { reply }).await
     }
 
     /// The newest incidents on a worker.
@@ -428,11 +461,10 @@ impl Daemon {
                     Ok(None) => {}
                     Err(error) => tracing::error!(%error, "a task on the object store panicked"),
                 },
-                command = self.commands.recv() => match command {
-                    Some(Call { command, payer, sent }) => {
-                        measures::LOOP_LAG.observe(sent.elapsed());
+                call = self.commands.recv() => match call {
+                    Some(call) => {
                         let begun = Instant::now();
-                        paid(payer, self.execute(command)).await?;
+                        self.take(call).await?;
                         measures::LOOP_INPUT.observe(begun.elapsed());
                     }
                     None => return Ok(()),
@@ -444,13 +476,81 @@ impl Daemon {
         }
     }
 
-    async fn execute(&mut self, command: Command) -> Result<(), StateError> {
+    /// Executes a command, and those that wait behind it, up to one that needs to see what is
+    /// durable.
+    async fn take(&mut self, first: Call) -> Result<(), StateError> {
+        let (mut inputs, mut payers) = (Vec::new(), Vec::new());
+        let mut next = Some(first);
+        while let Some(Call {
+            command,
+            payer,
+            sent,
+        }) = next
+        {
+            measures::LOOP_LAG.observe(sent.elapsed());
+            match self.input(command) {
+                Ok(input) => {
+                    inputs.push(input);
+                    payers.push(payer);
+                }
+                Err(command) => {
+                    if command.shows_state() {
+                        // Nothing is visible before it is durable (law 7).
+                        self.handle_paid(&mut inputs, &mut payers).await?;
+                        return paid(payer, self.execute(command)).await;
+                    }
+                    paid(payer, self.execute(command)).await?;
+                }
+            }
+            next = (inputs.len() < TOGETHER_MAX)
+                .then(|| self.commands.try_recv().ok())
+                .flatten();
+        }
+        self.handle_paid(&mut inputs, &mut payers).await
+    }
+
+    async fn handle_paid(
+        &mut self,
+        inputs: &mut Vec<Input>,
+        payers: &mut Vec<Option<Payer>>,
+    ) -> Result<(), StateError> {
+        if inputs.is_empty() {
+            return Ok(());
+        }
+        let (inputs, payers) = (std::mem::take(inputs), std::mem::take(payers));
+        paid_together(&payers, self.handle_all(inputs)).await
+    }
+
+    /// What the command asks of the machine; the command itself if it asks something else.
+    fn input(&mut self, command: Command) -> Result<Input, Command> {
         match command {
             Command::Request { input, reply } => {
                 let request = RequestId(self.allocate_number());
                 self.pending.insert(request, reply);
-                self.handle(input(request)).await?;
+                Ok(input(request))
             }
+            Command::Report { report, logs } => {
+                self.store_logs(logs);
+                Ok(Input::Received { report })
+            }
+            Command::Detach { worker, number } => {
+                let current = self.sessions.get(&worker).map(|(current, _)| *current);
+                if current != Some(number) {
+                    return Err(Command::Detach { worker, number });
+                }
+                self.sessions.remove(&worker);
+                self.sick.remove(&worker);
+                Ok(Input::Disconnected { worker })
+            }
+            other => Err(other),
+        }
+    }
+
+    /// Executes a command that is no input of the machine; see [`Self::input`].
+    async fn execute(&mut self, command: Command) -> Result<(), StateError> {
+        match command {
+            // Inputs, and the end of a stream that was replaced.
+            Command::Request { .. } | Command::Report { .. } | Command::Detach { .. } => {}
             Command::HasHeld { worker, reply } => drop(reply.send(self.machine.has_held(&worker))),
             Command::Attach { worker, reply } => {
                 if let Err(full) = self.check_room(&worker) {
@@ -468,22 +568,7 @@ impl Daemon {
                     self.sessions.insert(worker, (number, sender));
                 }
             }
-            Command::Report { report, logs } => {
-                self.store_logs(logs);
-                self.handle(Input::Received { report }).await?;
-            }
             Command::Sick { worker, sick } => self.set_sick(worker, sick).await?,
-            Command::Detach { worker, number } => {
-                if self
-                    .sessions
-                    .get(&worker)
-                    .is_some_and(|(current, _)| *current == number)
-                {
-                    self.sessions.remove(&worker);
-                    self.sick.remove(&worker);
-                    self.handle(Input::Disconnected { worker }).await?;
-                }
-            }
             // `send` fails if the caller no longer waits.
             Command::Job { job, reply } => drop(reply.send(self.job(&job))),
             Command::Why { job, reply } => drop(reply.send(self.machine.why(now_ms(), &job))),
@@ -491,6 +576,7 @@ impl Daemon {
             Command::Ended { team, reply } => drop(reply.send(self.machine.ended_jobs(&team))),
             Command::Snapshot { reply } => drop(reply.send(self.snapshot())),
             Command::Workers { reply } => drop(reply.send(self.workers())),
+            Command::Alive { reply } => drop(reply.send(())),
             Command::Board { reply } => {
                 let board = Board::of(
                     &self.machine,
@@ -511,8 +597,12 @@ impl Daemon {
     }
 
     async fn handle(&mut self, input: Input) -> Result<(), StateError> {
-        let is_deadline = matches!(input, Input::Deadline);
-        let effects = self.machine.handle(now_ms(), input);
+        self.handle_all(vec![input]).await
+    }
+
+    async fn handle_all(&mut self, inputs: Vec<Input>) -> Result<(), StateError> {
+        let is_deadline = matches!(inputs[..], [Input::Deadline]);
+        let effects = self.machine.handle_all(now_ms(), inputs);
         let changed = !is_deadline || !effects.is_empty();
         for effect in effects {
             self.perform(effect).await?;
@@ -664,7 +754,12 @@ impl Daemon {
     /// A restarted worker may come while its earlier stream has not ended.
     fn check_room(&self, worker: &WorkerId) -> Result<(), AttachError> {
         let attached = self.sessions.len();
-        let again = self.sessions.keys().any(|it| it.name == worker.name);
+        let first_boot = WorkerId {
+            boot: 0,
+            ..worker.clone()
+        };
+        let again = self.sessions.range(first_boot..).next();
+        let again = again.is_some_and(|(it, _)| it.name == worker.name);
         if attached.saturating_sub(usize::from(again)) < self.max_workers as usize {
             return Ok(());
         }

@@ -40,6 +40,7 @@ mod status;
 mod store;
 mod streams;
 mod subject;
+mod teams;
 mod text;
 mod time;
 mod usage;

@@ -2,6 +2,7 @@
 //! by the table [`proto::metric::coordinator`], so that metrics drop series that no longer exist.
 //! What the process measures of itself is in [`crate::measures`]. Called by Prometheus.
 
+use crate::budget::blocking;
 use crate::daemon::{Handle, Snapshot, Totals};
 use crate::measures;
 use crate::text::now_ms;
@@ -43,16 +44,17 @@ async fn scrape(State(handle): State<Handle>, headers: HeaderMap) -> Response {
     let accept = headers.get_all(header::ACCEPT).iter();
     let accept: Vec<&str> = accept.filter_map(|value| value.to_str().ok()).collect();
     let form = Form::of(&accept.join(","));
-    (
-        [(header::CONTENT_TYPE, form.content_type())],
-        render(&snapshot, now_ms(), form),
-    )
-        .into_response()
+    // A large page takes a while, and the runtime's threads have others to serve.
+    let page = blocking(move || render(&snapshot, now_ms(), form)).await;
+    match page {
+        Ok(page) => ([(header::CONTENT_TYPE, form.content_type())], page).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
 }
 
 async fn healthz(State(handle): State<Handle>) -> Response {
-    match handle.snapshot().await {
-        Ok(_) => "ok\n".into_response(),
+    match handle.alive().await {
+        Ok(()) => "ok\n".into_response(),
         Err(stopping) => (StatusCode::SERVICE_UNAVAILABLE, format!("{stopping}\n")).into_response(),
     }
 }

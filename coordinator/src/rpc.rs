@@ -10,47 +10,37 @@
 //! | DEADLINE_EXCEEDED | the reader of a stream takes nothing |
 //! | UNAVAILABLE | the coordinator is stopping |
 
+mod follow;
+mod inputs;
+
 use crate::admission::{Admission, EndedQuotas, invalid, overrides, parse};
-use crate::budget::blocking;
 use crate::calls::short;
 use crate::daemon::{Handle, Stopping};
 use crate::event_log::EventLog;
-use crate::inspect::{InspectError, Inspector};
+use crate::inspect::Inspector;
 use crate::jobs::{Filter, Jobs, JobsError};
 use crate::journal::Journal;
 use crate::own_log;
 use crate::pressure::Pressures;
 use crate::probes::{self, Probes};
 use crate::store::StateError;
-use crate::streams::{Reader, Replies, Streams, caller};
-use crate::subject;
+use crate::streams::{Replies, Streams, caller};
 use crate::text::now_ms;
 use crate::usage::{By, Usage};
-use coordinator_core::event::{About, DatasetPin, Input, Reply, RequestId};
-use proto::evaluate::{EvaluateWork, EvaluatedModel, EvaluationPlan};
+use coordinator_core::event::{Input, Reply, RequestId};
+use inputs::about;
 use proto::id::JobId;
-use proto::limits::{LABEL_BYTES, LABELS, NAMED_BYTES, TEXT_BYTES, cut};
+use proto::limits::{NAMED_BYTES, TEXT_BYTES, cut};
 use proto::pb;
 use proto::phase::{Phase, is_over};
-use proto::printable::Printable;
-use proto::sample::Weights;
-use proto::spec::{JobSpec, TrainingEvaluation, Work};
 use proto::wire::{job_id, worker_name};
-use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::net::{IpAddr, Ipv4Addr};
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
-use tokio::time::sleep;
 use tonic::{Request, Response, Status};
 
-/// Entries per read from the store.
-const PAGE: usize = 512;
 /// Jobs per reply.
 const JOBS_MAX: usize = 1000;
-/// Between two looks at what a stream shows. Something changes with every report of every worker,
-/// and no person reads faster.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Clone)]
 pub(crate) struct ControlService {
@@ -111,370 +101,6 @@ impl ControlService {
             return Vec::new();
         }
         self.pressures.now().iter().map(Into::into).collect()
-    }
-
-    /// Sends views until the job is over or the client has disconnected.
-    async fn watch(
-        &self,
-        job: JobId,
-        mut last: pb::JobView,
-        to: &Reader<pb::JobView>,
-    ) -> Result<(), Status> {
-        let mut changes = self.handle.changes();
-        loop {
-            let over = is_over(&last.phase);
-            if !to.send(last.clone()).await? || over {
-                return Ok(());
-            }
-            last = loop {
-                sleep(LOOK_EVERY).await;
-                changes.changed().await.map_err(|_| unavailable(Stopping))?;
-                match self.jobs.get(&job).await.map_err(failed)? {
-                    Some(view) if view != last => break view,
-                    Some(_) => {}
-                    None => return Err(Status::not_found(format!("job {job} no longer exists"))),
-                }
-            };
-        }
-    }
-
-    async fn send_steps(&self, job: &JobId, to: &Reader<pb::StepReport>) -> Result<(), Status> {
-        self.journal.flushed().await;
-        let mut after = 0;
-        loop {
-            let steps = self
-                .journal
-                .steps(job, after, PAGE)
-                .await
-                .map_err(unreadable)?;
-            let Some(last) = steps.last() else {
-                return Ok(());
-            };
-            after = last.step;
-            for step in steps {
-                if !to.send(step).await? {
-                    return Ok(());
-                }
-            }
-        }
-    }
-
-    async fn send_ledger(&self, job: &JobId, to: &Reader<pb::LedgerLine>) -> Result<(), Status> {
-        let mut from = 0;
-        loop {
-            let lines = self
-                .journal
-                .ledger(job, from, PAGE)
-                .await
-                .map_err(unreadable)?;
-            if lines.is_empty() {
-                return Ok(());
-            }
-            from += lines.len() as u64;
-            for json in lines {
-                if !to.send(pb::LedgerLine { json }).await? {
-                    return Ok(());
-                }
-            }
-        }
-    }
-
-    /// With `follow`, continues until the job is over and all its lines have been sent.
-    async fn send_logs(
-        &self,
-        job: &JobId,
-        request: &pb::LogsRequest,
-        to: &Reader<pb::LogLine>,
-    ) -> Result<(), Status> {
-        let mut written = self.journal.written();
-        let mut changes = self.handle.changes();
-        let mut next = 0;
-        let matches = |line: &pb::LogLine| {
-            request.rank.is_none_or(|it| it == line.rank)
-                && request.since_ms.is_none_or(|it| it <= line.at_ms)
-        };
-        if let Some(lines) = request.tail {
-            next = self.start_of_tail(job, lines, matches).await?;
-        }
-        // Of lines that do not match, the next one that does tells.
-        let mut dropped: u64 = 0;
-        loop {
-            let over = match self.handle.job(job.clone()).await.map_err(unavailable)? {
-                Some(view) => is_over(&view.phase),
-                None => true,
-            };
-            // The phase was queried before reading, so that no line before the job's end is missed.
-            self.journal.flushed().await;
-            loop {
-                let lines = self
-                    .journal
-                    .logs(job, next, PAGE)
-                    .await
-                    .map_err(unreadable)?;
-                let Some((last, _)) = lines.last() else { break };
-                next = last + 1;
-                for (_, mut line) in lines {
-                    dropped = dropped.saturating_add(line.dropped);
-                    if matches(&line) {
-                        line.dropped = std::mem::take(&mut dropped);
-                        if !to.send(line).await? {
-                            return Ok(());
-                        }
-                    }
-                }
-            }
-            if over || !request.follow {
-                return Ok(());
-            }
-            sleep(LOOK_EVERY).await;
-            tokio::select! {
-                changed = written.changed() => changed.map_err(|_| unavailable(Stopping))?,
-                changed = changes.changed() => changed.map_err(|_| unavailable(Stopping))?,
-                () = to.closed() => return Ok(()),
-            }
-        }
-    }
-
-    /// With `follow`, continues until the reader leaves.
-    async fn send_events(
-        &self,
-        request: &pb::EventsRequest,
-        to: &Reader<pb::EventLine>,
-    ) -> Result<(), Status> {
-        let mut changes = self.event_log.changes();
-        let mut after = request.after;
-        loop {
-            changes.mark_unchanged();
-            loop {
-                let (lines, through) = self.event_log.after(&request.job, after, PAGE);
-                let is_page = lines.len() == PAGE;
-                after = through;
-                for line in lines {
-                    if !to.send(line).await? {
-                        return Ok(());
-                    }
-                }
-                if !is_page {
-                    break;
-                }
-            }
-            if !request.follow {
-                return Ok(());
-            }
-            tokio::select! {
-                changed = changes.changed() => changed.map_err(|_| unavailable(Stopping))?,
-                () = to.closed() => return Ok(()),
-            }
-            sleep(LOOK_EVERY).await;
-        }
-    }
-
-    /// The number of the first of the last `lines` lines that match.
-    async fn start_of_tail(
-        &self,
-        job: &JobId,
-        lines: u64,
-        matches: impl Fn(&pb::LogLine) -> bool,
-    ) -> Result<u64, Status> {
-        let limit = usize::try_from(lines).unwrap_or(usize::MAX);
-        self.journal.flushed().await;
-        let mut next = 0;
-        let mut last = VecDeque::new();
-        loop {
-            let page = self
-                .journal
-                .logs(job, next, PAGE)
-                .await
-                .map_err(unreadable)?;
-            let Some((newest, _)) = page.last() else {
-                break;
-            };
-            next = newest + 1;
-            last.extend(
-                page.iter()
-                    .filter(|(_, line)| matches(line))
-                    .map(|(it, _)| *it),
-            );
-            let surplus = last.len().saturating_sub(limit);
-            last.drain(..surplus);
-        }
-        Ok(last.front().copied().unwrap_or(next))
-    }
-
-    /// Checks that the job's inputs exist. Returns what is pinned of them, and a summary of the
-    /// job.
-    async fn check_inputs(
-        &self,
-        file: &str,
-        spec: &JobSpec,
-        address: IpAddr,
-    ) -> Result<(DatasetPin, String), Status> {
-        let resources = &spec.resources;
-        let placement = format!(
-            "on {} to {} {} workers with {} ranks each",
-            resources.workers_min,
-            resources.workers_max,
-            resources.device.name(),
-            resources.devices_per_worker
-        );
-        match &spec.work {
-            Work::Train(work) => {
-                let pinned = self.inspector.pin(spec, work, address).await;
-                let pinned = pinned.map_err(|error| match error {
-                    InspectError::Busy => Status::resource_exhausted(error.to_string()),
-                    InspectError::Refused { .. } => {
-                        short(Status::invalid_argument, &format!("{file}: {error}"))
-                    }
-                })?;
-                let divided = pinned.adapted.map_or_else(String::new, |it| {
-                    let (training, held_out) = (it.training, it.held_out);
-                    format!("; {training} samples to train on, {held_out} held out")
-                });
-                let mut summary = format!(
-                    "{} steps of {} samples from {} (version {}{divided}), {placement}",
-                    work.train.steps,
-                    work.train.global_batch,
-                    work.data.dataset,
-                    &pinned.version[..12],
-                );
-                let of_plan = match &work.evaluation {
-                    Some(evaluation) => {
-                        let text = proto::job::to_toml(spec);
-                        check_plan(file, evaluation, text).await?
-                    }
-                    None => Vec::new(),
-                };
-                for note in pinned.notes().into_iter().chain(of_plan) {
-                    // A tag must not add a line.
-                    summary.push_str(&format!("\nnote: {}", Printable(note)));
-                }
-                let lost_tags = pinned.lost_tags();
-                let dataset = DatasetPin {
-                    version: pinned.version,
-                    cut_prompts: pinned.cut_prompts.map(|it| it.cut),
-                    lost_tags,
-                    adapted: pinned.adapted,
-                };
-                Ok((dataset, summary))
-            }
-            Work::Sample(work) => {
-                let (_, trained) = self.job(&work.job.0).await?;
-                let checked = work.clone();
-                // Texts are parsed and tokenized off the runtime's threads.
-                let fits = blocking(move || subject::check(&checked, &trained.job_toml));
-                let notes = fits
-                    .await
-                    .map_err(|error| Status::internal(error.to_string()))?
-                    .map_err(|why| short(Status::invalid_argument, &format!("{file}: {why}")))?;
-                let (images, job, steps) = (work.images(), &work.job, work.steps);
-                let mut summary = format!("{images} images of {job} in {steps} steps, {placement}");
-                for note in notes {
-                    summary.push_str(&format!("\nnote: {}", Printable(note)));
-                }
-                Ok((DatasetPin::default(), summary))
-            }
-            Work::Build(work) => {
-                let summary = format!(
-                    "{} units of the stage {} in {}, {placement}",
-                    work.units,
-                    work.key.stage,
-                    Printable(&work.out)
-                );
-                Ok((DatasetPin::default(), summary))
-            }
-            Work::Evaluate(work) => {
-                let summary = self.check_models(file, work, &placement, address).await?;
-                Ok((DatasetPin::default(), summary))
-            }
-        }
-    }
-
-    /// The same for an evaluation: its models must exist and read its prompts.
-    async fn check_models(
-        &self,
-        file: &str,
-        work: &EvaluateWork,
-        placement: &str,
-        address: IpAddr,
-    ) -> Result<String, Status> {
-        let mut notes: Vec<String> = Vec::new();
-        let mut first: Option<Arc<str>> = None;
-        for model in &work.models {
-            let (id, trained) = self.job(&model.job.0).await?;
-            let sample = model.as_sample(&work.plan);
-            let side = work.plan.resolution;
-            let text: Arc<str> = trained.job_toml.clone().into();
-            let first = Arc::clone(first.get_or_insert_with(|| Arc::clone(&text)));
-            let is_trained = model.weights != Weights::Base;
-            self.check_model_init(file, &id, model, &work.plan, &text, address)
-                .await?;
-            // Texts are parsed and tokenized off the runtime's threads.
-            let fits = tokio::task::spawn_blocking(move || {
-                subject::check_resolution(side, &text)?;
-                let mut notes = subject::check_data(&first, &text, is_trained)?;
-                notes.extend(subject::check(&sample, &text)?);
-                Ok(notes)
-            });
-            let found = fits
-                .await
-                .map_err(|error| Status::internal(error.to_string()))?
-                .map_err(|why: String| {
-                    let why = format!("{file}: evaluate.models: {:?}: {why}", model.name);
-                    short(Status::invalid_argument, &why)
-                })?;
-            // Models with the same tokenizer say the same.
-            notes.extend(
-                found
-                    .into_iter()
-                    .filter(|note| !notes.contains(note))
-                    .collect::<Vec<_>>(),
-            );
-        }
-        let (images, models) = (work.images(), work.models.len());
-        let mut summary = format!(
-            "{images} images: {models} models, {} characters, {} prompts, {} seeds, {} samples, \
-             {placement}",
-            work.plan.characters(),
-            work.plan.prompts.count(),
-            work.plan.seeds.len(),
-            work.plan.samples,
-        );
-        for note in notes {
-            summary.push_str(&format!("\nnote: {}", Printable(note)));
-        }
-        Ok(summary)
-    }
-
-    /// Looks into the folder of weights that a model names, as its job would read it.
-    async fn check_model_init(
-        &self,
-        file: &str,
-        id: &JobId,
-        model: &EvaluatedModel,
-        plan: &EvaluationPlan,
-        text: &str,
-        address: IpAddr,
-    ) -> Result<(), Status> {
-        if model.init.is_none() {
-            return Ok(());
-        }
-        let trained = proto::job::parse_stored(id, text);
-        let mut spec = trained.map_err(|error| short(Status::internal, &error.to_string()))?;
-        let Work::Train(work) = &mut spec.work else {
-            // The state machine refuses it by name.
-            return Ok(());
-        };
-        model.read_by(plan, work);
-        let work = work.clone();
-        let looked = self.inspector.base(&spec, &work, address).await;
-        looked.map(|_| ()).map_err(|error| match error {
-            InspectError::Busy => Status::resource_exhausted(error.to_string()),
-            InspectError::Refused { reason, .. } => {
-                let name = &model.name;
-                let why = format!("{file}: evaluate.models: {name:?}: init: {reason}");
-                short(Status::invalid_argument, &why)
-            }
-        })
     }
 
     fn accepted_job(reply: Result<Reply, Stopping>) -> Result<String, Status> {
@@ -869,70 +495,6 @@ impl pb::control_server::Control for ControlService {
             service.send_events(&request, &reader).await
         })
     }
-}
-
-/// Checks what a caller says about a job.
-fn about(owner: String, labels: HashMap<String, String>, note: String) -> Result<About, Status> {
-    let long = |field: &str, text: &str, limit: usize| {
-        Err(Status::invalid_argument(format!(
-            "field `{field}` has {} bytes; at most {limit} are accepted",
-            text.len()
-        )))
-    };
-    if LABEL_BYTES < owner.len() {
-        return long("owner", &owner, LABEL_BYTES);
-    }
-    if TEXT_BYTES < note.len() {
-        return long("note", &note, TEXT_BYTES);
-    }
-    if LABELS < labels.len() {
-        return Err(Status::invalid_argument(format!(
-            "field `labels` has {} entries; at most {LABELS} are accepted",
-            labels.len()
-        )));
-    }
-    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
-    for (key, value) in &labels {
-        if key.is_empty() || LABEL_BYTES < key.len() || !key.chars().all(allowed) {
-            return Err(Status::invalid_argument(format!(
-                "field `labels`: the key {:?} must be 1 to {LABEL_BYTES} letters, digits, dashes, \
-                 underscores, dots and slashes",
-                cut(key, TEXT_BYTES)
-            )));
-        }
-        if LABEL_BYTES < value.len() {
-            return long(&format!("labels.{key}"), value, LABEL_BYTES);
-        }
-    }
-    Ok(About {
-        owner,
-        labels: labels.into_iter().collect(),
-        note,
-    })
-}
-
-/// Checks the plan by which a job is evaluated while it trains. `text`: the job's own. Returns what
-/// the user should know.
-async fn check_plan(
-    file: &str,
-    evaluation: &TrainingEvaluation,
-    text: String,
-) -> Result<Vec<String>, Status> {
-    let sample = evaluation.model.as_sample(&evaluation.plan);
-    let side = evaluation.plan.resolution;
-    // Texts are parsed and tokenized off the runtime's threads.
-    let fits = blocking(move || {
-        subject::check_resolution(side, &text)?;
-        subject::check(&sample, &text)
-    });
-    fits.await
-        .map_err(|error| Status::internal(error.to_string()))?
-        .map_err(|why: String| {
-            short(
-                Status::invalid_argument,
-                &format!("{file}: evaluate: {why}"),
-            )
-        })
 }
 
 fn name_of(member: pb::Member) -> Option<String> {

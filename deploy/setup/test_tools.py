@@ -8,6 +8,7 @@
     browser/{node,package,axe.min.js}          node, Playwright and axe-core, from Python wheels
     browser/chromium                           Debian's Chromium: a link to the one that is
                                                installed, or else unpacked with what it needs
+    tensorboard/                               the Python package, with what its reader imports
 
 Called by `make test`. Needs no root, starts nothing, and prints nothing if everything is installed.
 tests/src/cluster/tool.rs looks for the tools in the same folder.
@@ -33,6 +34,7 @@ def main() -> None:
     provide(tools / "alertmanager", install_alertmanager)
     provide(tools / "seaweedfs", install_seaweedfs)
     provide(tools / "browser", install_browser)
+    provide(tools / "tensorboard", install_tensorboard)
 
 
 def provide(home: pathlib.Path, install) -> None:
@@ -158,19 +160,19 @@ def install_browser(home: pathlib.Path) -> None:
     launcher.chmod(0o755)
 
 
+def install_tensorboard(home: pathlib.Path) -> None:
+    pip(["install", "--no-compile", "--target", str(home)], "tensorboard.txt")
+    require(home / "tensorboard/backend/event_processing/event_accumulator.py")
+
+
 def fetch_wheels(home: pathlib.Path, pinned: str) -> None:
+    pip(["download", "--dest", str(home)], pinned)
+
+
+def pip(action: list[str], pinned: str) -> None:
     pinned = PINNED / pinned
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--only-binary",
-        ":all:",
-    ]
-    command += ["--require-hashes", "--dest", str(home), "--requirement", str(pinned)]
+    command = [sys.executable, "-m", "pip", *action, "--quiet", "--no-deps"]
+    command += ["--only-binary", ":all:", "--require-hashes", "--requirement", str(pinned)]
     run(
         command,
         f"pip could not download what {pinned} lists; is the package index reachable? If a hash "

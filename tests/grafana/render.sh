@@ -16,7 +16,7 @@ if [ ! -e "$home/node_modules/@grafana/ui" ]; then
     cp "$here/package.json" "$home/"
     (cd "$home" && npm install --legacy-peer-deps --no-audit --no-fund --silent)
 fi
-cp "$here/index.html" "$here/render.tsx" "$home/"
+cp "$here/index.html" "$here/render.tsx" "$here/serve.mjs" "$home/"
 mkdir -p "$home/public/dashboards"
 cp "$here"/../../deploy/grafana/*.json "$home/public/dashboards/"
 cat > "$home/vite.config.mjs" <<CONFIG
@@ -29,13 +29,11 @@ CONFIG
 cd "$home"
 [ dist/index.html -nt render.tsx ] || npx vite build --logLevel error
 cp -r public/dashboards dist/
-npx vite preview --host 127.0.0.1 --port 0 > preview.log 2>&1 &
-server=$!
-trap 'kill $server' EXIT
-until url=$(grep -o 'http://127.0.0.1:[0-9]*' preview.log); do
-    kill -0 "$server" 2>/dev/null || { cat preview.log >&2; exit 1; }
-    sleep 0.2
-done
+coproc SERVER { exec node serve.mjs; }
+server=$SERVER_PID
+trap 'kill $server 2> /dev/null' EXIT
+# Waits for its address, or for its end.
+read -r url <&"${SERVER[0]}" || { echo "render: the page cannot be served" >&2; exit 1; }
 profile=$(mktemp -d)
 for name in training fleet incident; do
     height=$(node -e "const \

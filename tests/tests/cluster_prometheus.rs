@@ -146,18 +146,7 @@ fn every_alert_has_a_case_that_fires_and_one_that_does_not_and_a_page_of_the_run
     let path = |name: &str| folder.join(name).display().to_string();
     promtool(&["check", "rules", &path("alerts.yml")])?.success()?;
     promtool(&["test", "rules", &path("alerts.test.yml")])?.success()?;
-    let runbook = std::fs::read_to_string(checkout().join("deploy/README.md"))?;
-    let anchors: BTreeSet<String> = runbook
-        .lines()
-        .filter_map(|line| line.strip_prefix("###").or(line.strip_prefix("##")))
-        .map(|heading| {
-            let words = heading.trim().to_lowercase().replace(' ', "-");
-            words
-                .chars()
-                .filter(|c| c.is_alphanumeric() || *c == '-')
-                .collect()
-        })
-        .collect();
+    let anchors = anchors()?;
     let cases = std::fs::read_to_string(folder.join("alerts.test.yml"))?;
     for alert in monitoring::alerts() {
         let name = alert.name;
@@ -171,6 +160,62 @@ fn every_alert_has_a_case_that_fires_and_one_that_does_not_and_a_page_of_the_run
                 cases.contains(&format!("name: {name} {case}")),
                 "{name} {case}: no case"
             );
+        }
+    }
+    Ok(())
+}
+
+/// Of the headings of the runbook.
+fn anchors() -> Result<BTreeSet<String>> {
+    let runbook = std::fs::read_to_string(checkout().join("deploy/README.md"))?;
+    let headings = runbook
+        .lines()
+        .filter_map(|line| line.strip_prefix("###").or(line.strip_prefix("##")));
+    let anchor = |heading: &str| {
+        let words = heading.trim().to_lowercase().replace(' ', "-");
+        let kept = words.chars().filter(|c| c.is_alphanumeric() || *c == '-');
+        kept.collect()
+    };
+    Ok(headings.map(anchor).collect())
+}
+
+/// Every URL in a dashboard.
+fn urls(value: &Value) -> Vec<&str> {
+    match value {
+        Value::Object(fields) => {
+            let own = fields.get("url").and_then(Value::as_str);
+            own.into_iter()
+                .chain(fields.values().flat_map(urls))
+                .collect()
+        }
+        Value::Array(values) => values.iter().flat_map(urls).collect(),
+        _ => Vec::new(),
+    }
+}
+
+#[test]
+fn dashboards_link_to_the_pages_of_jobs_and_to_headings_of_the_runbook() -> Result<()> {
+    let anchors = anchors()?;
+    for name in DASHBOARDS {
+        let dashboard = dashboard(name)?;
+        let urls = urls(&dashboard);
+        for url in &urls {
+            if let Some(anchor) = url.strip_prefix("${runbook}#") {
+                ensure!(anchors.contains(anchor), "{name}: no heading {anchor}");
+            }
+        }
+        let page = match name {
+            "fleet" => "${pages}/jobs/${__field.labels.training_job:percentencode}",
+            _ => "${pages}/jobs/${job:percentencode}",
+        };
+        for needed in [page, "${runbook}", "/d/retri-fleet"] {
+            let is_there = urls.iter().any(|url| url.starts_with(needed));
+            ensure!(is_there, "{name}: no link to {needed}: {urls:?}");
+        }
+        let variables = dashboard["templating"]["list"].to_string();
+        for variable in ["pages", "runbook"] {
+            let named = format!("\"name\":\"{variable}\"");
+            ensure!(variables.contains(&named), "{name}: no variable {variable}");
         }
     }
     Ok(())

@@ -1,14 +1,15 @@
 //! What people see of a running job, through a real cluster: a notification of its end, its log
-//! with steps, the coordinator's own log, the stacks and the trace of its ranks, `top`, and a
-//! worker that is drained because its GPU is sick.
+//! with steps, the coordinator's own log, the stacks and the trace of its ranks, `top`, its curve
+//! in TensorBoard, and a worker that is drained because its GPU is sick.
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::net::TcpListener;
+use std::process::Command;
 use tests::cluster::job::{TinyJob, synthesize};
 use tests::cluster::nvml::FakeNvml;
 use tests::cluster::prometheus::Webhook;
-use tests::cluster::{Cluster, Options, http};
+use tests::cluster::{Cluster, Options, http, tool};
 
 /// Far more than are needed.
 const LOOKS_MAX: usize = 50;
@@ -80,6 +81,52 @@ fn a_running_job_is_seen_and_its_end_reaches_a_webhook() -> Result<()> {
     ensure!(notice["name"] == "seen" && notice["step"] == 2, "{notice}");
     let text = notice["text"].as_str().context("a text")?;
     ensure!(text.contains("job is done after step 2"), "{notice}");
+    tensorboard(&cluster, &short)
+}
+
+/// Prints the scalars of an event file as JSON: name, then steps and values.
+const READ: &str = r"
+import json, sys
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+events = EventAccumulator(sys.argv[1])
+events.Reload()
+print(json.dumps({tag: [[it.step, it.value] for it in events.Scalars(tag)]
+                  for tag in events.Tags()['scalars']}))
+";
+
+/// The real package reads what `curve --tensorboard` writes.
+fn tensorboard(cluster: &Cluster, id: &str) -> Result<()> {
+    let folder = cluster.directory().join("runs");
+    let path = folder.display().to_string();
+    cluster.ok(&["curve", id, "--tensorboard", &path])?;
+    let complete = tool::path("tensorboard/complete")?;
+    let package = complete.parent().context("the package has a folder")?;
+    let read = Command::new("python3")
+        .args(["-c", READ])
+        .arg(folder.join(id))
+        .env("PYTHONPATH", package)
+        .output()?;
+    let error = String::from_utf8_lossy(&read.stderr);
+    ensure!(read.status.success(), "{error}");
+    let read: Value = serde_json::from_slice(&read.stdout)?;
+    let steps = cluster.ok(&["curve", id, "--format", "jsonl"])?;
+    let steps = steps.lines().map(serde_json::from_str::<Value>);
+    let steps = steps.collect::<Result<Vec<_>, _>>()?;
+    ensure!(steps.len() == 2, "{steps:?}");
+    for (tag, field) in [("loss/total", "loss"), ("gradient_norm", "gradient_norm")] {
+        let scalars = read[tag].as_array().context("no such tag")?;
+        ensure!(scalars.len() == steps.len(), "{tag}: {read}");
+        for (scalar, step) in scalars.iter().zip(&steps) {
+            ensure!(scalar[0] == step["step"], "{tag}: {read}");
+            // The file has single precision.
+            #[allow(clippy::cast_possible_truncation)]
+            let values = [&scalar[1], &step[field]].map(|it| it.as_f64().map(|it| it as f32));
+            ensure!(
+                values[0].is_some() && values[0] == values[1],
+                "{tag}: {read} {step}"
+            );
+        }
+    }
     Ok(())
 }
 

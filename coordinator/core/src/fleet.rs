@@ -174,6 +174,33 @@ impl Fleet {
         }
     }
 
+    /// Extends the lease of a worker that is reachable and reports what it reported before. Returns
+    /// false, and changes nothing, if there is more to do.
+    pub(crate) fn renew(
+        &mut self,
+        report: &WorkerReport,
+        deadlines: Deadlines,
+        now: Millis,
+        wall: Millis,
+    ) -> bool {
+        let Some(known) = self.workers.get_mut(&report.worker.name) else {
+            return false;
+        };
+        let is_same = known.id == report.worker
+            && known.is_reachable()
+            && known.device == report.device
+            && known.devices == report.devices.min(DEVICES)
+            && known.peer_address == report.peer_address
+            && known.unreached == report.unreached;
+        if is_same {
+            known.presence = Presence::Up {
+                until: deadlines.lease(now),
+            };
+            known.last_report_wall = Some(wall);
+        }
+        is_same
+    }
+
     pub(crate) fn disconnect(&mut self, id: &WorkerId) {
         if let Some(worker) = self.workers.get_mut(&id.name)
             && worker.id == *id

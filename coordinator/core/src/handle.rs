@@ -1,4 +1,4 @@
-//! Handles one input: applies it to workers and jobs, advances all jobs, and collects the effects.
+//! Handles inputs: applies them to workers and jobs, advances all jobs once, and collects the effects.
 
 use crate::event::{Effect, Event, Input, Reply};
 use crate::invariant;
@@ -9,7 +9,7 @@ use crate::record::{Millis, Record};
 use proto::checkpoint::CheckpointRef;
 use proto::id::{JobId, WorkerId};
 use proto::limits::LIST;
-use proto::message::{DesiredState, Peer};
+use proto::message::{DesiredState, Peer, WorkerReport};
 use proto::reason::Ending;
 use std::collections::BTreeSet;
 
@@ -18,12 +18,52 @@ impl Coordinator {
     /// never causes an error or a panic: it is refused or ignored, with a reason. Panics if an
     /// internal invariant is broken: a crash and a restart are cheaper than a wrong checkpoint.
     pub fn handle(&mut self, now: Millis, input: Input) -> Vec<Effect> {
+        self.handle_all(now, vec![input])
+    }
+
+    /// Handles inputs that arrived together, in order, as one: jobs are advanced and scheduled, and
+    /// records saved, once for all of them. So a machine that has fallen behind catches up.
+    pub fn handle_all(&mut self, now: Millis, inputs: Vec<Input>) -> Vec<Effect> {
         let monotonic = self
             .clock
             .advance(now, self.due, self.deadlines.patience_ms());
         self.inputs += 1;
         let mut outbox = Outbox::new(monotonic, now, self.inputs);
         let mut reported = BTreeSet::new();
+        let mut is_due = self.due.is_some_and(|due| due <= monotonic);
+        for input in inputs {
+            let renewed = match &input {
+                Input::Received { report } => self.renew(report, &mut outbox),
+                _ => false,
+            };
+            if !renewed {
+                is_due = true;
+                self.apply(input, &mut reported, &mut outbox);
+            }
+        }
+        // Reports that change nothing only extend leases. Everything else is as the last input left
+        // it, until something is due: `self.due` may now be early, and never late.
+        if is_due {
+            self.update(&reported, &mut outbox);
+        }
+        self.conclude(outbox)
+    }
+
+    /// Extends the worker's lease if that is all that its report asks for, as most reports do: it
+    /// has no ranks, and is as it was. Returns whether that is so.
+    fn renew(&mut self, report: &WorkerReport, outbox: &mut Outbox) -> bool {
+        let renewed = report.ranks.is_empty()
+            && self
+                .fleet
+                .renew(report, self.deadlines, outbox.now, outbox.wall);
+        if renewed {
+            // Every report is answered with the desired state, even if it did not change.
+            outbox.send.insert(report.worker.name.clone());
+        }
+        renewed
+    }
+
+    fn apply(&mut self, input: Input, reported: &mut BTreeSet<JobId>, outbox: &mut Outbox) {
         match input {
             Input::Submit {
                 request,
@@ -34,7 +74,7 @@ impl Coordinator {
                 archived,
             } => {
                 self.recall(archived, outbox.now);
-                self.on_submit(request, *spec, job_toml, dataset, about, &mut outbox);
+                self.on_submit(request, *spec, job_toml, dataset, about, outbox);
             }
             Input::Retry {
                 request,
@@ -43,7 +83,7 @@ impl Coordinator {
                 archived,
             } => {
                 self.recall(archived, outbox.now);
-                self.on_retry(request, &job, overrides, &mut outbox);
+                self.on_retry(request, &job, overrides, outbox);
             }
             Input::Delete {
                 request,
@@ -51,29 +91,29 @@ impl Coordinator {
                 archived,
             } => {
                 self.recall(archived, outbox.now);
-                self.on_delete(request, &job, &mut outbox);
+                self.on_delete(request, &job, outbox);
             }
-            Input::Cancel { request, job } => self.on_cancel(request, &job, &mut outbox),
+            Input::Cancel { request, job } => self.on_cancel(request, &job, outbox),
             Input::Pause {
                 request,
                 job,
                 paused,
-            } => self.on_pause(request, &job, paused, &mut outbox),
+            } => self.on_pause(request, &job, paused, outbox),
             Input::Scale {
                 request,
                 job,
                 workers,
-            } => self.on_scale(request, &job, workers, &mut outbox),
+            } => self.on_scale(request, &job, workers, outbox),
             Input::Drain {
                 request,
                 worker,
                 drained,
             } => {
-                self.on_drain(request, &worker, drained, &mut outbox);
+                self.on_drain(request, &worker, drained, outbox);
             }
             Input::Received { report } => {
                 reported.extend(report.ranks.iter().map(|rank| rank.job.clone()));
-                self.on_report(&report, &mut outbox);
+                self.on_report(&report, outbox);
             }
             Input::Disconnected { worker } => self.fleet.disconnect(&worker),
             Input::ManifestWritten {
@@ -81,25 +121,28 @@ impl Coordinator {
                 checkpoint,
                 result,
             } => {
-                self.on_manifest_written(&job, checkpoint, result, &mut outbox);
+                self.on_manifest_written(&job, checkpoint, result, outbox);
             }
             Input::ScoresRead { evaluation, result } => {
-                self.on_scores_read(&evaluation, result, &mut outbox);
+                self.on_scores_read(&evaluation, result, outbox);
             }
             Input::Deadline => {}
         }
-        self.expire(&mut outbox);
-        self.detect_partitions(&mut outbox);
-        self.advance_jobs(&mut outbox);
-        self.update_evaluations(&mut outbox);
-        self.update_dependencies(&mut outbox);
-        self.schedule(&mut outbox);
-        self.save_batches(&mut outbox);
-        self.settle_accounts(&reported, &outbox);
-        self.archive_ended(&mut outbox);
+    }
+
+    /// Does all that follows from the inputs and from the time.
+    fn update(&mut self, reported: &BTreeSet<JobId>, outbox: &mut Outbox) {
+        self.expire(outbox);
+        self.detect_partitions(outbox);
+        self.advance_jobs(outbox);
+        self.update_evaluations(outbox);
+        self.update_dependencies(outbox);
+        self.schedule(outbox);
+        self.save_batches(outbox);
+        self.settle_accounts(reported, outbox);
+        self.archive_ended(outbox);
         invariant::check(self);
         self.due = self.find_due();
-        self.conclude(outbox)
     }
 
     fn on_manifest_written(
@@ -202,10 +245,16 @@ impl Coordinator {
     /// Turns the outbox into effects.
     fn conclude(&mut self, mut outbox: Outbox) -> Vec<Effect> {
         for (request, id) in std::mem::take(&mut outbox.phase_replies) {
-            if let Some(job) = self.jobs.get(&id) {
-                let phase = job.shown().to_string();
-                outbox.reply(request, Reply::Phase { phase });
-            }
+            let reply = match self.jobs.get(&id) {
+                Some(job) => Reply::Phase {
+                    phase: job.shown().to_string(),
+                },
+                // Deleted by an input that came with it.
+                None => Reply::Refused {
+                    reason: self.no_such_job(&id),
+                },
+            };
+            outbox.reply(request, reply);
         }
         let jobs = outbox.save.iter().filter_map(|id| self.jobs.get(id));
         let mut records: Vec<Record> = jobs
@@ -228,14 +277,19 @@ impl Coordinator {
         for state in states.iter().filter(|it| !it.assignments.is_empty()) {
             self.fleet.set_held(&state.worker);
         }
-        states.extend(outbox.leave.take().map(|(worker, successor)| DesiredState {
-            worker,
-            assignments: Vec::new(),
-            detect_within_ms: self.config.detect_within_ms,
-            peers: Vec::new(),
-            refused: Vec::new(),
-            successor: Some(successor),
-        }));
+        states.extend(
+            outbox
+                .leave
+                .drain(..)
+                .map(|(worker, successor)| DesiredState {
+                    worker,
+                    assignments: Vec::new(),
+                    detect_within_ms: self.config.detect_within_ms,
+                    peers: Vec::new(),
+                    refused: Vec::new(),
+                    successor: Some(successor),
+                }),
+        );
         outbox.into_effects(records, states)
     }
 

@@ -1,4 +1,4 @@
-//! Collects the effects of one input and orders them at the end. Saves come first, so that no
+//! Collects the effects of the inputs of one call and orders them at the end. Saves come first, so that no
 //! visible effect depends on state that a restart would lose (law 7). Other modules can only add
 //! effects.
 
@@ -27,8 +27,8 @@ pub(crate) struct Outbox {
     pub(crate) removed: Vec<Record>,
     /// Names of workers to send the desired state to: it may have changed, or they sent a report.
     pub(crate) send: BTreeSet<String>,
-    /// The worker that reported must leave, because another one took its place.
-    pub(crate) leave: Option<(WorkerId, Successor)>,
+    /// Workers that reported and must leave, because others took their places.
+    pub(crate) leave: Vec<(WorkerId, Successor)>,
     manifests: Vec<CheckpointManifest>,
     scores: Vec<Effect>,
     replies: Vec<Effect>,
@@ -50,7 +50,7 @@ impl Outbox {
             ledger_entries: Vec::new(),
             removed: Vec::new(),
             send: BTreeSet::new(),
-            leave: None,
+            leave: Vec::new(),
             manifests: Vec::new(),
             scores: Vec::new(),
             replies: Vec::new(),

@@ -49,7 +49,7 @@ impl Coordinator {
                             by: successor.clone(),
                         });
                     }
-                    outbox.leave = Some((worker.clone(), successor));
+                    outbox.leave.push((worker.clone(), successor));
                 }
                 return;
             }

@@ -1,13 +1,13 @@
-//! Arbitrary reports in arbitrary order never make the coordinator's machine panic, and its
-//! deadline always advances.
+//! Arbitrary reports in arbitrary order, alone or together, never make the coordinator's machine
+//! panic, and its deadline always advances.
 
 #![allow(clippy::unwrap_used)]
 
 #[allow(dead_code, reason = "shared with others, which together use all of it")]
 mod harness;
 
-use coordinator_core::event::{About, DatasetPin, Input, JobPhase};
-use harness::{Harness, failed, rank, sample_of, sampling, spec, with_shard, with_step};
+use coordinator_core::event::{About, DatasetPin, Effect, Input, JobPhase, RequestId};
+use harness::{Harness, failed, rank, received, sample_of, sampling, spec, with_shard, with_step};
 use proptest::prelude::*;
 use proto::id::JobId;
 use proto::message::{Activity, RankPhase, RankReport, Stage, UnitFailure, UnitRange};
@@ -19,6 +19,11 @@ enum Act {
     Receive {
         worker: &'static str,
         ranks: Vec<RankReport>,
+    },
+    /// Reports, and the end of a job between them, that arrive together.
+    Together {
+        reports: Vec<(&'static str, Vec<RankReport>)>,
+        cancel: u64,
     },
     Wait {
         ms: u64,
@@ -114,7 +119,10 @@ fn report() -> impl Strategy<Value = RankReport> {
 
 fn act() -> impl Strategy<Value = Act> {
     let worker = prop::sample::select(vec!["w1", "w2", "w2#2", "w3", "w3#9"]);
+    let reports = (worker.clone(), prop::collection::vec(report(), 0..3));
     prop_oneof![
+        4 => (prop::collection::vec(reports, 0..5), 0..6_u64)
+            .prop_map(|(reports, cancel)| Act::Together { reports, cancel }),
         8 => (worker, prop::collection::vec(report(), 0..3))
             .prop_map(|(worker, ranks)| Act::Receive { worker, ranks }),
         2 => (0..3_000_u64).prop_map(|ms| Act::Wait { ms }),
@@ -145,6 +153,19 @@ proptest! {
         for act in acts {
             match act {
                 Act::Receive { worker, ranks } => drop(harness.receive(worker, ranks)),
+                Act::Together { reports, cancel } => {
+                    let reports = reports.into_iter();
+                    let mut inputs: Vec<Input> =
+                        reports.map(|(worker, ranks)| received(worker, &[], ranks)).collect();
+                    let request = RequestId(u64::MAX);
+                    let cancel = Input::Cancel { request, job: job(cancel) };
+                    inputs.insert(inputs.len() / 2, cancel);
+                    let effects = harness.handle_all(inputs);
+                    let answers = effects.iter().filter(|effect| {
+                        matches!(effect, Effect::Reply { request: to, .. } if *to == request)
+                    });
+                    prop_assert_eq!(answers.count(), 1);
+                }
                 Act::Wait { ms } => drop(harness.wait(ms)),
                 Act::ClockBack { ms } => harness.now -= ms.min(harness.now),
                 Act::Submit { min, max } => drop(harness.submit(spec(min, max))),

@@ -87,7 +87,11 @@ fn print(rank: &RankAnswer<Stacks>) {
 }
 
 fn head(thread: &Thread) -> String {
-    let mut text = format!("thread {} {}: {}", thread.id, thread.name, thread.state);
+    let mut text = match thread.id {
+        // No thread, but what has one's form.
+        0 => format!("{}: {}", thread.name, thread.state),
+        id => format!("thread {id} {}: {}", thread.name, thread.state),
+    };
     if !thread.waits_in.is_empty() {
         text += &format!(", waits in the kernel's {}", thread.waits_in);
     }
@@ -122,6 +126,15 @@ mod tests {
         assert_eq!(
             head(&silent),
             "thread 7 probe: S (sleeping); it did not answer"
+        );
+        let recorder = Thread {
+            name: "NCCL's flight recorder".into(),
+            state: "2 collectives have not ended".into(),
+            ..Thread::default()
+        };
+        assert_eq!(
+            head(&recorder),
+            "NCCL's flight recorder: 2 collectives have not ended"
         );
     }
 }

@@ -4,6 +4,7 @@
 
 mod delivery;
 mod notice;
+mod restarts;
 mod settings;
 mod stall;
 
@@ -17,6 +18,7 @@ use coordinator_core::event::Event;
 use delivery::Receiver;
 use notice::Notice;
 use proto::id::JobId;
+use restarts::Restarts;
 use settings::What;
 use stall::Stalls;
 use std::collections::BTreeSet;
@@ -88,13 +90,21 @@ impl Dispatcher {
             deliveries.spawn(receiver.serve(bodies));
             queues.push(queue);
         }
+        let mut restarts = Restarts::default();
         let mut stalls = Stalls::default();
         let mut looks = interval(self.settings.stalled_after / LOOKS);
         let watches = self.settings.on.contains(&What::Stalled);
         loop {
             tokio::select! {
                 Some(notice) = self.notices.recv() => {
-                    self.dispatch(&handle, &queues, notice).await;
+                    if let Some(notice) = restarts.offer(notice, now_ms()) {
+                        self.dispatch(&handle, &queues, notice).await;
+                    }
+                }
+                () = until(restarts.next_due_ms()) => {
+                    for notice in restarts.due(now_ms()) {
+                        self.dispatch(&handle, &queues, notice).await;
+                    }
                 }
                 _ = looks.tick(), if watches => {
                     for notice in stalled(&handle, &mut stalls, self.settings.stalled_after).await {
@@ -132,6 +142,14 @@ impl Dispatcher {
     }
 }
 
+/// Returns at that time of the wall clock; never without one.
+async fn until(wall_ms: Option<u64>) {
+    match wall_ms {
+        Some(at) => tokio::time::sleep(Duration::from_millis(at.saturating_sub(now_ms()))).await,
+        None => std::future::pending().await,
+    }
+}
+
 fn interval(every: Duration) -> Interval {
     let mut interval = tokio::time::interval(every.max(Duration::from_millis(100)));
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -154,6 +172,7 @@ async fn stalled(handle: &Handle, stalls: &mut Stalls, after: Duration) -> Vec<N
             duration(after),
             job.job
         ),
+        count: 1,
         at_ms: now,
     })
     .collect()

@@ -17,6 +17,8 @@ pub(crate) struct Notice {
     pub(crate) job: JobId,
     /// One sentence without the job's name.
     pub(crate) text: String,
+    /// How many of them it tells of.
+    pub(crate) count: u64,
     pub(crate) at_ms: u64,
 }
 
@@ -34,6 +36,7 @@ impl Notice {
             what,
             job: job.clone(),
             text: events::line(event)?.text,
+            count: 1,
             at_ms,
         })
     }
@@ -53,6 +56,7 @@ impl Notice {
             "version": 1,
             "id": id,
             "event": self.what.word(),
+            "count": self.count,
             "at_ms": self.at_ms,
             "job": self.job.0,
             "name": view.name,
@@ -106,6 +110,7 @@ mod tests {
             "demo-1 (x\",\"event\":\"failed\\u{1b}[2J\\u{202e}\\n): job is done after step 4"
         );
         assert_eq!((&value["at_ms"], &value["id"]), (&json!(7), &json!("1-2")));
+        assert_eq!(value["count"], 1);
     }
 
     #[test]

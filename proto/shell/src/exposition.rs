@@ -4,6 +4,7 @@
 
 use proto::metric::{Kind, Metric};
 use proto::printable::printable;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -90,11 +91,22 @@ enum Value {
     Counts(Vec<(f64, u64)>, u64, f64),
 }
 
-/// One page.
+/// A value that was set, and the labels of its series as they are written: `a="x",b="y"`.
+#[derive(Debug)]
+struct Entry {
+    labels: String,
+    value: Value,
+    /// It counts only if it is larger than what its series has already.
+    raises: bool,
+}
+
+/// One page. A large cluster has 100,000 series: each costs one short text until the page is
+/// written.
 #[derive(Debug)]
 pub struct Page {
     table: &'static [Metric],
-    families: BTreeMap<&'static str, BTreeMap<Vec<String>, Value>>,
+    /// In the order in which they were set.
+    families: BTreeMap<&'static str, Vec<Entry>>,
 }
 
 impl Page {
@@ -113,18 +125,12 @@ impl Page {
             "{}",
             metric.name
         );
-        self.insert(metric, labels, Value::Number(value));
+        self.insert(metric, labels, Value::Number(value), false);
     }
 
     /// The larger one of this value and that which the series has already.
     pub fn raise(&mut self, metric: &Metric, labels: &[&str], value: f64) {
-        let family = self.families.get(metric.name);
-        let known = family.and_then(|family| family.get(&owned(labels)));
-        let known = match known {
-            Some(Value::Number(known)) => *known,
-            _ => f64::NEG_INFINITY,
-        };
-        self.set(metric, labels, value.max(known));
+        self.insert(metric, labels, Value::Number(value), true);
     }
 
     pub fn histogram(&mut self, metric: &Metric, labels: &[&str], histogram: &Histogram) {
@@ -144,28 +150,32 @@ impl Page {
         let count = next(&histogram.counts[histogram.bounds.len()]);
         #[allow(clippy::cast_precision_loss)]
         let sum = histogram.sum_micros.load(Ordering::Relaxed) as f64 / 1e6;
-        self.insert(metric, labels, Value::Counts(counts, count, sum));
+        self.insert(metric, labels, Value::Counts(counts, count, sum), false);
     }
 
-    fn insert(&mut self, metric: &Metric, labels: &[&str], value: Value) {
+    fn insert(&mut self, metric: &Metric, labels: &[&str], value: Value, raises: bool) {
         debug_assert!(
             self.table.contains(metric) && metric.labels.len() == labels.len(),
             "{} is not in the table, or has other labels",
             metric.name
         );
         let family = self.families.entry(metric.name).or_default();
-        family.insert(owned(labels), value);
+        family.push(Entry {
+            labels: written(metric.labels, labels),
+            value,
+            raises,
+        });
     }
 
-    /// In the order of the table. Metrics without a value are left out.
+    /// In the order of the table, each series once. Metrics without a value are left out.
     #[must_use]
-    pub fn text(&self, form: Form) -> String {
+    pub fn text(mut self, form: Form) -> String {
         let mut text = String::new();
         for metric in self.table {
-            if let Some(family) = self.families.get(metric.name) {
+            if let Some(family) = self.families.remove(metric.name) {
                 describe(&mut text, metric, form);
-                for (labels, value) in family {
-                    samples(&mut text, metric, labels, value);
+                for Entry { labels, value, .. } in newest(family) {
+                    samples(&mut text, metric, &labels, &value);
                 }
             }
         }
@@ -176,9 +186,48 @@ impl Page {
     }
 }
 
-/// Reports name workers and terms, and whoever reads the page may print them.
-fn owned(labels: &[&str]) -> Vec<String> {
-    labels.iter().map(|it| printable(it).into_owned()).collect()
+/// Sorted, and one of each series.
+fn newest(mut family: Vec<Entry>) -> Vec<Entry> {
+    // Stable: of one series, what was set last is last.
+    family.sort_by(|a, b| a.labels.cmp(&b.labels));
+    let mut series: Vec<Entry> = Vec::with_capacity(family.len());
+    for entry in family {
+        match series.last_mut().filter(|it| it.labels == entry.labels) {
+            Some(known) if entry.raises && entry.value.number() <= known.value.number() => {}
+            Some(known) => *known = entry,
+            None => series.push(entry),
+        }
+    }
+    series
+}
+
+impl Value {
+    fn number(&self) -> f64 {
+        match self {
+            Self::Number(value) => *value,
+            Self::Counts(_, _, sum) => *sum,
+        }
+    }
+}
+
+/// Labels as the page has them. Reports name workers and terms, and whoever reads the page may
+/// print them.
+fn written(names: &[&str], values: &[&str]) -> String {
+    let mut text = String::new();
+    for (name, value) in names.iter().zip(values) {
+        label(&mut text, name, &printable(value));
+    }
+    text
+}
+
+fn label(text: &mut String, name: &str, value: &str) {
+    if !text.is_empty() {
+        text.push(',');
+    }
+    text.push_str(name);
+    text.push_str("=\"");
+    text.push_str(&escape(value, true));
+    text.push('"');
 }
 
 fn describe(text: &mut String, metric: &Metric, form: Form) {
@@ -203,64 +252,73 @@ fn describe(text: &mut String, metric: &Metric, form: Form) {
     }
 }
 
-fn samples(text: &mut String, metric: &Metric, labels: &[String], value: &Value) {
+fn samples(text: &mut String, metric: &Metric, labels: &str, value: &Value) {
     let name = metric.name;
-    let pairs: Vec<(&str, &str)> = metric
-        .labels
-        .iter()
-        .zip(labels)
-        .map(|(label, value)| (*label, value.as_str()))
-        .collect();
     match value {
-        Value::Number(value) => line(text, name, &pairs, *value),
+        Value::Number(value) => line(text, name, "", labels, *value),
         Value::Counts(counts, count, sum) => {
             #[allow(clippy::cast_precision_loss)]
             let mut bucket = |bound: &str, count: u64| {
-                let mut pairs = pairs.clone();
-                pairs.push(("le", bound));
-                line(text, &format!("{name}_bucket"), &pairs, count as f64);
+                let mut labels = labels.to_owned();
+                label(&mut labels, "le", bound);
+                line(text, name, "_bucket", &labels, count as f64);
             };
             for (bound, count) in counts {
-                bucket(&number(*bound), *count);
+                let mut written = String::new();
+                number(&mut written, *bound);
+                bucket(&written, *count);
             }
             bucket("+Inf", *count);
-            line(text, &format!("{name}_sum"), &pairs, *sum);
+            line(text, name, "_sum", labels, *sum);
             #[allow(clippy::cast_precision_loss)]
-            line(text, &format!("{name}_count"), &pairs, *count as f64);
+            line(text, name, "_count", labels, *count as f64);
         }
     }
 }
 
-fn line(text: &mut String, name: &str, labels: &[(&str, &str)], value: f64) {
+fn line(text: &mut String, name: &str, suffix: &str, labels: &str, value: f64) {
     text.push_str(name);
-    for (index, (label, value)) in labels.iter().enumerate() {
-        let before = if index == 0 { '{' } else { ',' };
-        let _ = write!(text, "{before}{label}=\"{}\"", escape(value, true));
-    }
+    text.push_str(suffix);
     if !labels.is_empty() {
+        text.push('{');
+        text.push_str(labels);
         text.push('}');
     }
-    let _ = writeln!(text, " {}", number(value));
+    text.push(' ');
+    number(text, value);
+    text.push('\n');
 }
 
 /// Bounds of buckets always have a point: OpenMetrics wants `1.0`.
-fn number(value: f64) -> String {
+fn number(text: &mut String, value: f64) {
     if value.is_nan() {
-        "NaN".to_owned()
+        text.push_str("NaN");
     } else if value.is_infinite() {
-        if 0.0 < value { "+Inf" } else { "-Inf" }.to_owned()
+        text.push_str(if 0.0 < value { "+Inf" } else { "-Inf" });
     } else {
-        format!("{value:?}")
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{value:?}");
     }
 }
 
-fn escape(text: &str, quotes: bool) -> String {
-    let text = text.replace('\\', "\\\\").replace('\n', "\\n");
-    if quotes {
-        text.replace('"', "\\\"")
-    } else {
-        text
+/// Most texts have nothing to escape.
+fn escape(text: &str, quotes: bool) -> Cow<'_, str> {
+    let is_special = |it: char| matches!(it, '\\' | '\n') || (quotes && it == '"');
+    if !text.contains(is_special) {
+        return Cow::Borrowed(text);
     }
+    let mut escaped = String::with_capacity(text.len() + 8);
+    for character in text.chars() {
+        match character {
+            '\n' => escaped.push_str("\\n"),
+            it if is_special(it) => {
+                escaped.push('\\');
+                escaped.push(it);
+            }
+            it => escaped.push(it),
+        }
+    }
+    Cow::Owned(escaped)
 }
 
 #[cfg(test)]
@@ -291,22 +349,39 @@ mod tests {
     };
     const TABLE: &[Metric] = &[UP, SPENT, TOOK];
 
-    fn page() -> Page {
-        static HISTOGRAM: Histogram = Histogram::new(&[0.5, 1.0]);
-        for ms in [500, 600, 2_000] {
-            HISTOGRAM.observe(Duration::from_millis(ms));
-        }
+    fn page(histogram: &Histogram) -> Page {
         let mut page = Page::new(TABLE);
         page.set(&SPENT, &[], 1.5);
         page.set(&UP, &["\u{1b}[2Jw1\n\"} 1\nretri_forged{a=\"\u{202e}"], 1.0);
-        page.histogram(&TOOK, &["save"], &HISTOGRAM);
+        page.histogram(&TOOK, &["save"], histogram);
         page
     }
 
     #[test]
+    fn a_series_is_written_once_with_its_newest_or_its_largest_value() {
+        let mut page = Page::new(TABLE);
+        for (name, value) in [("b", 0.0), ("a", 1.0), ("b", 1.0), ("b", 0.0), ("a", 0.0)] {
+            page.raise(&UP, &[name], value);
+        }
+        page.set(&SPENT, &[], 2.0);
+        page.set(&SPENT, &[], 1.0);
+        let text = page.text(Form::Classic);
+        let samples: Vec<&str> = text.lines().filter(|it| !it.starts_with('#')).collect();
+        let expected = [
+            "retri_up{worker=\"a\"} 1.0",
+            "retri_up{worker=\"b\"} 1.0",
+            "retri_spent_seconds_total 1.0",
+        ];
+        assert_eq!(samples, expected);
+    }
+
+    #[test]
     fn both_forms_have_the_same_samples_and_their_own_descriptions() {
-        let page = page();
-        let classic = page.text(Form::Classic);
+        static HISTOGRAM: Histogram = Histogram::new(&[0.5, 1.0]);
+        for ms in [500, 600, 2_000] {
+            HISTOGRAM.observe(Duration::from_millis(ms));
+        }
+        let classic = page(&HISTOGRAM).text(Form::Classic);
         assert_eq!(
             classic,
             "# HELP retri_up Whether it \"runs\"\n\
@@ -324,7 +399,7 @@ mod tests {
              retri_took_seconds_sum{what=\"save\"} 3.1\n\
              retri_took_seconds_count{what=\"save\"} 3.0\n"
         );
-        let open = page.text(Form::OpenMetrics);
+        let open = page(&HISTOGRAM).text(Form::OpenMetrics);
         let samples = |text: &str| -> Vec<String> {
             let lines = text.lines().filter(|line| !line.starts_with('#'));
             lines.map(str::to_owned).collect()

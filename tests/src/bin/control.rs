@@ -1,6 +1,6 @@
-//! `make bench-control`: the coordinator with 10,000 workers as real streams, 1,000 submits, and
-//! `/metrics` with 100,000 ended jobs; see `tests/src/control`. Smaller: `--workers 1000 --jobs 100
-//! --ended 1000 --seconds 10`.
+//! `make bench-control`: the coordinator with 10,000 workers as real streams, 1,000 submits, a job
+//! of a million steps, and `/metrics` and pages with 100,000 ended jobs; see `tests/src/control`.
+//! Smaller: `--workers 1000 --jobs 100 --ended 1000 --steps 10000 --seconds 10`.
 
 use anyhow::{Context, Result, bail};
 use std::process::ExitCode;
@@ -31,8 +31,13 @@ fn load() -> Result<Load> {
             "--workers" => load.workers = value,
             "--jobs" => load.jobs = value,
             "--ended" => load.ended = value,
+            "--steps" => load.steps = value.into(),
+            "--pages" => load.open_pages = value,
             "--seconds" => load.reports_for = Duration::from_secs(value.into()),
-            _ => bail!("{flag} is unknown; --workers, --jobs, --ended and --seconds are known"),
+            _ => bail!(
+                "{flag} is unknown; --workers, --jobs, --ended, --steps, --pages and --seconds are \
+                 known"
+            ),
         }
     }
     Ok(load)

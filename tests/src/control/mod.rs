@@ -1,7 +1,11 @@
 //! `make bench-control`: the coordinator under the load of a large cluster, on this machine. Many
 //! real worker streams, each on its own connection, beside one process that is the coordinator;
-//! many submits; and `/metrics` with all of it. Only measures; see `tests/src/bin/control.rs`.
+//! many submits; a job that has done very many steps; `/metrics` and the pages with all of it. Only
+//! measures; see `tests/src/bin/control.rs`. Beside what a user waits for stands how much of the
+//! processors the coordinator used, which other programs on the machine change less.
 
+mod curve;
+mod pages;
 mod state;
 mod submits;
 mod workers;
@@ -13,6 +17,8 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+use tokio::runtime::Runtime;
+use workers::Workers;
 
 /// The size of the load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,8 +33,12 @@ pub struct Load {
     pub detect_within: Duration,
     /// For how long reports are measured.
     pub reports_for: Duration,
-    /// How often `/metrics` is read.
+    /// How often `/metrics` and each page are read.
     pub scrapes: u32,
+    /// Steps that one job has done.
+    pub steps: u64,
+    /// People who look at a page while reports are measured again.
+    pub open_pages: u32,
 }
 
 impl Default for Load {
@@ -40,6 +50,8 @@ impl Default for Load {
             detect_within: Duration::from_secs(30),
             reports_for: Duration::from_secs(30),
             scrapes: 20,
+            steps: 1_000_000,
+            open_pages: 200,
         }
     }
 }
@@ -50,6 +62,7 @@ struct Coordinator {
     process: Child,
     rpc: String,
     metrics: String,
+    web: String,
 }
 
 impl Drop for Coordinator {
@@ -63,13 +76,15 @@ impl Drop for Coordinator {
 impl Coordinator {
     fn start(folder: &Path, store: &str, load: Load) -> Result<Self> {
         let settings = format!(
-            "listen = \"127.0.0.1:0\"\nmetrics_listen = \"127.0.0.1:0\"\nstore = \"{store}\"\n\
+            "listen = \"127.0.0.1:0\"\nmetrics_listen = \"127.0.0.1:0\"\n\
+             web_listen = \"127.0.0.1:0\"\nstore = \"{store}\"\n\
              detect_within_ms = {}\nmax_workers = {}\n\
              quotas = [\"*=any waiting={} ended={}\"]\n[log]\nfilter = \"error\"\n",
             load.detect_within.as_millis(),
-            load.workers.max(1),
-            load.jobs.max(1),
-            load.ended + 1,
+            // One of them has the long curve, as one of the jobs.
+            load.workers + 1,
+            load.jobs + 2,
+            load.ended + 2,
         );
         let file = folder.join("coordinator.toml");
         std::fs::write(&file, settings)?;
@@ -89,12 +104,26 @@ impl Coordinator {
                 .map(str::to_owned)
                 .with_context(|| format!("no {key} in {line:?}"))
         };
-        let (rpc, metrics) = (word("rpc=")?, word("metrics=")?);
+        let (rpc, metrics, web) = (word("rpc=")?, word("metrics=")?, word("web=")?);
         Ok(Self {
             process,
             rpc,
             metrics,
+            web,
         })
+    }
+
+    /// Processor time that it has used.
+    fn used(&self) -> Result<Duration> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id()))?;
+        // The name before may have spaces.
+        let (_, fields) = stat.rsplit_once(") ").context("the process has a name")?;
+        let ticks = |index: usize| -> Result<u64> {
+            let field = fields.split(' ').nth(index).context("a field of times")?;
+            Ok(field.parse()?)
+        };
+        // User and system time, in hundredths of a second.
+        Ok(Duration::from_millis(10 * (ticks(11)? + ticks(12)?)))
     }
 
     /// Resident bytes.
@@ -112,6 +141,19 @@ impl Coordinator {
         let page = http::get(&format!("{}/metrics", self.metrics))?;
         Ok((begun.elapsed(), page))
     }
+}
+
+/// A bench that runs.
+struct Bench {
+    load: Load,
+    coordinator: Coordinator,
+    runtime: Runtime,
+    dataset: String,
+    /// Of the coordinator, before there were workers.
+    before: u64,
+    workers: Option<Workers>,
+    /// The job with the long curve.
+    long: String,
 }
 
 /// Runs all of it and prints a line for each figure.
@@ -132,63 +174,172 @@ pub fn run(load: Load) -> Result<()> {
     );
     let dataset = format!("file://{}", folder.path().join("figures").display());
     coordinator_command(&synthesize(&dataset))?;
-    let runtime = tokio::runtime::Runtime::new()?;
-    let took = runtime.block_on(submits::run(&coordinator.rpc, &dataset, load.jobs))?;
-    println!(
-        "BENCH submits: {} durable submits on one data set in {:.2} s (goal: 1,000 in 2 s)",
-        load.jobs,
-        took.as_secs_f64()
-    );
-    let before = coordinator.memory()?;
-    let mut workers = runtime.block_on(workers::attach(&coordinator.rpc, load))?;
-    let latencies = runtime.block_on(workers.reports(load));
-    let after = coordinator.memory()?;
-    print_reports(load, &latencies);
-    println!(
-        "BENCH memory: {:.1} kB of the coordinator for each worker (goal: 50 kB); {} MiB in all",
-        float(after.saturating_sub(before)) / 1000.0 / f64::from(load.workers.max(1)),
-        after >> 20
-    );
-    let mut times = Vec::new();
-    let mut bytes = 0;
-    for _ in 0..load.scrapes {
-        let (took, page) = coordinator.scrape()?;
-        let up = page
-            .lines()
-            .filter(|line| line.starts_with("retri_worker_up{"));
-        ensure!(
-            up.count() == load.workers as usize,
-            "/metrics does not show all workers as they are"
-        );
-        bytes = page.len();
-        times.push(took);
-    }
-    times.sort();
-    println!(
-        "BENCH metrics: median {:.0} ms, longest {:.0} ms for {:.1} MB, with {} live and {} ended \
-         jobs and {} workers (goal: 200 ms)",
-        millis(quantile(&times, 0.5)),
-        millis(quantile(&times, 1.0)),
-        float(bytes as u64) / 1e6,
-        load.jobs,
-        load.ended,
-        load.workers
-    );
-    drop(workers);
-    Ok(())
+    let mut bench = Bench {
+        load,
+        coordinator,
+        runtime: Runtime::new()?,
+        dataset,
+        before: 0,
+        workers: None,
+        long: String::new(),
+    };
+    bench.submits()?;
+    bench.attach()?;
+    bench.reports("")?;
+    bench.memory()?;
+    bench.metrics()?;
+    bench.pages()?;
+    bench.open_pages()
 }
 
-fn print_reports(load: Load, latencies: &[Duration]) {
-    println!(
-        "BENCH reports: {} of {} workers within {} s: median {:.1} ms, p99 {:.1} ms, longest \
-         {:.0} ms until the answer (goal: p99 100 ms)",
-        latencies.len(),
-        load.workers,
-        load.reports_for.as_secs(),
-        millis(quantile(latencies, 0.5)),
-        millis(quantile(latencies, 0.99)),
-        millis(quantile(latencies, 1.0))
-    );
+impl Bench {
+    fn submits(&self) -> Result<()> {
+        let (coordinator, load) = (&self.coordinator, self.load);
+        let used = coordinator.used()?;
+        let submits = submits::run(&coordinator.rpc, &self.dataset, load.jobs);
+        let took = self.runtime.block_on(submits)?;
+        println!(
+            "BENCH submits: {} durable submits on one data set in {:.2} s, {:.2} s of a processor \
+             (goal: 1,000 in 2 s)",
+            load.jobs,
+            took.as_secs_f64(),
+            (coordinator.used()? - used).as_secs_f64()
+        );
+        Ok(())
+    }
+
+    fn attach(&mut self) -> Result<()> {
+        let (coordinator, load) = (&self.coordinator, self.load);
+        let (rpc, within) = (&coordinator.rpc, load.detect_within);
+        let long = curve::train(rpc, &self.dataset, load.steps, within);
+        let long = self.runtime.block_on(long)?;
+        println!(
+            "BENCH steps: {} steps of {} reported and stored in {:.1} s",
+            load.steps,
+            long.job,
+            long.took.as_secs_f64()
+        );
+        self.before = coordinator.memory()?;
+        let (begun, used) = (Instant::now(), coordinator.used()?);
+        let mut workers = self.runtime.block_on(workers::attach(rpc, load))?;
+        println!(
+            "BENCH attach: {} workers in {:.1} s, {:.1} s of a processor",
+            load.workers,
+            begun.elapsed().as_secs_f64(),
+            (coordinator.used()? - used).as_secs_f64()
+        );
+        workers.add(long.worker);
+        self.workers = Some(workers);
+        self.long = long.job;
+        Ok(())
+    }
+
+    /// `beside`: what happens meanwhile.
+    fn reports(&mut self, beside: &str) -> Result<()> {
+        let load = self.load;
+        let used = self.coordinator.used()?;
+        let workers = self.workers.as_mut().context("there are workers")?;
+        let latencies = self.runtime.block_on(workers.reports(load));
+        println!(
+            "BENCH reports{beside}: {} of {} workers within {} s: median {:.1} ms, p99 {:.1} ms, \
+             longest {:.0} ms until the answer, {:.0} % of a processor (goal: p99 100 ms)",
+            latencies.len(),
+            load.workers,
+            load.reports_for.as_secs(),
+            millis(quantile(&latencies, 0.5)),
+            millis(quantile(&latencies, 0.99)),
+            millis(quantile(&latencies, 1.0)),
+            100.0 * (self.coordinator.used()? - used).as_secs_f64()
+                / load.reports_for.as_secs_f64()
+        );
+        Ok(())
+    }
+
+    fn memory(&self) -> Result<()> {
+        let after = self.coordinator.memory()?;
+        println!(
+            "BENCH memory: {:.1} kB of the coordinator for each worker (goal: 50 kB); {} MiB in all",
+            float(after.saturating_sub(self.before)) / 1000.0 / f64::from(self.load.workers.max(1)),
+            after >> 20
+        );
+        Ok(())
+    }
+
+    fn metrics(&self) -> Result<()> {
+        let load = self.load;
+        let mut times = Vec::new();
+        let mut bytes = 0;
+        for _ in 0..load.scrapes {
+            let (took, page) = self.coordinator.scrape()?;
+            let is_up =
+                |line: &&str| line.starts_with("retri_worker_up{") && line.ends_with(" 1.0");
+            let up = page.lines().filter(is_up).count();
+            ensure!(
+                up == load.workers as usize + 1,
+                "/metrics shows {up} workers that are up"
+            );
+            bytes = page.len();
+            times.push(took);
+        }
+        times.sort();
+        println!(
+            "BENCH metrics: median {:.0} ms, longest {:.0} ms for {:.1} MB, with {} live and {} \
+             ended jobs and {} workers (goal: 200 ms)",
+            millis(quantile(&times, 0.5)),
+            millis(quantile(&times, 1.0)),
+            float(bytes as u64) / 1e6,
+            load.jobs + 1,
+            load.ended,
+            load.workers + 1
+        );
+        Ok(())
+    }
+
+    fn pages(&self) -> Result<()> {
+        let (web, load) = (&self.coordinator.web, self.load);
+        let long = format!("/jobs/{}", self.long);
+        let url = format!("{web}{long}");
+        let curve = pages::get(&url, pages::person(0));
+        let (first, page) = self.runtime.block_on(curve)?;
+        println!(
+            "BENCH curve: the page of a job with {} steps opens in {:.0} ms, {} kB (goal: 1,000 ms)",
+            load.steps,
+            millis(first),
+            page.len() / 1000
+        );
+        let waiting = format!("/jobs/waiting-{}", load.ended + 1);
+        let tabs = ["logs", "ledger", "toml"].map(|tab| format!("{long}?tab={tab}"));
+        let compare = format!("/compare?a={}&b=waiting-{}", self.long, load.ended + 1);
+        let paths = ["/", "/jobs", &long, &waiting, &tabs[0], &tabs[1], &tabs[2]];
+        let more = ["/workers", "/workers/w1", "/events", "/usage", &compare];
+        for (path, number) in paths.into_iter().chain(more).zip(1..) {
+            let url = format!("{web}{path}");
+            let times = pages::times(&url, load.scrapes, number * load.scrapes);
+            let (times, bytes) = self.runtime.block_on(times)?;
+            println!(
+                "BENCH page {path}: median {:.0} ms, longest {:.0} ms, {} kB (goal: 200 ms)",
+                millis(quantile(&times, 0.5)),
+                millis(quantile(&times, 1.0)),
+                bytes / 1000
+            );
+        }
+        let bytes = self.runtime.block_on(pages::assets(web))?;
+        println!(
+            "BENCH assets: {} kB in all (goal: 300 kB)",
+            bytes.div_ceil(1000)
+        );
+        Ok(())
+    }
+
+    fn open_pages(&mut self) -> Result<()> {
+        let count = self.load.open_pages;
+        let open = pages::Open::of(&self.coordinator.web, "/", count);
+        let mut open = self.runtime.block_on(open)?;
+        self.reports(&format!(" beside {count} open pages"))?;
+        let left = open.count();
+        ensure!(left == count as usize, "only {left} pages stayed open");
+        Ok(())
+    }
 }
 
 /// Of sorted times.

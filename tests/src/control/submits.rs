@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use tonic::transport::Endpoint;
 
-/// Requests at a time: a user's scripts beside each other. An address may have more.
-const AT_A_TIME: usize = 8;
+/// Requests at a time: as many as one address may have. Whoever submits a thousand jobs asks for
+/// many at once, and all from one address.
+const AT_A_TIME: usize = 16;
 
 /// A job that waits, because no worker has a GPU.
 pub(super) fn job_toml(dataset: &str) -> String {

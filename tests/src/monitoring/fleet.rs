@@ -177,7 +177,9 @@ fn fleet() -> Vec<Panel> {
                 (2, "drained, down", "gray"),
                 (3, "drained", "blue"),
             ],
-        ),
+        )
+        .opens_workers()
+        .explained("what-if-a-worker-is-down"),
         graph(
             "Devices",
             "Of workers that are up",
@@ -199,6 +201,7 @@ fn fleet() -> Vec<Panel> {
                 "{{reason}}",
             )],
         )
+        .explained("why-does-my-job-wait")
         .sized(8, 7),
         graph(
             "Where the time of devices goes",
@@ -220,7 +223,9 @@ fn fleet() -> Vec<Panel> {
             "A flat line is a job that stands still",
             "short",
             vec![target(select(&table::JOB_STEP, &[]), "{{training_job}}")],
-        ),
+        )
+        .opens_jobs()
+        .explained("what-if-a-job-makes-no-progress"),
         graph(
             "Events",
             "Per minute, by kind; `coordinator events` has the sentences",
@@ -337,6 +342,7 @@ fn gpus() -> Vec<Panel> {
             "short",
             vec![target(select(&worker::GPU_SICK, &[]), LEGEND)],
         )
+        .explained("what-if-a-gpu-is-sick")
         .from_zero()
         .sized(8, 7),
     ]
@@ -404,6 +410,7 @@ fn coordinator() -> Vec<Panel> {
                 "{{operation}}",
             )],
         )
+        .explained("what-if-the-store-cannot-be-reached-or-is-full")
         .from_zero()
         .sized(8, 7),
     ]
@@ -447,6 +454,7 @@ fn outward() -> Vec<Panel> {
                 "{{outcome}}",
             )],
         )
+        .explained("why-was-nobody-told")
         .from_zero()
         .sized(8, 7),
     ]

@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 const COLUMNS: u64 = 24;
 /// The schema of the dashboards, that of Grafana 9 and later.
 const SCHEMA: u64 = 38;
+/// The coordinator's pages, `web_listen`. An installation that serves them elsewhere replaces this.
+const PAGES: &str = "http://127.0.0.1:7080";
 pub const RED: &str = "red";
 pub const AMBER: &str = "orange";
 pub const GREEN: &str = "green";
@@ -46,6 +48,8 @@ pub struct Panel {
     height: u64,
     defaults: Value,
     options: Value,
+    /// The heading of the runbook that says what to do, as an anchor.
+    runbook: Option<&'static str>,
 }
 
 fn panel(
@@ -65,6 +69,7 @@ fn panel(
         height: 8,
         defaults: json!({}),
         options: json!({}),
+        runbook: None,
     }
 }
 
@@ -253,6 +258,34 @@ impl Panel {
         self
     }
 
+    /// A click on a series opens the page of the job that it is about, in the coordinator's pages.
+    #[must_use]
+    pub fn opens_jobs(self) -> Self {
+        self.opens("Page of the job", "jobs", TRAINING_JOB)
+    }
+
+    #[must_use]
+    pub fn opens_workers(self) -> Self {
+        self.opens("Page of the worker", "workers", "worker")
+    }
+
+    fn opens(mut self, title: &str, folder: &str, label: &str) -> Self {
+        let named = format!("${{__field.labels.{label}:percentencode}}");
+        self.defaults["links"] = json!([{
+            "title": title,
+            "url": format!("${{pages}}/{folder}/{named}"),
+            "targetBlank": true,
+        }]);
+        self
+    }
+
+    /// The panel names this heading of the runbook.
+    #[must_use]
+    pub fn explained(mut self, runbook: &'static str) -> Self {
+        self.runbook = Some(runbook);
+        self
+    }
+
     /// What the panel shows while there is no value.
     #[must_use]
     pub fn or_text(mut self, text: &'static str) -> Self {
@@ -277,6 +310,14 @@ impl Panel {
         let targets: Vec<Value> = targets.collect();
         let mut defaults = self.defaults.clone();
         defaults["unit"] = json!(self.unit);
+        let runbook = |anchor: &str| {
+            json!({
+                "title": "Runbook",
+                "url": format!("${{runbook}}#{anchor}"),
+                "targetBlank": true,
+            })
+        };
+        let links: Vec<Value> = self.runbook.map(runbook).into_iter().collect();
         json!({
             "id": id,
             "type": self.kind,
@@ -286,6 +327,7 @@ impl Panel {
             "gridPos": { "x": x, "y": y, "w": self.width, "h": self.height },
             "fieldConfig": { "defaults": defaults, "overrides": [] },
             "options": self.options,
+            "links": links,
             "targets": targets,
         })
     }
@@ -344,7 +386,7 @@ impl Dashboard {
             "timezone": "browser",
             "templating": { "list": self.variables() },
             "annotations": { "list": self.annotations() },
-            "links": links(),
+            "links": self.links(),
             "panels": panels,
         })
     }
@@ -357,13 +399,18 @@ impl Dashboard {
             "query": "prometheus",
             "hide": 0,
         })];
-        variables.push(json!({
-            "name": "runbook",
-            "label": "Runbook",
-            "type": "textbox",
-            "query": super::rules::RUNBOOK,
-            "hide": 0,
-        }));
+        for (name, label, default) in [
+            ("pages", "Coordinator's pages", PAGES),
+            ("runbook", "Runbook", super::rules::RUNBOOK),
+        ] {
+            variables.push(json!({
+                "name": name,
+                "label": label,
+                "type": "textbox",
+                "query": default,
+                "hide": 0,
+            }));
+        }
         if self.of_job {
             let query = format!("label_values({}, {TRAINING_JOB})", table::JOB_PHASE.name);
             variables.push(json!({
@@ -407,30 +454,50 @@ impl Dashboard {
             mark("Checkpoint", GREEN, changes(&table::CHECKPOINT_STEP)),
         ]
     }
-}
 
-fn links() -> Value {
-    let dashboard = |title: &str, uid: &str| {
-        json!({
-            "title": title,
-            "type": "link",
-            "icon": "dashboard",
-            "url": format!("/d/{uid}?${{job:queryparam}}"),
-            "keepTime": true,
-        })
-    };
-    json!([
-        dashboard("Training", "retri-training"),
-        dashboard("Fleet", "retri-fleet"),
-        dashboard("Incident", "retri-incident"),
-        {
-            "title": "Runbook",
-            "type": "link",
-            "icon": "doc",
-            "url": "${runbook}",
-            "targetBlank": true,
-        },
-    ])
+    /// The other dashboards, the coordinator's own page of the same, and the runbook. Not every
+    /// dashboard has the variable `job`.
+    fn links(&self) -> Value {
+        let job = if self.of_job {
+            "?${job:queryparam}"
+        } else {
+            ""
+        };
+        let dashboard = |title: &str, uid: &str| {
+            json!({
+                "title": title,
+                "type": "link",
+                "icon": "dashboard",
+                "url": format!("/d/{uid}{job}"),
+                "keepTime": true,
+            })
+        };
+        let elsewhere = |title: &str, icon: &str, url: &str| {
+            json!({
+                "title": title,
+                "type": "link",
+                "icon": icon,
+                "url": url,
+                "targetBlank": true,
+            })
+        };
+        let page = if self.of_job {
+            elsewhere(
+                "Page of the job",
+                "external link",
+                "${pages}/jobs/${job:percentencode}",
+            )
+        } else {
+            elsewhere("Pages", "external link", "${pages}/")
+        };
+        json!([
+            dashboard("Training", "retri-training"),
+            dashboard("Fleet", "retri-fleet"),
+            dashboard("Incident", "retri-incident"),
+            page,
+            elsewhere("Runbook", "doc", "${runbook}"),
+        ])
+    }
 }
 
 /// The phases of a job, as numbers for timelines, with their colours.

@@ -183,6 +183,7 @@ fn learning() -> Vec<panel::Panel> {
                 target(of_job(&table::JOB_SKIPPED_STEPS), "skipped steps"),
             ],
         )
+        .explained("what-if-steps-are-skipped")
         .sized(8, 7),
     ]
 }
@@ -250,6 +251,7 @@ fn speed() -> Vec<panel::Panel> {
                 "slowest / median",
             )],
         )
+        .explained("what-if-a-rank-is-slow")
         .from_zero()
         .sized(8, 7),
         graph(
@@ -280,6 +282,7 @@ fn bounds() -> [panel::Panel; 2] {
                 target(of_job(&table::CHECKPOINT_STEP), "committed"),
             ],
         )
+        .explained("what-if-checkpoints-are-missing")
         .sized(12, 7),
         graph(
             "Memory of rank 0",
@@ -313,6 +316,7 @@ pub(super) fn faults() -> Vec<panel::Panel> {
             vec![target(phase_number(), "phase")],
             &phase_mappings(),
         )
+        .explained("what-if-a-job-makes-no-progress")
         .sized(24, 4),
         timeline(
             "World and generation",
@@ -341,7 +345,8 @@ pub(super) fn faults() -> Vec<panel::Panel> {
                 or_none("kind", &of_job(&table::JOB_INCIDENTS)),
                 "{{kind}}",
             )],
-        ),
+        )
+        .explained("why-did-my-job-fail"),
         bars(
             "Device-time by bucket",
             "Since the job was submitted; the buckets add up",

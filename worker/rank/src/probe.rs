@@ -2,6 +2,7 @@
 //! own: it must answer while the model thread hangs. One question in a line, one answer, and the
 //! connection ends.
 
+use crate::collective::recorder;
 use crate::stacks::Walker;
 use crate::watchdog::Progress;
 use proto::probe::{ANSWER_BYTES, Question};
@@ -48,6 +49,7 @@ fn answer(mut stream: UnixStream, walker: &Walker, progress: &Progress) -> std::
     let json = match serde_json::from_str(&line)? {
         Question::Stacks => {
             let mut stacks = walker.all();
+            stacks.threads.extend(recorder::unfinished());
             let activity = progress.activity(Instant::now());
             stacks.activity = activity.map_or_else(String::new, |activity| {
                 let seconds = Duration::from_millis(activity.for_ms).as_secs_f64();

@@ -47,7 +47,12 @@ impl Harness {
 
     /// Handles an input. Saves are applied, and must be the first effect.
     pub(crate) fn handle(&mut self, event: Input) -> Vec<Effect> {
-        let effects = self.machine.handle(self.now, event);
+        self.handle_all(vec![event])
+    }
+
+    /// The same for inputs that arrive together.
+    pub(crate) fn handle_all(&mut self, inputs: Vec<Input>) -> Vec<Effect> {
+        let effects = self.machine.handle_all(self.now, inputs);
         let late = effects
             .iter()
             .skip(1)
@@ -145,19 +150,7 @@ impl Harness {
         unreached: &[&str],
         ranks: Vec<RankReport>,
     ) -> Vec<Effect> {
-        let unreached = unreached.iter().map(|peer| Unreached {
-            peer: id(peer),
-            error: format!("{peer}:7073: no answer"),
-        });
-        let report = WorkerReport {
-            worker: id(worker),
-            device: DeviceKind::Cpu,
-            devices: 1,
-            ranks,
-            peer_address: Some(format!("{worker}:7073")),
-            unreached: unreached.collect(),
-        };
-        self.handle(Input::Received { report })
+        self.handle(received(worker, unreached, ranks))
     }
 
     pub(crate) fn job(&self, id: &JobId) -> &JobRecord {
@@ -241,6 +234,23 @@ impl Harness {
         assert_eq!(manifests(&self.shards(job, step)).len(), 1);
         self.written(job, step, Ok(()))
     }
+}
+
+/// A report of `worker`, which cannot reach these others.
+pub(crate) fn received(worker: &str, unreached: &[&str], ranks: Vec<RankReport>) -> Input {
+    let unreached = unreached.iter().map(|peer| Unreached {
+        peer: id(peer),
+        error: format!("{peer}:7073: no answer"),
+    });
+    let report = WorkerReport {
+        worker: id(worker),
+        device: DeviceKind::Cpu,
+        devices: 1,
+        ranks,
+        peer_address: Some(format!("{worker}:7073")),
+        unreached: unreached.collect(),
+    };
+    Input::Received { report }
 }
 
 pub(crate) fn machine(durable: &Durable, now: u64) -> Coordinator {

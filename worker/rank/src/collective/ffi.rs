@@ -50,6 +50,7 @@ unsafe extern "C" {
         world: c_int,
         timeout_ms: i64,
     ) -> *mut c_void;
+    pub(super) fn retri_flight_recorder(text: *mut c_char, text_bytes: c_int) -> c_int;
     pub(super) fn retri_all_reduce(group: *mut c_void, tensor: *mut c_void) -> *mut c_void;
     pub(super) fn retri_work_wait(work: *mut c_void) -> c_int;
     pub(super) fn retri_broadcast(group: *mut c_void, tensor: *mut c_void, root: c_int) -> c_int;

@@ -8,6 +8,7 @@ mod ffi;
 mod group;
 pub(crate) mod network;
 pub(crate) mod precision;
+pub(crate) mod recorder;
 mod store;
 
 pub(crate) use group::{Aborter, Group, Membership};

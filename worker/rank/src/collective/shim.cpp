@@ -37,6 +37,10 @@ using Millis = std::chrono::milliseconds;
 
 thread_local std::string last_error;
 
+#ifdef RETRI_CUDA
+std::atomic<bool> nccl_is_used{false};
+#endif
+
 // Bucket sizes of DistributedDataParallel. The first bucket is small, so that communication starts
 // early.
 constexpr int64_t first_bucket_bytes = 1024 * 1024;
@@ -333,6 +337,10 @@ void* retri_group_nccl(
     if (*sockets != '\0') {
       setenv("NCCL_SOCKET_IFNAME", sockets, 1);
     }
+    // The flight recorder remembers so many collectives. It reads this once, and records nothing
+    // without it; what the user has set stays.
+    setenv("TORCH_FR_BUFFER_SIZE", "256", 0);
+    nccl_is_used = true;
     auto scoped = c10::make_intrusive<c10d::PrefixStore>(prefix, static_cast<Store*>(store)->tcp);
     auto options = c10d::ProcessGroupNCCL::Options::create();
     options->timeout = Millis(timeout_ms);
@@ -345,6 +353,21 @@ void* retri_group_nccl(
   });
 }
 #endif
+
+// The collectives that NCCL's flight recorder knows to have begun and not ended, as JSON; empty if
+// this process uses no NCCL. A text that has no room is cut.
+int retri_flight_recorder(char* text, int text_bytes) {
+  return guarded(-1, [&] {
+    std::string dump;
+#ifdef RETRI_CUDA
+    if (nccl_is_used) {
+      dump = c10d::dump_nccl_trace_json(true, true);
+    }
+#endif
+    snprintf(text, static_cast<size_t>(text_bytes), "%s", dump.c_str());
+    return 0;
+  });
+}
 
 // Starts a sum over all ranks. The tensor must not be accessed until retri_work_wait has returned.
 void* retri_all_reduce(void* group, at::Tensor* tensor) {
