@@ -295,6 +295,15 @@
     for (const [plot] of plots) plot.setCursor({ left: plot.valToPos(x, 'x'), top: 0 });
   });
 
+  // Nothing is drawn anew under a mouse that is drawing a range.
+  let dragging = null;
+  root.addEventListener('mousedown', (event) => { if (event.target.closest('.u-over')) dragging = []; }, true);
+  addEventListener('mouseup', () => setTimeout(() => {
+    const waiting = dragging || [];
+    dragging = null;
+    for (const done of waiting) done();
+  }));
+
   // Why there is no curve.
   const trouble = element('p', { class: 'empty', role: 'status' });
   let busy = false;
@@ -316,6 +325,7 @@
       trouble.textContent = '';
       const sets = await Promise.all([job, other].filter(Boolean).map(get));
       data = sets.filter(Boolean);
+      if (dragging) await new Promise((done) => { dragging.push(done); });
       draw();
       if (trouble.textContent) {
         if (!options.isConnected) root.prepend(options);
