@@ -77,6 +77,14 @@ const accessible = async (page, name) => {
   for (const it of found) wrong(`${name}: ${it}`);
 };
 
+// Where the first plot is. In one look: new steps replace it at any time.
+const firstPlot = (page) => page.evaluate(() => {
+  const plot = document.querySelector('.u-over');
+  plot.scrollIntoView({ block: 'center' });
+  const { x, y, width, height } = plot.getBoundingClientRect();
+  return { x, y, width, height };
+});
+
 const checkScreens = async () => {
   for (const colorScheme of ['light', 'dark']) {
     // axe comes from outside, which the pages forbid.
@@ -121,7 +129,7 @@ const checkContent = async () => {
   const query = new URL(page.url()).searchParams;
   check(query.get('log') === '1' && query.get('smooth') === '0.61', `choices are in ${page.url()}`);
   // A part of a curve.
-  const over = await page.locator('.u-over').first().boundingBox();
+  const over = await firstPlot(page);
   await page.mouse.move(over.x + over.width * 0.3, over.y + 40);
   await page.mouse.down();
   await page.mouse.move(over.x + over.width * 0.6, over.y + 40, { steps: 4 });
@@ -166,8 +174,7 @@ const checkEvaluation = async () => {
   check(new URL(page.url()).searchParams.get('sample') === '24', `the step is in ${page.url()}`);
   const prompt = await text('#gallery');
   check(prompt.includes('<b>"bold"</b>'), `a prompt is shown as it was written: ${prompt}`);
-  await page.locator('.u-over').first().scrollIntoViewIfNeeded();
-  const over = await page.locator('.u-over').first().boundingBox();
+  const over = await firstPlot(page);
   await page.mouse.move(over.x + over.width * 0.9, over.y + 40);
   await page.mouse.move(over.x + over.width - 2, over.y + 44);
   await page.waitForFunction(() => document.querySelector('#gallery').dataset.step === '48');
