@@ -321,7 +321,7 @@ async fn a_worker_that_says_that_it_is_sick_is_shown_as_sick() {
     );
     let list = page(&running, "/workers?state=sick").await;
     assert!(
-        list.contains("1 to 1 of 1") && list.contains("w-sick"),
+        list.contains("1 to 1 of 1") && list.contains("s-sick"),
         "{list}"
     );
     let now = page(&running, "/").await;
