@@ -101,6 +101,15 @@ impl History {
     }
 }
 
+/// The same with what the worker does at this moment.
+pub(super) fn until_now(mut spans: Vec<Span>, line: &WorkerLine, now_ms: u64) -> Vec<Span> {
+    let now = span(line, now_ms);
+    if spans.last().is_none_or(|last| !is_same(last, &now)) {
+        spans.push(now);
+    }
+    spans
+}
+
 fn is_same(a: &Span, b: &Span) -> bool {
     (a.state, a.devices, &a.jobs) == (b.state, b.devices, &b.jobs)
 }
@@ -176,6 +185,10 @@ mod tests {
             [(0, 0), (10_000, 1), (30_000, 2)]
         );
         assert_eq!((since, spans[1].jobs[0].1), (day, 2));
+        let line = &board(day + 31_000, true, &["c-3", ""]).workers[0];
+        let now = until_now(spans.clone(), line, day + 31_000);
+        assert_eq!(now.len(), 4);
+        assert_eq!(until_now(now.clone(), line, day + 32_000), now);
         // A day later the span that reaches into it is the first.
         history.add(&board(day + DAY_MS + 20_000, true, &["", ""]));
         let spans = history.of("w1").0;

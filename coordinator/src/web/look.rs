@@ -51,9 +51,10 @@ impl Look {
     }
 
     /// Looks now and then, so that the history has no holes while nobody looks. Ends with the
-    /// daemon's loop.
+    /// daemon's loop. Pages do not get these looks, which would be older than their own.
     pub(crate) async fn remember(&self) {
-        while self.board().await.is_ok() {
+        while let Ok(board) = self.0.handle.board().await {
+            self.0.history.add(&board);
             tokio::time::sleep(UNSEEN).await;
         }
     }

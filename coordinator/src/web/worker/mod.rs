@@ -5,6 +5,7 @@ mod day;
 mod doctor;
 
 use super::board::{Board, JobLine, WorkerLine};
+use super::history::until_now;
 use super::problem::Problem;
 use super::rows::{EventRow, Link, WorkerRow, incident_url};
 use super::show::{self, Moment};
@@ -70,6 +71,7 @@ pub(super) async fn page(web: &Web, name: &str) -> Result<String, Problem> {
         (Moment::of(it.at_ms), Link::job(&job.0), url, it.sentence())
     };
     let (spans, since_ms) = web.look.history().of(name);
+    let spans = until_now(spans, worker, board.at_ms);
     let page = Page {
         frame: Frame::of("workers"),
         boot: boot(worker).to_string(),
