@@ -270,6 +270,32 @@
     }
   };
 
+  // The step under the cursor is told to whoever shows something of it, and the other way round.
+  const step_at = (x) => {
+    if (choice.x !== 'time') return x;
+    const [set] = data;
+    const at = set.seconds.findIndex((it) => it >= x);
+    return set.steps[at < 0 ? set.steps.length - 1 : at];
+  };
+  root.addEventListener('pointermove', (event) => {
+    if (other || plots.length === 0 || !event.target.closest('.u-over')) return;
+    const [plot] = plots.find(([, box]) => box.contains(event.target)) || plots[0];
+    const { idx } = plot.cursor;
+    if (idx !== null && idx !== undefined) {
+      document.dispatchEvent(new CustomEvent('cursor', { detail: step_at(plot.data[0][idx]) }));
+    }
+  });
+  document.addEventListener('look-at', ({ detail }) => {
+    if (data.length === 0) return;
+    const [set] = data;
+    const found = set.steps.findIndex((it) => it >= detail);
+    const at = found < 0 ? set.steps.length - 1 : found;
+    const x = choice.x === 'time' ? set.seconds[at] : set.steps[at];
+    for (const [plot] of plots) plot.setCursor({ left: plot.valToPos(x, 'x'), top: 0 });
+  });
+
+  // Why there is no curve.
+  const trouble = element('p', { class: 'empty', role: 'status' });
   let busy = false;
   let again = false;
   const load = async () => {
@@ -281,11 +307,20 @@
       if (choice.to) range.set('to', choice.to);
       const get = async (name) => {
         const answer = await fetch(`/api/jobs/${encodeURIComponent(name)}/steps?${range}`);
-        return answer.ok ? answer.json() : null;
+        if (answer.ok) return answer.json();
+        const { error } = await answer.json().catch(() => ({ error: answer.statusText }));
+        trouble.textContent = error;
+        return null;
       };
+      trouble.textContent = '';
       const sets = await Promise.all([job, other].filter(Boolean).map(get));
       data = sets.filter(Boolean);
       draw();
+      if (trouble.textContent) {
+        if (!options.isConnected) root.prepend(options);
+        whole.hidden = !choice.from && !choice.to;
+        options.after(trouble);
+      } else trouble.remove();
       root.dataset.read = data.map((it) => it.read).join(' ');
       // Old steps are read part by part.
       if (data.some((it) => !it.complete)) again = true;

@@ -93,6 +93,18 @@
   addEventListener('pagehide', close);
   addEventListener('pageshow', open);
 
+  // Whether a log follows its end is a choice like others, and in the address.
+  const follow = document.getElementById('follow');
+  if (follow) {
+    follow.checked = new URLSearchParams(location.search).get('follow') !== '0';
+    follow.addEventListener('change', () => {
+      const query = new URLSearchParams(location.search);
+      if (follow.checked) query.delete('follow'); else query.set('follow', '0');
+      const text = query.toString();
+      history.replaceState(null, '', (text ? `?${text}` : location.pathname) + location.hash);
+    });
+  }
+
   times();
   setInterval(times, 1000);
   for (const log of document.querySelectorAll('.log')) log.scrollTop = log.scrollHeight;

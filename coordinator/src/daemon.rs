@@ -13,7 +13,7 @@ use crate::notify::Notifier;
 use crate::status::{self, Detail};
 use crate::store::{StateError, StateStore};
 use crate::text::now_ms;
-use crate::web::board::Board;
+use crate::web::board::{Board, incidents_on};
 use coordinator_core::event::{Effect, Event, Input, JobPhase, Record, Reply, RequestId};
 use coordinator_core::{Coordinator, QueuePlace, Why, WorkerView};
 use proto::checkpoint::CheckpointRef;
@@ -184,6 +184,11 @@ enum Command {
     Alive {
         reply: oneshot::Sender<()>,
     },
+    Incidents {
+        worker: String,
+        limit: usize,
+        reply: oneshot::Sender<Vec<(JobId, pb::Incident)>>,
+    },
 }
 
 impl Handle {
@@ -265,6 +270,20 @@ impl Handle {
     /// Returns when the loop answers.
     pub(crate) async fn alive(&self) -> Result<(), Stopping> {
         self.send(|reply| Command::Alive { reply }).await
+    }
+
+    /// The newest incidents on a worker.
+    pub(crate) async fn incidents(
+        &self,
+        worker: String,
+        limit: usize,
+    ) -> Result<Vec<(JobId, pb::Incident)>, Stopping> {
+        self.send(|reply| Command::Incidents {
+            worker,
+            limit,
+            reply,
+        })
+        .await
     }
 
     /// Changes whenever a view may have changed. Closed when the loop has ended.
@@ -559,9 +578,20 @@ impl Daemon {
             Command::Workers { reply } => drop(reply.send(self.workers())),
             Command::Alive { reply } => drop(reply.send(())),
             Command::Board { reply } => {
-                let board = Board::of(&self.machine, &self.last_steps, &self.store_url, now_ms());
+                let board = Board::of(
+                    &self.machine,
+                    &self.last_steps,
+                    &self.sick,
+                    &self.store_url,
+                    now_ms(),
+                );
                 drop(reply.send(board));
             }
+            Command::Incidents {
+                worker,
+                limit,
+                reply,
+            } => drop(reply.send(incidents_on(&self.machine, &worker, limit))),
         }
         Ok(())
     }

@@ -1,12 +1,18 @@
-//! Writes loss curves and log lines to the store. One task does the writing, so that the daemon's
-//! loop never waits for it. Entries that do not fit its queue are dropped with a warning, because
-//! correctness does not depend on them. Filled by the daemon's loop; read by the rpc service.
+//! Writes loss curves with their summaries ([`blocks`]) and log lines to the store. One task does
+//! the writing, so that the daemon's loop never waits for it. Entries that do not fit its queue are
+//! dropped with a warning, because correctness does not depend on them. Filled by the daemon's loop;
+//! read by the rpc service.
 
+mod blocks;
+
+use crate::curve::Block;
 use crate::gaps::Gaps;
 use crate::log_limit::LogLimit;
 use crate::store::{StateError, StateStore, last_key, logs_prefix, ordered, steps_prefix};
+use blocks::Blocks;
 use prost::Message;
 use proto::id::JobId;
+use proto::ledger;
 use proto::limits::cut;
 use proto::pb;
 use slatedb::WriteBatch;
@@ -59,6 +65,7 @@ impl Journal {
         let writer = Writer {
             store: store.clone(),
             logs: BTreeMap::new(),
+            blocks: Blocks::default(),
         };
         tokio::spawn(writer.run(queue, count));
         Self {
@@ -159,6 +166,26 @@ impl Journal {
             .collect()
     }
 
+    /// See [`StateStore::blocks`].
+    pub(crate) async fn blocks(
+        &self,
+        job: &JobId,
+        from: u64,
+        limit: usize,
+    ) -> Result<Vec<Block>, StateError> {
+        self.store.blocks(job, from, limit).await
+    }
+
+    /// See [`StateStore::generations`].
+    pub(crate) async fn generations(
+        &self,
+        job: &JobId,
+        from: u64,
+        limit: usize,
+    ) -> Result<Vec<ledger::Entry>, StateError> {
+        self.store.generations(job, from, limit).await
+    }
+
     /// See [`StateStore::ledger`].
     pub(crate) async fn ledger(
         &self,
@@ -204,6 +231,7 @@ struct Writer {
     store: StateStore,
     /// First and next line number of every job that has logged since this process started.
     logs: BTreeMap<JobId, (u64, u64)>,
+    blocks: Blocks,
 }
 
 impl Writer {
@@ -230,9 +258,20 @@ impl Writer {
                 }
                 Entry::Forget(job) => {
                     self.logs.remove(&job);
+                    self.blocks.forget(&job);
                     continue;
                 }
                 Entry::Step { job, step } => {
+                    if self.blocks.must_read(&job, &step) {
+                        // Steps before it may be in the batch.
+                        if any {
+                            let before = std::mem::replace(&mut batch, WriteBatch::new());
+                            self.store.append(before).await?;
+                        }
+                        let (store, blocks) = (&self.store, &mut self.blocks);
+                        blocks.read(store, &job, &step, &mut batch).await?;
+                    }
+                    self.blocks.add(&job, &step, &mut batch);
                     let bytes = step.encode_to_vec();
                     batch.put(
                         format!("{}{}", steps_prefix(&job), ordered(step.step)),
@@ -352,6 +391,7 @@ mod tests {
         let mut writer = Writer {
             store: store(&dir).await,
             logs: BTreeMap::new(),
+            blocks: Blocks::default(),
         };
         let entries = |numbers: std::ops::Range<u64>| {
             numbers
@@ -392,5 +432,47 @@ mod tests {
         journal.log(&job, line(7));
         journal.flushed().await;
         assert_eq!(journal.logs(&job, 0, 10).await.unwrap(), [(0, line(7))]);
+    }
+
+    #[tokio::test]
+    async fn blocks_are_of_the_steps_as_they_were_done_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let job = JobId("a-1".into());
+        let store = store(&dir).await;
+        let step = |step: u64, loss: f64| pb::StepReport {
+            step,
+            loss,
+            ..Default::default()
+        };
+        let ends = |blocks: Vec<Block>| -> Vec<(u64, u64)> {
+            blocks.iter().map(|it| (it.first, it.last)).collect()
+        };
+        let journal = Journal::start(store.clone());
+        (1..=400).for_each(|it| journal.step(&job, step(it, 1.0)));
+        journal.flushed().await;
+        let blocks = journal.blocks(&job, 0, 10).await.unwrap();
+        assert_eq!(ends(blocks), [(1, 128), (129, 256), (257, 384)]);
+        // A generation that continues from step 200, in another process: what follows is undone.
+        let journal = Journal::start(store.clone());
+        journal.step(&job, step(201, 3.0));
+        journal.flushed().await;
+        assert_eq!(ends(journal.blocks(&job, 0, 10).await.unwrap()), [(1, 128)]);
+        (202..=260).for_each(|it| journal.step(&job, step(it, 3.0)));
+        // And one from step 255, of the same process.
+        (256..=300).for_each(|it| journal.step(&job, step(it, 5.0)));
+        journal.flushed().await;
+        let blocks = journal.blocks(&job, 0, 10).await.unwrap();
+        assert_eq!(ends(blocks.clone()), [(1, 128), (129, 256)]);
+        let mut curve = crate::curve::Curve::of_at_most(9, crate::curve::BLOCK);
+        blocks.iter().for_each(|it| curve.add_block(it));
+        let mean = (72.0 * 1.0 + 55.0 * 3.0 + 5.0) / 128.0;
+        assert_eq!(
+            curve.means("loss", 9),
+            [(128, Some(1.0)), (256, Some(mean))]
+        );
+        assert_eq!(journal.blocks(&job, 5, 9).await.unwrap(), []);
+        journal.forget(&job).await;
+        store.purge(&job).await.unwrap();
+        assert_eq!(journal.blocks(&job, 0, 9).await.unwrap(), []);
     }
 }

@@ -12,16 +12,20 @@
 //! | `archive/<newest first>/<id>` | JSON of [`Archived`]: an ended job that left the memory |
 //! | `deleted/<id>` | a deleted job whose other keys are not all deleted yet |
 //! | `ledger/<job>/<number>` | JSON of `proto::ledger::Entry` |
+//! | `generations/<job>/<number>` | the same, of entries that begin a generation |
 //! | `last/<job>` | protobuf `StepReport`: the newest step seen |
 //! | `steps/<job>/<step>` | protobuf `StepReport` |
+//! | `blocks/<job>/<number>` | JSON of [`crate::curve::Block`]: a summary of steps |
 //! | `logs/<job>/<number>` | protobuf `LogLine` |
 
+use crate::curve::Block;
 use crate::opening;
 use crate::teams::Teams;
 use coordinator_core::event::{Counters, Durable, JobRecord, Record};
 use prost::Message;
 use proto::id::JobId;
 use proto::job::overrides::parse_with_overrides;
+use proto::ledger::{Entry, Line};
 use proto::pb;
 use serde::{Deserialize, Serialize};
 use slatedb::config::{DbReaderOptions, Settings};
@@ -260,7 +264,13 @@ impl StateStore {
 
     /// Deletes what is left of a deleted job. Can be repeated.
     pub(crate) async fn purge(&self, job: &JobId) -> Result<(), StateError> {
-        for prefix in [ledger_prefix(job), steps_prefix(job), logs_prefix(job)] {
+        for prefix in [
+            ledger_prefix(job),
+            generations_prefix(job),
+            steps_prefix(job),
+            blocks_prefix(job),
+            logs_prefix(job),
+        ] {
             loop {
                 let entries = self.scan(&prefix, Vec::new(), PURGE_BATCH).await?;
                 if entries.is_empty() {
@@ -306,8 +316,12 @@ impl StateStore {
                 }
                 Record::Ledger { job, entries } => {
                     for entry in entries {
-                        let key = format!("{}{}", ledger_prefix(job), ordered(entry.number));
-                        batch.put(key, to_json(entry));
+                        let number = ordered(entry.number);
+                        let json = to_json(entry);
+                        if matches!(entry.line, Line::Generation { .. }) {
+                            batch.put(format!("{}{number}", generations_prefix(job)), &json);
+                        }
+                        batch.put(format!("{}{number}", ledger_prefix(job)), json);
                     }
                 }
             }
@@ -414,6 +428,44 @@ impl StateStore {
         let text =
             |(_, bytes): (String, bytes::Bytes)| String::from_utf8_lossy(&bytes).into_owned();
         Ok(entries.into_iter().map(text).collect())
+    }
+
+    /// Up to `limit` entries of a job's ledger that begin a generation, from number `from` on.
+    /// Those that earlier releases have written are not among them.
+    pub(crate) async fn generations(
+        &self,
+        job: &JobId,
+        from: u64,
+        limit: usize,
+    ) -> Result<Vec<Entry>, StateError> {
+        let prefix = generations_prefix(job);
+        let entries = self.scan(&prefix, ordered(from).into_bytes(), limit);
+        let entries = entries.await?;
+        entries
+            .iter()
+            .map(|(key, bytes)| self.json(key, bytes))
+            .collect()
+    }
+
+    /// Up to `limit` summaries of a job's steps from block `from` on, in order, as far as they
+    /// follow each other.
+    pub(crate) async fn blocks(
+        &self,
+        job: &JobId,
+        from: u64,
+        limit: usize,
+    ) -> Result<Vec<Block>, StateError> {
+        let prefix = blocks_prefix(job);
+        let entries = self.scan(&prefix, ordered(from).into_bytes(), limit);
+        let mut blocks = Vec::new();
+        for (number, (key, bytes)) in (from..).zip(entries.await?) {
+            // One that cannot be read is no loss: its steps can.
+            match serde_json::from_slice::<Block>(&bytes) {
+                Ok(block) if key[prefix.len()..] == ordered(number) => blocks.push(block),
+                Ok(_) | Err(_) => break,
+            }
+        }
+        Ok(blocks)
     }
 
     /// The newest steps of these jobs, of those that have done any.
@@ -556,6 +608,16 @@ pub(crate) fn last_key(job: &JobId) -> String {
 /// Followed by the step as [`ordered`] writes it.
 pub(crate) fn steps_prefix(job: &JobId) -> String {
     format!("steps/{job}/")
+}
+
+/// Followed by the block's number as [`ordered`] writes it.
+pub(crate) fn blocks_prefix(job: &JobId) -> String {
+    format!("blocks/{job}/")
+}
+
+/// Followed by the entry's number as [`ordered`] writes it.
+fn generations_prefix(job: &JobId) -> String {
+    format!("generations/{job}/")
 }
 
 /// Followed by the entry's number as [`ordered`] writes it.

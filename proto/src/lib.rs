@@ -14,6 +14,7 @@ pub mod duration;
 pub mod during;
 pub mod environment;
 pub mod evaluate;
+pub mod findings;
 pub mod id;
 pub mod job;
 pub mod knobs;

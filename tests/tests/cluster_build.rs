@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use proto::pb::JobView;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use tests::cluster::job::TinyJob;
 use tests::cluster::{Cluster, Options};
 
 /// Files of metadata, each of which is one piece.
@@ -162,6 +163,88 @@ fn again(cluster: &Cluster, file: &str) -> Result<()> {
     );
     cluster.wait_done("stormy-dataset-12")?;
     Ok(())
+}
+
+/// Photographs of people, as far as anything knows: no artist, mask, face box, clothes or prompt.
+fn people(cluster: &Cluster) -> Result<()> {
+    for person in 0..4_u8 {
+        let folder = cluster.directory().join(format!("people/person{person}"));
+        std::fs::create_dir_all(&folder)?;
+        for number in 0..4_u8 {
+            let image = image::RgbImage::from_fn(40, 48, |x, y| {
+                let cell = (x / 5 * 7 + y / 6 * 11 + u32::from(number) * 29) % 250;
+                image::Rgb([person * 60, cell as u8, 255 - cell as u8])
+            });
+            image.save(folder.join(format!("{number}.png")))?;
+        }
+    }
+    Ok(())
+}
+
+/// What a set without artists and masks is good for.
+#[test]
+fn a_set_of_people_is_previewed_trained_on_sampled_and_evaluated() -> Result<()> {
+    let cluster = Cluster::start(Options::with_workers(1))?;
+    people(&cluster)?;
+    let file = cluster.directory().join("faces.toml");
+    let text = "name = \"faces\"\nout = \"faces\"\n[[folders]]\nfrom = \"people\"\n[dataset]\n";
+    std::fs::write(&file, text)?;
+    let file = file.display().to_string();
+    let jobs = build(&cluster, &file)?;
+    assert_eq!(
+        jobs,
+        ["faces-folders-1", "faces-clusters-2", "faces-dataset-3"]
+    );
+    cluster.wait_done(&jobs[2])?;
+    let report = cluster.json(&["dataset", "build", &file])?;
+    assert_eq!(report["stages"][2]["report"]["rows_out"], 16, "{report}");
+    let sheet = cluster.directory().join("sheet.png").display().to_string();
+    for stage in ["folders", "clusters", "dataset"] {
+        cluster.ok(&[
+            "dataset", "preview", &file, "--stage", stage, "--out", &sheet,
+        ])?;
+        let size = image::open(&sheet)?.into_rgb8().dimensions();
+        assert_eq!(size, (8 * 128, 2 * 128), "{stage}");
+    }
+    let refused = cluster.run(&[
+        "dataset", "preview", &file, "--stage", "masks", "--out", &sheet,
+    ])?;
+    let error = refused.failure()?;
+    assert!(
+        error.contains("its stages are folders, clusters, dataset"),
+        "{error}"
+    );
+
+    let folder = report["stages"][2]["folder"].as_str().context("a folder")?;
+    let data = cluster.directory().join("faces").join(folder).join("data");
+    let job = TinyJob {
+        steps: 2,
+        checkpoint_every: 2,
+        ..TinyJob::forty_steps(&format!("file://{}", data.display()), 1)
+    };
+    let toml = job
+        .to_toml()
+        .replace("[data]", "[data]\ntask = \"multitask\"");
+    let path = cluster.write_job(&toml)?;
+    cluster.ok(&["dataset", "preview", "--job", &path, "--out", &sheet])?;
+    let id = cluster.submit(&toml)?;
+    cluster.wait_done(&id)?;
+    let out = cluster.directory().join("images").display().to_string();
+    cluster.ok(&["sample", &id, "--count", "1", "--steps", "2", "--out", &out])?;
+    let plan = cluster.directory().join("plan.toml");
+    let text = format!(
+        "name = \"people\"\n[resources]\nworkers = {{ min = 1, max = 1 }}\n[evaluate]\nin_domain = \
+         {{ trained = 1 }}\nprompts = [\"smile\"]\nseeds = [1]\nsteps = 2\nmodels = [{{ name = \
+         \"a\", job = \"{id}\" }}]\n"
+    );
+    std::fs::write(&plan, text)?;
+    let submitted = cluster.ok(&["evaluate", &plan.display().to_string()])?;
+    let evaluation = submitted
+        .lines()
+        .last()
+        .context("the id of the evaluation")?;
+    cluster.wait_done(evaluation.trim())?;
+    cluster.stop()
 }
 
 #[test]

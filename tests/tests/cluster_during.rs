@@ -6,7 +6,7 @@
 use anyhow::{Context, Result};
 use proto::pb::JobView;
 use tests::cluster::Cluster;
-use tests::cluster::job::{TinyJob, digest, with_figures};
+use tests::cluster::job::{TinyJob, clip, digest, with_figures};
 
 /// Twelve steps with a checkpoint of every second one, on one or two workers.
 fn training(name: &str, dataset: &str) -> String {
@@ -35,24 +35,6 @@ fn evaluated(name: &str, dataset: &str, clip: &str) -> String {
     let every = "reduction = \"exact\"\nevaluate_every = 4\nevaluate_on = \"shrink\"\n";
     let text = training(name, dataset).replace("reduction = \"exact\"\n", every);
     format!("{text}{plan}")
-}
-
-/// The folder of a small CLIP that scores.
-fn clip(cluster: &Cluster, dataset: &str) -> Result<String> {
-    let job = TinyJob {
-        name: "clip".to_owned(),
-        steps: 2,
-        ..TinyJob::forty_steps(dataset, 1)
-    };
-    let text = job
-        .to_toml()
-        .replace("\"retrinet\"", "\"clip\"")
-        .replace("references = 2\n", "prompt_drop = 0\n");
-    let id = cluster.submit(&text)?;
-    cluster.wait_done(&id)?;
-    let folder = cluster.directory().join("clip").display().to_string();
-    cluster.ok(&["checkpoint", "export", &id, "--out", &folder])?;
-    Ok(folder)
 }
 
 fn are_closed(view: &JobView) -> bool {

@@ -1,20 +1,77 @@
-//! The coordinator's pages in a real browser, on a cluster with a job that trains, one that waits
-//! and one that has failed: content, live updates, keyboard, 400 pixels, both themes, and texts of
-//! people that would be markup.
+//! The coordinator's pages in a real browser, on a cluster with a job that trains, one that waits,
+//! one that has failed, and twins that were evaluated while they trained: content, live updates,
+//! keyboard, 400 pixels, both themes, and texts of people that would be markup.
 
 use anyhow::{Context, Result, ensure};
 use proto::phase::Phase;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
-use tests::cluster::job::{TinyJob, wait_training, with_figures};
-use tests::cluster::{checkout, tool};
+use tests::cluster::job::{TinyJob, clip, wait_training, with_figures};
+use tests::cluster::{Cluster, checkout, tool};
 
 /// What a label, a note and an owner may be.
 const MARKUP: &str = "<b>\"bold\"</b><img src=x onerror=alert(1)>";
 
+/// Two trainings that draw the same and learn at another rate, evaluated at steps 24 and 48: their
+/// ids, and that of their last evaluation.
+fn twins(cluster: &Cluster, dataset: &str) -> Result<[(String, String); 2]> {
+    let clip = clip(cluster, dataset)?;
+    // Prompts of people may hold anything.
+    let plan = format!(
+        "[evaluate]\nin_domain = {{ trained = 1 }}\nout_of_domain = {{ held_out = 2 }}\nprompts = \
+         [\"1girl, smile\", '{MARKUP}']\nseeds = [3]\nsteps = 2\nguidance = 3.0\nclip = \"{clip}\"\n"
+    );
+    let job = TinyJob {
+        name: "twin-a".to_owned(),
+        steps: 48,
+        checkpoint_every: 24,
+        ..TinyJob::forty_steps(dataset, 1)
+    };
+    let text = job
+        .to_toml()
+        .replace("holdout = 0.25", "holdout = 0.5")
+        .replace("[checkpoint]", "evaluate_every = 24\n[checkpoint]");
+    // One after the other, so that a device is free for each evaluation.
+    let evaluated = |text: &str| -> Result<(String, String)> {
+        let job = cluster.submit(&format!("{text}{plan}"))?;
+        let view = cluster.wait(&job, "scores of step 48", |view| {
+            let last = view.evaluations.last();
+            last.is_some_and(|it| it.step == 48 && it.state == "scored")
+        })?;
+        let last = view.evaluations.last().context("it has one")?;
+        Ok((job, last.job.clone()))
+    };
+    let other = text.replace("twin-a", "twin-b").replace("1e-3", "3e-3");
+    Ok([evaluated(&text)?, evaluated(&other)?])
+}
+
+/// Leaves a doctor's findings of the first worker where its page looks for them.
+fn examine(cluster: &Cluster) -> Result<()> {
+    let folder = cluster.directory().join("store/workers/w1");
+    std::fs::create_dir_all(&folder)?;
+    let check = |name: &str, ok: bool, found: &str| {
+        serde_json::json!({
+            "name": name, "ok": ok, "found": found,
+        })
+    };
+    let long = format!("{MARKUP}{}", "x".repeat(10_000));
+    let findings = serde_json::json!({
+        "ok": false,
+        "at_ms": 1_769_846_400_000_u64,
+        "checks": [
+            check("libtorch", true, "2.9.0, CPU build"),
+            check("metrics port", false, &long),
+        ],
+    });
+    std::fs::write(folder.join("doctor.json"), findings.to_string())?;
+    Ok(())
+}
+
 #[test]
 fn pages_work_in_a_browser() -> Result<()> {
     let (cluster, dataset) = with_figures(2)?;
+    let twins = twins(&cluster, &dataset)?;
+    examine(&cluster)?;
     let tiny = TinyJob {
         name: "fails".to_owned(),
         dataset,
@@ -50,7 +107,10 @@ fn pages_work_in_a_browser() -> Result<()> {
     };
     let waiting = cluster.submit(&waits.to_toml())?;
 
-    let jobs = serde_json::json!({ "running": running, "waiting": waiting, "failed": failed });
+    let jobs = serde_json::json!({
+        "running": running, "waiting": waiting, "failed": failed,
+        "twins": [&twins[0].0, &twins[1].0], "evaluation": twins[0].1,
+    });
     let node = tool::path("browser/node")?;
     let browser = node.parent().context("the tool is in a folder")?;
     let mut looking = Command::new(&node)

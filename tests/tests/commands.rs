@@ -296,6 +296,7 @@ fn the_doctor_says_what_is_wrong_and_its_exit_code_too() {
             .args(["doctor", "--output", "json", "--store", store])
             .env("RETRI_WORKER__METRICS_LISTEN", free.to_string())
             .env("RETRI_WORKER__COORDINATOR", coordinator)
+            .env("RETRI_WORKER__NAME", "w7")
             .output()
             .unwrap()
     };
@@ -321,8 +322,11 @@ fn the_doctor_says_what_is_wrong_and_its_exit_code_too() {
             "object store"
         ]
     );
+    // What it found, and nothing of its trial.
     let left = std::fs::read_dir(here.join("store")).unwrap().count();
-    assert_eq!(left, 0, "`doctor` left something in the store");
+    assert_eq!(left, 1, "`doctor` left something else in the store");
+    let left = std::fs::read(here.join("store/workers/w7/doctor.json")).unwrap();
+    assert_eq!(serde_json::from_slice::<Value>(&left).unwrap(), found);
     drop(listening);
     let wrong = doctor("file:///no/such/folder", &coordinator);
     assert_eq!(wrong.status.code(), Some(1));

@@ -344,6 +344,18 @@ fn the_examples_document_every_field() {
     }
 }
 
+/// A text of TOML without some of its tables.
+fn without(text: &str, tables: &[&str]) -> String {
+    let mut left_out = false;
+    let lines = text.split_inclusive('\n').filter(|line| {
+        if line.starts_with('[') {
+            left_out = tables.contains(&line.trim_end());
+        }
+        !left_out
+    });
+    lines.collect()
+}
+
 /// The example pipeline is accepted, and shows every field: those that are commented out, too.
 #[test]
 fn the_pipeline_documents_every_field() {
@@ -363,28 +375,34 @@ fn the_pipeline_documents_every_field() {
     let lines = lines.map(|line| line.strip_prefix("# ").filter(is_toml).unwrap_or(line));
     let shown: String = lines.flat_map(|line| [line, "\n"]).collect();
     // Not all of them make sense together.
-    let without = |text: &str, tables: &[&str]| -> String {
-        let mut left_out = false;
-        let lines = text.split_inclusive('\n').filter(|line| {
-            if line.starts_with('[') {
-                left_out = tables.contains(&line.trim_end());
-            }
-            !left_out
-        });
-        lines.collect()
-    };
     let signature = |name: &str| {
         shown
             .replace("signature = \"tags\"", &format!("signature = {name:?}"))
             .replace("answers = \"answers.jsonl\"\n", "")
             .replace("questions = [\"clothes\", \"colours\"]\n", "")
     };
-    let tagger = without(&signature("tagger"), &["[outfits]"]);
+    let tagger = without(&signature("tagger"), &["[outfits]", "[[folders]]"]);
     let tagger = tagger.replace("\nmasks = \"/data/masks\"\n", "\n");
     let tagger = tagger.replace("\nboxes = \"boxes.jsonl\"\n", "\n");
     let tagger = parse(&tagger).unwrap_or_else(|errors| panic!("{errors}"));
     assert!(tagger.tagger.is_some() && tagger.masks.is_some() && tagger.faces.is_some());
-    let model = without(&signature("model"), &["[tagger]", "[masks]", "[faces]"]);
+    let folders = without(
+        &signature("given"),
+        &[
+            "[outfits]",
+            "[tagger]",
+            "[[posts]]",
+            "[filter]",
+            "[masks]",
+            "[faces]",
+        ],
+    );
+    let folders = parse(&folders).unwrap_or_else(|errors| panic!("{errors}"));
+    assert_eq!((folders.posts.len(), folders.folders.len()), (0, 1));
+    let model = without(
+        &signature("model"),
+        &["[tagger]", "[masks]", "[faces]", "[[folders]]"],
+    );
     let asked = parse(&model)
         .unwrap_or_else(|errors| panic!("{errors}"))
         .outfits
@@ -395,8 +413,25 @@ fn the_pipeline_documents_every_field() {
         .map(|it| (&*it.name, &*it.text))
         .collect();
     assert_eq!(asked, QUESTIONS);
+    check_fields(&text, &shown);
+}
+
+/// Every field that a table knows is in the text, or in `shown`, which has them uncommented.
+fn check_fields(text: &str, shown: &str) {
+    let folder = jobs().join("../pipelines");
+    let parse = |text: &str| Pipeline::parse("danbooru.toml", text, &folder);
     for table in [
-        "", "filter", "clusters", "units", "outfits", "dataset", "tagger", "masks", "faces",
+        "",
+        "filter",
+        "clusters",
+        "units",
+        "outfits",
+        "dataset",
+        "[folders]",
+        "figures",
+        "tagger",
+        "masks",
+        "faces",
     ] {
         let header = if table.is_empty() {
             String::new()
@@ -417,7 +452,8 @@ fn the_pipeline_documents_every_field() {
             .skip(1)
             .step_by(2)
         {
-            let is_table = text.contains(&format!("[{field}]\n"));
+            let is_table =
+                text.contains(&format!("[{field}]\n")) || text.contains(&format!("[[{field}]]\n"));
             assert!(
                 shown.contains(&format!("\n{field} = ")) || is_table,
                 "{table}.{field}"

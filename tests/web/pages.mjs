@@ -31,7 +31,12 @@ const screens = {
   events: '/events',
   usage: '/usage?by=job',
   compare: `/compare?a=${jobs.failed}&b=${jobs.running}`,
+  twin: `/jobs/${jobs.twins[0]}`,
+  twins: `/compare?a=${jobs.twins[0]}&b=${jobs.twins[1]}`,
+  evaluation: `/jobs/${jobs.evaluation}/evaluation`,
+  images: `/jobs/${jobs.evaluation}`,
   missing: '/jobs/none-77',
+  strange: `/jobs/${encodeURIComponent(`none-77"'><img src=x onerror=alert(1)>`)}`,
 };
 
 const problems = [];
@@ -132,6 +137,74 @@ const checkContent = async () => {
   console.log('ok: content, choices and tabs');
 };
 
+// Images are there and are images.
+const allImages = async (page, selector) => {
+  await page.waitForFunction((it) => {
+    const images = [...document.querySelectorAll(`${it} img`)];
+    images.forEach((image) => { image.loading = 'eager'; });
+    return images.length > 0 && images.every((image) => image.complete && image.naturalWidth > 0);
+  }, selector);
+  return page.locator(`${selector} img`).count();
+};
+
+const checkEvaluation = async () => {
+  const page = await open({ viewport: { width: 1280, height: 900 } });
+  const text = (selector) => page.locator(selector).first().innerText();
+  const [a, b] = jobs.twins;
+  // A slider over the steps with samples, tied to the cursor of the curves.
+  await visit(page, `/jobs/${a}`);
+  const slider = page.locator('#sample-slider');
+  await slider.waitFor();
+  check((await slider.getAttribute('max')) === '1' && (await slider.inputValue()) === '1', 'the newest samples are shown');
+  await allImages(page, '#gallery');
+  const newest = await page.locator('#gallery img').first().getAttribute('src');
+  await slider.focus();
+  await page.keyboard.press('ArrowLeft');
+  await page.waitForFunction(() => document.querySelector('#gallery').dataset.step === '24');
+  const older = await page.locator('#gallery img').first().getAttribute('src');
+  check(older !== newest, `samples of step 24 are others: ${older}`);
+  check(new URL(page.url()).searchParams.get('sample') === '24', `the step is in ${page.url()}`);
+  const prompt = await text('#gallery');
+  check(prompt.includes('<b>"bold"</b>'), `a prompt is shown as it was written: ${prompt}`);
+  const over = await page.locator('.u-over').first().boundingBox();
+  await page.mouse.move(over.x + over.width * 0.9, over.y + 40);
+  await page.mouse.move(over.x + over.width - 2, over.y + 44);
+  await page.waitForFunction(() => document.querySelector('#gallery').dataset.step === '48');
+  check(!new URL(page.url()).searchParams.has('sample'), 'the newest needs no step in the address');
+  await page.mouse.move(over.x + over.width * 0.6, over.y + 44);
+  await page.waitForFunction(() => document.querySelector('#gallery').dataset.step === '24');
+  await page.reload();
+  await page.waitForSelector('#charts[data-read] canvas');
+  check((await slider.inputValue()) === '0', 'an address with a step shows that step');
+  // Twins.
+  await visit(page, `/compare?a=${a}&b=${b}`);
+  const twins = await text('main');
+  check(/twin-[ab]-\d+ has the lower loss|no difference is shown/i.test(twins) && /\(95 %, 48 steps\)/.test(twins), `the paired difference has an interval: ${twins}`);
+  check(twins.includes('train.learning_rate'), 'what was set differently is named');
+  check((await allImages(page, '.pairs')) === 12, 'six images of each stand side by side');
+  await visit(page, `/compare?a=${a}&b=${jobs.failed}`);
+  check((await text('main')).includes('Not paired'), 'others are not paired, and why');
+  // Scores.
+  await visit(page, `/jobs/${jobs.evaluation}`);
+  await page.locator('a', { hasText: 'Scores with intervals' }).click();
+  await page.waitForSelector('.scores');
+  const scores = await text('.scores');
+  check(/CLIP-I/.test(scores) && /-?0\.\d{4} to -?0\.\d{4}/.test(scores), `scores have intervals: ${scores}`);
+  check((await page.locator('.scatter circle').count()) >= 1, 'models are in a plot');
+  check((await allImages(page, '#extremes')) === 12, 'the best and worst images are shown');
+  check((await allImages(page, '#characters')) === 6, 'each character has its images');
+  await page.locator('nav a', { hasText: 'out-of-domain' }).first().click();
+  await page.waitForFunction(() => new URLSearchParams(location.search).get('part') === 'out-of-domain');
+  check((await allImages(page, '#characters')) === 4, 'a part has its own characters');
+  // A worker's day and its doctor.
+  await visit(page, '/workers/w1');
+  check((await page.locator('.day .d-job').count()) >= 1, 'the day of a worker shows its jobs');
+  const doctor = await text('section[aria-labelledby=doctor-title]');
+  check(/1 of 2 checks failed/.test(doctor) && doctor.includes('<b>"bold"</b>'), `the doctor's findings: ${doctor}`);
+  await page.context().close();
+  console.log('ok: samples, twins, scores and workers');
+};
+
 const checkKeyboard = async () => {
   const page = await open({ viewport: { width: 1280, height: 900 } });
   await visit(page, '/');
@@ -218,6 +291,7 @@ if (mode === 'shoot') {
   await checkScreens();
 } else {
   await checkContent();
+  await checkEvaluation();
   await checkKeyboard();
   await checkWithoutScripts();
   await checkLive();

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 pub(crate) fn run(config: &Config, output: &str) -> anyhow::Result<ExitCode> {
     let devices = config.devices.to_string();
     let metrics_listen = config.metrics_listen.to_string();
-    let mut options = vec!["--output", output];
+    let mut options = vec!["--output", output, "--name", &config.name];
     options.extend(["--device", config.device.name(), "--devices", &devices]);
     options.extend([
         "--address",

@@ -7,10 +7,14 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 use proto::checkpoint::{CheckpointManifest, CheckpointRef, MANIFEST_FILE};
 use proto::during::Scored;
+use proto::findings::{Findings, findings_path};
 use proto::id::JobId;
 use proto::summary::{SUMMARY_BYTES_MAX, SUMMARY_FILE, Summary};
 use std::sync::Arc;
 use storage::read::read_bounded;
+
+/// Bytes of a doctor's findings that are read.
+const FINDINGS_BYTES_MAX: u64 = 256 << 10;
 
 /// The store's checkpoints.
 #[derive(Debug, Clone)]
@@ -131,6 +135,22 @@ impl CheckpointStore {
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(format!("{path}: {error}")),
         }
+    }
+
+    /// What `worker doctor` left when it last ran on the worker of this name. None: it did not.
+    pub(crate) async fn findings(&self, worker: &str) -> Result<Option<Findings>, String> {
+        let path = findings_path(worker)
+            .into_iter()
+            .fold(self.prefix.clone(), |path, part| path.join(part));
+        let bytes = match read_bounded(&*self.store, &path, FINDINGS_BYTES_MAX).await {
+            Ok(bytes) => bytes,
+            Err(error) if error.is_not_found() => return Ok(None),
+            Err(error) => return Err(format!("{path}: {error}")),
+        };
+        let findings = serde_json::from_slice(&bytes);
+        findings
+            .map(Some)
+            .map_err(|error| format!("{path}: {error}"))
     }
 
     /// Deletes a checkpoint, its manifest first, so that no reader sees a manifest without shards.

@@ -1,23 +1,25 @@
 //! `coordinator dataset build`: divides a pipeline into stages, and submits a job for each one
-//! whose output is not in the store.
+//! whose output is not in the store. Also shows a stage, for `coordinator dataset preview`.
 
 use super::client::connect;
 use super::patience::aloud;
 use super::submit::{About, Submission, send};
 use super::{Global, Outcome, Output, print_json, table, watch};
 use crate::text::{errln, outln};
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use model_data::pipeline_inputs::inputs;
 use object_store::path::Path as ObjectPath;
 use object_store::{Error as ObjectError, ObjectStore, PutMode, PutPayload};
-use proto::build::pipeline::{Pipeline, Planned};
+use proto::build::pipeline::{Inputs, Pipeline, Planned};
 use proto::build::report::StageManifest;
 use proto::build::settings::OnBadRow;
-use proto::build::{Stage, StageKey, funnel};
+use proto::build::{Stage, StageKey, funnel, truth};
 use proto::phase::Phase;
 use serde_json::json;
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::io::Write;
+use std::path::{Path as FilePath, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use storage::read::read_bounded;
 
@@ -83,20 +85,24 @@ impl Store {
     }
 }
 
-pub(crate) async fn build(global: &Global, args: &BuildArgs) -> Result<Outcome> {
-    let name = args.file.display().to_string();
-    let text =
-        std::fs::read_to_string(&args.file).with_context(|| format!("cannot read {name}"))?;
-    let absolute = std::path::absolute(&args.file)?;
+/// A pipeline, what its fields name, and the store of its outputs.
+async fn read(file: &FilePath, strict: bool) -> Result<(Pipeline, Inputs, Store)> {
+    let name = file.display().to_string();
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {name}"))?;
+    let absolute = std::path::absolute(file)?;
     let folder = absolute.parent().unwrap_or(&absolute);
     let mut pipeline = Pipeline::parse(&name, &text, folder)?;
-    if args.strict {
+    if strict {
         pipeline.on_bad_row = OnBadRow::Stop;
     }
     let found = aloud("the list of files", inputs(&pipeline)).await;
     let found = found.with_context(|| name.clone())?;
     let (objects, prefix) = storage::open(&pipeline.out)?;
-    let store = Store { objects, prefix };
+    Ok((pipeline, found, Store { objects, prefix }))
+}
+
+pub(crate) async fn build(global: &Global, args: &BuildArgs) -> Result<Outcome> {
+    let (pipeline, found, store) = read(&args.file, args.strict).await?;
     let (mut complete, mut missing) = (Vec::new(), Vec::new());
     for planned in pipeline.stages(&found) {
         match store.manifest(&planned.plan.key()).await? {
@@ -212,6 +218,7 @@ fn print(
             "jobs": submitted.collect::<Vec<_>>(),
             "stages": stages.collect::<Vec<_>>(),
             "funnel": steps,
+            "truth": truth::rows(complete),
         }));
         return;
     }
@@ -239,6 +246,7 @@ fn print(
     if !steps.is_empty() {
         print_funnel(&steps);
     }
+    print_truth(&truth::rows(complete));
     for manifest in complete.iter().filter(|it| it.key.stage == Stage::Clusters) {
         print_clusters(manifest);
     }
@@ -257,6 +265,92 @@ fn print_funnel(steps: &[funnel::Step]) {
         ]);
     }
     shown.print_below();
+}
+
+fn print_truth(rows: &[truth::Row]) {
+    if rows.is_empty() {
+        return;
+    }
+    let mut shown = table(&["STAGE", "COMPARED", "VALUE", ""]);
+    for row in rows {
+        shown.add_row([
+            row.stage.to_string(),
+            row.compared.to_string(),
+            format!("{:.3}", row.value),
+            format!("{}, against the truth", row.what),
+        ]);
+    }
+    shown.print_below();
+}
+
+/// Writes a contact sheet of a stage, which `worker-build` makes: the engine and the readers of
+/// images are linked by it alone.
+pub(crate) async fn preview(
+    global: &Global,
+    file: &FilePath,
+    stage: Stage,
+    out: &FilePath,
+) -> Result<Outcome> {
+    // What --strict has built has other keys.
+    for strict in [false, true] {
+        let (pipeline, found, store) = read(file, strict).await?;
+        let stages = pipeline.stages(&found);
+        let planned = stages.iter().find(|it| it.plan.stage() == stage);
+        let Some(planned) = planned else {
+            let names = stages.iter().map(|it| it.plan.stage().name());
+            let names = names.collect::<Vec<_>>().join(", ");
+            bail!(
+                "{} has no stage {stage}; its stages are {names}",
+                file.display()
+            );
+        };
+        let key = planned.plan.key();
+        if store.manifest(&key).await?.is_none() {
+            continue;
+        }
+        let images = found.images.or(found.asked).or(found.image.tagged);
+        let order = json!({"out": pipeline.out, "key": key, "images": images});
+        run_worker_build(&order.to_string(), out)?;
+        match global.output {
+            Output::Json => print_json(&json!({"out": out, "stage": stage})),
+            Output::Table => outln!("{}: the first figures of {stage}", out.display()),
+        }
+        return Ok(Outcome::True);
+    }
+    bail!(
+        "the stage {stage} is not complete: `coordinator dataset build {}` builds it",
+        file.display()
+    )
+}
+
+fn run_worker_build(order: &str, out: &FilePath) -> Result<()> {
+    let named = std::env::var_os("RETRI_WORKER_BUILD").map(PathBuf::from);
+    let program = match named {
+        Some(named) => named,
+        None => std::env::current_exe()?.with_file_name("worker-build"),
+    };
+    let mut child = Command::new(&program);
+    child
+        .arg("sheet")
+        .arg("--out")
+        .arg(out)
+        .stdin(Stdio::piped());
+    let mut child = child.spawn().with_context(|| {
+        format!(
+            "cannot start {}, which makes contact sheets; install it beside this program, or name \
+             it in RETRI_WORKER_BUILD",
+            program.display()
+        )
+    })?;
+    if let Some(mut input) = child.stdin.take() {
+        // A program that ends before it reads says why.
+        input.write_all(order.as_bytes()).ok();
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("{} ended with {status}", program.display());
+    }
+    Ok(())
 }
 
 fn print_clusters(manifest: &StageManifest) {

@@ -46,7 +46,7 @@ pub(crate) async fn compare(global: &Global, args: &CompareArgs) -> Result<Outco
     let losses = windows(&means(&a.steps), &means(&b.steps));
     let apart = paired::apart(&a.view, &b.view);
     let paired = match &apart {
-        None => paired::difference(&a.steps, &b.steps),
+        None => paired::difference(&means(&a.steps), &means(&b.steps)),
         Some(_) => None,
     };
     match global.output {
@@ -59,7 +59,8 @@ pub(crate) async fn compare(global: &Global, args: &CompareArgs) -> Result<Outco
                 "from_step": it.from, "to_step": it.to, "a": it.a, "b": it.b,
             })).collect::<Vec<_>>(),
             "paired": paired.map(|it| serde_json::json!({
-                "mean": it.mean, "low": it.low, "high": it.high, "steps": it.images,
+                "mean": it.mean(), "low": it.interval().map(|it| it.0),
+                "high": it.interval().map(|it| it.1), "steps": it.steps(),
             })),
             "not_paired": apart,
         })),

@@ -30,7 +30,8 @@ pub(crate) enum DatasetCommand {
     /// Build a data set like the paper's from published metadata, as jobs on workers; a second run
     /// does only what is new
     Build(BuildArgs),
-    /// Render a job's training samples: targets, masks, references with their concepts, prompts
+    /// Render a job's training samples (targets, masks, references with their concepts, prompts),
+    /// or the figures of a stage of a pipeline
     Preview(PreviewArgs),
     /// Count samples, similar images, characters and clothing tags
     Describe {
@@ -134,17 +135,14 @@ pub(crate) async fn dataset(global: &Global, command: &DatasetCommand) -> Result
         DatasetCommand::Synthesize(args) => synthesize(global, args).await,
         DatasetCommand::Import(args) => import(global, args).await,
         DatasetCommand::Build(args) => build(global, args).await,
-        DatasetCommand::Preview(args) => {
-            let url = args.dataset.as_deref().map(url_of).transpose()?;
-            preview(global, args, url).await
-        }
+        DatasetCommand::Preview(args) => preview(global, args).await,
         DatasetCommand::Describe { dataset } => describe(global, &open(dataset).await?).await,
         DatasetCommand::Verify { dataset } => verify(global, &open(dataset).await?).await,
     }
 }
 
 /// Returns a URL unchanged; converts a path to a URL.
-fn url_of(text: &str) -> Result<String> {
+pub(super) fn url_of(text: &str) -> Result<String> {
     if text.contains("://") {
         return Ok(text.to_owned());
     }

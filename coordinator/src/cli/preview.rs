@@ -1,14 +1,16 @@
 //! `coordinator dataset preview`: renders the samples of a training step, prepared by the same code
-//! as in training. Needs no coordinator.
+//! as in training, or a contact sheet of a stage of a pipeline. Needs no coordinator.
 
-use super::{Global, Outcome, Output, print_json};
+use super::dataset::url_of;
+use super::{Global, Outcome, Output, build, print_json};
 use crate::text::outln;
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use figures::grid::{Cell, captioned_grid};
 use image::{GrayImage, Rgb, RgbImage};
 use model_data::example::Example;
 use model_data::loader::{Loader, LoaderOptions};
 use model_data::prompt::Prompts;
+use proto::build::Stage;
 use proto::spec::TrainWork;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -21,14 +23,23 @@ const FACE_COLOR: Rgb<u8> = Rgb([255, 140, 40]);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct PreviewArgs {
-    /// Data set to show instead of the job's
-    #[arg(value_name = "URL")]
+    /// Data set to show instead of the job's; with --stage: pipeline.toml
+    #[arg(value_name = "URL|FILE", required_unless_present = "job")]
     pub(super) dataset: Option<String>,
     /// job.toml with the task, pairing, references, resolution and seed to use
-    #[arg(long, value_name = "FILE")]
-    job: PathBuf,
-    /// Image to write: target, mask with the face in orange, references with their concepts, and
-    /// the prompt as the tokenizer truncates it
+    #[arg(long, value_name = "FILE", required_unless_present = "stage")]
+    job: Option<PathBuf>,
+    /// Stage of a pipeline that is complete: its first figures, with masks and boxes if it makes
+    /// them. Runs the program worker-build
+    #[arg(
+        long,
+        value_name = "STAGE",
+        conflicts_with_all = ["job", "step", "count"],
+        value_parser = stage_of
+    )]
+    stage: Option<Stage>,
+    /// Image to write. Of a job: target, mask with the face in orange, references with their
+    /// concepts, and the prompt as the tokenizer truncates it
     #[arg(long, value_name = "PNG")]
     out: PathBuf,
     /// Step whose samples are shown, from 1
@@ -39,14 +50,24 @@ pub(crate) struct PreviewArgs {
     count: u32,
 }
 
-pub(crate) async fn preview(
-    global: &Global,
-    args: &PreviewArgs,
-    dataset: Option<String>,
-) -> Result<Outcome> {
-    let mut spec = read(&args.job)?;
-    if let Some(url) = dataset {
-        spec.data.dataset = url;
+fn stage_of(word: &str) -> Result<Stage, String> {
+    let found = Stage::ALL.into_iter().find(|stage| stage.name() == word);
+    found.ok_or_else(|| {
+        let names = Stage::ALL.map(Stage::name);
+        format!("the stages are {}", names.join(", "))
+    })
+}
+
+pub(crate) async fn preview(global: &Global, args: &PreviewArgs) -> Result<Outcome> {
+    if let (Some(stage), Some(file)) = (args.stage, &args.dataset) {
+        return build::preview(global, Path::new(file), stage, &args.out).await;
+    }
+    let Some(job) = &args.job else {
+        bail!("name a job with --job, or a stage with --stage");
+    };
+    let mut spec = read(job)?;
+    if let Some(url) = &args.dataset {
+        spec.data.dataset = url_of(url)?;
     }
     let options = LoaderOptions::new(&spec.model.architecture, CACHE_BYTES, None);
     let loader = Loader::open(&spec.data, options).await?;

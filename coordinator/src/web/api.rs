@@ -26,11 +26,13 @@ async fn read(web: &Web, job: &str, query: &Query) -> Result<Map<String, Value>,
     let from = query.number("from")?.unwrap_or(1);
     let to = query.number("to")?.unwrap_or(u64::MAX);
     let max = query.number("max")?.unwrap_or(POINTS).clamp(4, POINTS);
-    if to < from {
-        let text = format!(
-            "`to` is {to}, before `from`, {from}; job {job} has steps 1 to {}",
-            view.step
-        );
+    if to < from || (view.step != 0 && view.step < from) {
+        let wrong = if to < from {
+            format!("`to` is {to}, before `from`, {from}")
+        } else {
+            format!("`from` is {from}, after the last step")
+        };
+        let text = format!("{wrong}; job {job} has steps 1 to {}", view.step);
         return Err(Problem::new(
             StatusCode::BAD_REQUEST,
             "No such steps",
@@ -62,7 +64,7 @@ fn scores(view: &proto::pb::JobView) -> Value {
     scores.into()
 }
 
-fn json_answer(status: StatusCode, value: &Value) -> Response {
+pub(super) fn json_answer(status: StatusCode, value: &Value) -> Response {
     let headers = [
         (header::CONTENT_TYPE, "application/json"),
         (header::CACHE_CONTROL, "no-store"),

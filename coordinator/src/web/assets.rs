@@ -1,4 +1,4 @@
-//! Files of the pages, compiled into the program: one style, our script, and uPlot 1.6.32 (MIT,
+//! Files of the pages, compiled into the program: one style, our scripts, and uPlot 1.6.32 (MIT,
 //! https://github.com/leeoniya/uPlot; its licence is beside it) for curves.
 
 use axum::extract::Path;
@@ -10,6 +10,7 @@ use std::sync::LazyLock;
 const STYLE: &str = include_str!("../../assets/style.css");
 const SCRIPT: &str = include_str!("../../assets/page.js");
 const CHARTS: &str = include_str!("../../assets/charts.js");
+const SAMPLES: &str = include_str!("../../assets/samples.js");
 const ICON: &str = include_str!("../../assets/icon.svg");
 const UPLOT: &str = include_str!("../../assets/uplot.js");
 const UPLOT_STYLE: &str = include_str!("../../assets/uplot.css");
@@ -17,11 +18,12 @@ const UPLOT_STYLE: &str = include_str!("../../assets/uplot.css");
 const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 const CSS: &str = "text/css; charset=utf-8";
 
-const FILES: [(&str, &str, &str); 6] = [
+const FILES: [(&str, &str, &str); 7] = [
     ("style.css", CSS, STYLE),
     ("uplot.css", CSS, UPLOT_STYLE),
     ("page.js", JAVASCRIPT, SCRIPT),
     ("charts.js", JAVASCRIPT, CHARTS),
+    ("samples.js", JAVASCRIPT, SAMPLES),
     ("uplot.js", JAVASCRIPT, UPLOT),
     ("icon.svg", "image/svg+xml", ICON),
 ];

@@ -8,6 +8,8 @@ use proto::id::{JobId, WorkerId};
 use proto::message::{PhaseSeconds, StepTotals};
 use proto::pb;
 use proto::phase::is_over;
+use proto::reason::{Ending, Fault};
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 
 /// Jobs that wait, and jobs that run, whose `why` is asked. More are on no page.
@@ -75,10 +77,12 @@ impl WorkerLine {
         self.view.worker.as_ref().map_or("", |it| it.name.as_str())
     }
 
-    /// One word: `down`, `drained`, `cut off`, or `up`.
+    /// One word: `down`, `sick`, `drained`, `cut off`, or `up`.
     pub(crate) fn state(&self) -> &'static str {
         if !self.view.up {
             "down"
+        } else if self.view.sick.is_some() {
+            "sick"
         } else if self.view.drained {
             "drained"
         } else if !self.view.unreachable.is_empty() {
@@ -120,6 +124,7 @@ impl Board {
     pub(crate) fn of(
         machine: &Coordinator,
         last_steps: &BTreeMap<JobId, pb::StepReport>,
+        sick: &BTreeMap<WorkerId, String>,
         store_url: &str,
         now: u64,
     ) -> Self {
@@ -140,7 +145,10 @@ impl Board {
             let all = usize::try_from(worker.devices).unwrap_or(usize::MAX);
             devices.resize(all.max(devices.len()), DeviceLine::default());
             WorkerLine {
-                view: status::worker_view(worker, now),
+                view: pb::WorkerView {
+                    sick: sick.get(worker.id).cloned(),
+                    ..status::worker_view(worker, now)
+                },
                 devices,
             }
         });
@@ -177,6 +185,52 @@ impl Board {
 
     pub(crate) fn job(&self, id: &str) -> Option<&JobLine> {
         self.jobs.iter().find(|job| job.view.job == id)
+    }
+}
+
+/// Incidents on the worker of this name, of the jobs in memory, the newest first, `limit` of them.
+pub(crate) fn incidents_on(
+    machine: &Coordinator,
+    worker: &str,
+    limit: usize,
+) -> Vec<(JobId, pb::Incident)> {
+    let view = machine.view();
+    let jobs = view.jobs.iter();
+    let all = jobs.flat_map(|job| {
+        let id = &job.record.id;
+        job.record.incidents.iter().map(move |it| (id, it))
+    });
+    let mut here: Vec<_> = all.filter(|(_, it)| is_on(&it.what, worker)).collect();
+    here.sort_by_key(|(_, it)| Reverse(it.at_ms));
+    let newest = here.into_iter().take(limit);
+    newest
+        .map(|(job, it)| (job.clone(), status::incident(it)))
+        .collect()
+}
+
+/// Whether a fault names this worker.
+fn is_on(fault: &Fault, worker: &str) -> bool {
+    match fault {
+        Fault::Generation { ending, .. }
+        | Fault::Process { ending, .. }
+        | Fault::Worker { ending } => match ending {
+            Ending::RankFailed { worker: of, .. }
+            | Ending::GroupBroken { worker: of, .. }
+            | Ending::RankMissing { worker: of, .. }
+            | Ending::WorkerLost { worker: of, .. }
+            | Ending::WorkerRestarted { old: of, .. } => of.name == worker,
+            Ending::Partitioned { pairs } => {
+                let of = pairs.iter().map(|it| &it.workers);
+                of.into_iter().any(|(a, b)| a == worker || b == worker)
+            }
+            Ending::WeightsDisagree { .. }
+            | Ending::ShardsDisagree { .. }
+            | Ending::ManifestRefused { .. }
+            | Ending::LastCheckpointMissing { .. } => false,
+        },
+        Fault::Unit { workers, .. } => workers.iter().any(|it| it == worker),
+        Fault::UnitsOverdue { worker: of, .. } => of == worker,
+        Fault::Text { .. } | Fault::StopOverdue { .. } => false,
     }
 }
 

@@ -1,23 +1,18 @@
-//! Images that jobs have made: a page of them on the job's page, and the files themselves. They are
-//! written once under a name that never means another image.
+//! Files of images that jobs have made: which there are, and their bytes. They are written once
+//! under a name that never means another image.
 
 use super::Web;
 use super::problem::Problem;
-use super::query::Query;
-use super::show::{self, in_url};
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use proto::id::JobId;
-use proto::pb;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Images on a page.
-const ROWS: usize = 24;
 /// Names that are listed of a job.
-const LISTED: usize = 40_000;
+pub(super) const LISTED: usize = 40_000;
 /// Bytes of an image.
 const IMAGE_BYTES_MAX: u64 = 16 << 20;
 /// A list of a job that still makes images is read again after this time.
@@ -25,25 +20,6 @@ const LISTED_FOR: Duration = Duration::from_secs(30);
 const JOBS: usize = 64;
 /// How every PNG file begins. What begins otherwise is not shown.
 const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";
-
-/// A page of images.
-#[derive(Debug)]
-pub(super) struct Gallery {
-    pub(super) images: Vec<Image>,
-    pub(super) shown: String,
-    /// The job that made them, if it is another one.
-    pub(super) of: Option<super::rows::Link>,
-    pub(super) previous: Option<String>,
-    pub(super) next: Option<String>,
-    /// Steps with images: what they are called, their URLs, and which is shown.
-    pub(super) steps: Vec<(String, String, bool)>,
-}
-
-#[derive(Debug)]
-pub(super) struct Image {
-    pub(super) url: String,
-    pub(super) name: String,
-}
 
 type Listed = HashMap<String, (Instant, Arc<Vec<String>>)>;
 
@@ -67,77 +43,8 @@ impl Galleries {
     }
 }
 
-/// The images of a job, or of the newest evaluation of a training job, or of the one of the step
-/// that the query names. None: there are none.
-pub(super) async fn gallery(
-    web: &Web,
-    view: &pb::JobView,
-    query: &Query,
-) -> Result<Option<Gallery>, Problem> {
-    let scored = || view.evaluations.iter().filter(|it| it.state == "scored");
-    let (maker, chosen) = if view.work == "train" {
-        let asked = query.number("sample")?;
-        let found = match asked {
-            Some(step) => scored().find(|it| it.step == step),
-            None => scored().next_back(),
-        };
-        match found {
-            Some(it) => (it.job.clone(), Some(it.step)),
-            None => return Ok(None),
-        }
-    } else if matches!(view.work.as_str(), "sample" | "evaluate") {
-        (view.job.clone(), None)
-    } else {
-        return Ok(None);
-    };
-    let names = names(web, &JobId(maker.clone())).await?;
-    if names.is_empty() {
-        return Ok(None);
-    }
-    let page = query.number("images")?.unwrap_or(1).max(1);
-    let first = usize::try_from(page - 1)
-        .unwrap_or(usize::MAX)
-        .saturating_mul(ROWS);
-    let images: Vec<Image> = names
-        .iter()
-        .skip(first)
-        .take(ROWS)
-        .map(|name| Image {
-            url: format!("/jobs/{}/images/{}", in_url(&maker), in_url(name)),
-            name: name
-                .trim_end_matches(".png")
-                .trim_start_matches('0')
-                .to_owned(),
-        })
-        .collect();
-    let url = |page: u64| query.with(&[("images", &page.to_string())]) + "#images";
-    let steps = scored().map(|it| {
-        let step = it.step.to_string();
-        let changes = [("sample", step.as_str()), ("images", "")];
-        let text = show::count(it.step);
-        (
-            text,
-            query.with(&changes) + "#images",
-            Some(it.step) == chosen,
-        )
-    });
-    Ok(Some(Gallery {
-        shown: format!(
-            "{} to {} of {}",
-            first + 1,
-            first + images.len(),
-            show::count(names.len() as u64)
-        ),
-        of: chosen.map(|_| super::rows::Link::job(&maker)),
-        previous: (1 < page).then(|| url(page - 1)),
-        next: (first.saturating_add(ROWS) < names.len()).then(|| url(page + 1)),
-        steps: steps.collect(),
-        images,
-    }))
-}
-
 /// Names of a job's images, grids first: their names begin with a letter.
-async fn names(web: &Web, job: &JobId) -> Result<Arc<Vec<String>>, Problem> {
+pub(super) async fn names(web: &Web, job: &JobId) -> Result<Arc<Vec<String>>, Problem> {
     if let Some(known) = web.galleries.known(job) {
         return Ok(known);
     }
@@ -155,7 +62,7 @@ async fn names(web: &Web, job: &JobId) -> Result<Arc<Vec<String>>, Problem> {
     Ok(names)
 }
 
-fn unreadable(error: &str) -> Problem {
+pub(super) fn unreadable(error: &str) -> Problem {
     let code = StatusCode::INTERNAL_SERVER_ERROR;
     Problem::new(code, "The store cannot be read", error)
 }

@@ -66,35 +66,21 @@ pub(super) async fn stream(
     let payer = Payer::current();
     let task = async move {
         let _in_progress = in_progress;
-        let mut sent = Parts::new();
-        let mut parts = first;
-        loop {
-            for (id, html) in changed(&sent, &parts) {
-                let data = serde_json::json!({ "id": id, "html": html }).to_string();
-                let event: Result<Event, Infallible> = Ok(Event::default().data(data));
-                match timeout(SLOW, sender.send(event)).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(_)) => return,
-                    Err(_) => {
-                        peer.close("the reader of a page is too slow");
-                        return;
-                    }
+        let next = || {
+            let (web, url, made, peer) = (&web, &url, &made, &peer);
+            async move {
+                // Who has used too much waits; the page then changes less often.
+                if web.budgets.wait(peer.address, "pages").await.is_err() {
+                    return Next::Later;
+                }
+                match web.parts(url, made).await {
+                    Ok(parts) => Next::Parts(parts),
+                    Err(_) => Next::Gone,
                 }
             }
-            sent = (*parts).clone();
-            tokio::select! {
-                () = sleep(EVERY) => {}
-                () = sender.closed() => return,
-            }
-            // Who has used too much waits; the page then changes less often.
-            if web.budgets.wait(peer.address, "pages").await.is_err() {
-                continue;
-            }
-            match web.parts(&url, &made).await {
-                Ok(next) => parts = next,
-                // The job was deleted, or the coordinator stops.
-                Err(_) => return,
-            }
+        };
+        if follow(&sender, first, next).await == Ended::Slow {
+            peer.close("the reader of a page is too slow");
         }
     };
     tokio::spawn(paid(payer, task));
@@ -102,6 +88,55 @@ pub(super) async fn stream(
     Sse::new(ReceiverStream::new(receiver))
         .keep_alive(keep_alive)
         .into_response()
+}
+
+/// What there is to send.
+#[derive(Debug)]
+enum Next {
+    Parts(Arc<Parts>),
+    /// It is looked again after a while.
+    Later,
+    /// The job was deleted, or the coordinator stops.
+    Gone,
+}
+
+/// Why a reader is sent nothing more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// It did not take an event for [`SLOW`].
+    Slow,
+    Left,
+    Gone,
+}
+
+/// Sends the parts of a page as they change.
+async fn follow<F: Future<Output = Next>>(
+    to: &mpsc::Sender<Result<Event, Infallible>>,
+    first: Arc<Parts>,
+    mut next: impl FnMut() -> F,
+) -> Ended {
+    let mut sent: Arc<Parts> = Arc::default();
+    let mut parts = first;
+    loop {
+        for (id, html) in changed(&sent, &parts) {
+            let data = serde_json::json!({ "id": id, "html": html }).to_string();
+            match timeout(SLOW, to.send(Ok(Event::default().data(data)))).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Ended::Left,
+                Err(_) => return Ended::Slow,
+            }
+        }
+        sent = Arc::clone(&parts);
+        tokio::select! {
+            () = sleep(EVERY) => {}
+            () = to.closed() => return Ended::Left,
+        }
+        match next().await {
+            Next::Parts(next) => parts = next,
+            Next::Later => {}
+            Next::Gone => return Ended::Gone,
+        }
+    }
 }
 
 impl Web {
@@ -155,5 +190,54 @@ mod tests {
         assert_eq!(ids, ["a"]);
         assert_eq!(changed(&Parts::new(), &new).len(), 2);
         assert_eq!(split("<!--live a-->never ends"), Parts::new());
+    }
+
+    fn parts(step: u32) -> Arc<Parts> {
+        let part = ("a".to_owned(), step.to_string());
+        Arc::new([part].into())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_browser_that_stops_reading_is_dropped() {
+        let (sender, mut receiver) = mpsc::channel(QUEUE);
+        let mut step = 0;
+        let mut next = || {
+            step += 1;
+            std::future::ready(Next::Parts(parts(step)))
+        };
+        let begun = tokio::time::Instant::now();
+        let ended = follow(&sender, parts(0), &mut next).await;
+        // The queue takes an event a second; the next one waits for its reader in vain.
+        let queue = u32::try_from(QUEUE).unwrap_or(0);
+        assert_eq!(
+            (ended, begun.elapsed()),
+            (Ended::Slow, queue * EVERY + SLOW)
+        );
+        assert_eq!(step, queue);
+        // One that reads stays as long as there is a page, however rarely that changes.
+        let reading = tokio::spawn(async move {
+            let mut events = 0;
+            while receiver.recv().await.is_some() {
+                events += 1;
+            }
+            events
+        });
+        let mut left = 100;
+        let next = || {
+            left -= 1;
+            std::future::ready(match left {
+                0 => Next::Gone,
+                left if left % 2 == 0 => Next::Later,
+                left => Next::Parts(parts(left / 10)),
+            })
+        };
+        assert_eq!(follow(&sender, parts(0), next).await, Ended::Gone);
+        drop(sender);
+        // Those of the queue, the first of the second page, and its ten other states.
+        assert_eq!(reading.await.unwrap_or(0), QUEUE + 1 + 10);
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        drop(receiver);
+        let next = || std::future::ready(Next::Later);
+        assert_eq!(follow(&sender, parts(0), next).await, Ended::Left);
     }
 }

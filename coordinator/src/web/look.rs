@@ -3,6 +3,7 @@
 //! daemon's loop the same whether one person looks or two hundred do.
 
 use super::board::Board;
+use super::history::History;
 use crate::daemon::{Handle, Stopping};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,6 +14,9 @@ const AT_LEAST: Duration = Duration::from_millis(250);
 /// Between two looks, even if nothing changes: what waits has then waited for longer.
 const AT_MOST: Duration = Duration::from_secs(1);
 
+/// Between two looks while nobody looks.
+const UNSEEN: Duration = Duration::from_secs(20);
+
 /// Cheap to clone; all clones share the looks.
 #[derive(Debug, Clone)]
 pub(crate) struct Look(Arc<Inner>);
@@ -21,6 +25,7 @@ pub(crate) struct Look(Arc<Inner>);
 struct Inner {
     handle: Handle,
     last: Mutex<Option<Last>>,
+    history: History,
 }
 
 #[derive(Debug)]
@@ -36,7 +41,21 @@ impl Look {
         Self(Arc::new(Inner {
             handle,
             last: Mutex::new(None),
+            history: History::default(),
         }))
+    }
+
+    /// What was seen in earlier looks.
+    pub(super) fn history(&self) -> &History {
+        &self.0.history
+    }
+
+    /// Looks now and then, so that the history has no holes while nobody looks. Ends with the
+    /// daemon's loop.
+    pub(crate) async fn remember(&self) {
+        while self.board().await.is_ok() {
+            tokio::time::sleep(UNSEEN).await;
+        }
     }
 
     /// The state, at most [`AT_LEAST`] old if it has changed since.
@@ -55,6 +74,7 @@ impl Look {
             return Ok(Arc::clone(&it.board));
         }
         let board = Arc::new(self.0.handle.board().await?);
+        self.0.history.add(&board);
         *last = Some(Last {
             change,
             at: Instant::now(),

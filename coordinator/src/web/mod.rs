@@ -9,11 +9,12 @@ mod api;
 mod assets;
 pub(crate) mod board;
 mod compare;
-mod curve;
 mod curves;
 mod escape;
+mod evaluation;
 mod events;
 mod guard;
+mod history;
 mod images;
 mod incident;
 mod job;
@@ -25,10 +26,12 @@ mod now;
 mod problem;
 mod query;
 mod rows;
+mod samples;
 mod show;
 mod svg;
 mod tabs;
 mod usage;
+mod worker;
 mod workers;
 
 #[cfg(test)]
@@ -44,6 +47,7 @@ use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use curves::Curves;
+use evaluation::Evaluated;
 use guard::Visitor;
 use images::Galleries;
 use live::Shared;
@@ -58,6 +62,7 @@ use show::Moment;
 use std::io;
 use std::sync::Arc;
 use tabs::Compared;
+use worker::Doctors;
 
 /// What the pages are made from. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -68,7 +73,9 @@ pub(crate) struct Web {
     tails: Tails,
     shared: Shared,
     galleries: Galleries,
+    evaluated: Evaluated,
     compared: Compared,
+    doctors: Doctors,
     budgets: Budgets,
 }
 
@@ -104,7 +111,9 @@ impl Web {
             tails: Tails::new(jobs.journal.clone()),
             shared: Shared::default(),
             galleries: Galleries::default(),
+            evaluated: Evaluated::default(),
             compared: Compared::default(),
+            doctors: Doctors::default(),
             budgets,
             jobs,
         }
@@ -118,9 +127,10 @@ impl Web {
             [""] => now::page(self).await,
             ["jobs"] => jobs::page(self, query).await,
             ["jobs", job] => job::page(self, job, query).await,
+            ["jobs", job, "evaluation"] => evaluation::page(self, job, query).await,
             ["jobs", job, "incidents", number] => incident::page(self, job, number).await,
             ["workers"] => workers::list(self, query).await,
-            ["workers", worker] => workers::page(self, worker).await,
+            ["workers", worker] => worker::page(self, worker).await,
             ["events"] => events::page(self, query).await,
             ["usage"] => usage::page(self, query).await,
             ["compare"] => compare::page(self, query).await,
@@ -147,9 +157,13 @@ pub(crate) async fn serve(
     budgets: Budgets,
     is_local: bool,
 ) -> io::Result<()> {
-    let router = router(Web::new(jobs, budgets.clone()), budgets, is_local);
+    let web = Web::new(jobs, budgets.clone());
+    let look = web.look.clone();
+    let router = router(web, budgets, is_local);
     let service = router.into_make_service_with_connect_info::<Visitor>();
-    axum::serve(listener, service).await
+    let serving = async { axum::serve(listener, service).await };
+    let ((), served) = tokio::join!(look.remember(), serving);
+    served
 }
 
 fn router(web: Web, budgets: Budgets, is_local: bool) -> Router {
@@ -157,6 +171,7 @@ fn router(web: Web, budgets: Budgets, is_local: bool) -> Router {
     Router::new()
         .route("/assets/{name}", get(assets::file))
         .route("/api/jobs/{job}/steps", get(api::steps))
+        .route("/api/jobs/{job}/samples", get(samples::api))
         .route("/jobs/{job}/images/{name}", get(images::file))
         .route("/usage.csv", get(usage::csv))
         .route("/live", get(live::stream))

@@ -81,7 +81,7 @@ fn mark(kind: &str) -> &'static str {
 /// A device in a row of squares.
 #[derive(Debug)]
 pub(super) struct Square {
-    /// `free`, `standby`, `drained`, `down`, or `job`.
+    /// `free`, `standby`, `drained`, `sick`, `down`, or `job`.
     pub(super) state: &'static str,
     /// Of its job.
     pub(super) colour: usize,
@@ -119,6 +119,7 @@ impl WorkerRow {
         }
         let view = &worker.view;
         let remark = match (&view.displaced, view.unreachable.as_slice()) {
+            _ if state == "sick" => view.sick.clone().unwrap_or_default(),
             (Some(_), _) => "two daemons have its name".to_owned(),
             (None, []) if !view.up => format!("silent for {}", show::span(view.last_heard_ms)),
             (None, []) => String::new(),
@@ -146,6 +147,7 @@ fn square(index: usize, device: &DeviceLine, worker: &str) -> Square {
     let (state, what) = match (job.is_empty(), worker) {
         (_, "down") => ("down", "down".to_owned()),
         (true, "drained") => ("drained", "drained".to_owned()),
+        (true, "sick") => ("sick", "sick".to_owned()),
         (true, _) => ("free", "free".to_owned()),
         (false, _) if *standby => ("standby", format!("standby {rank} of {job}")),
         (false, _) => ("job", format!("rank {rank} of {job}")),
@@ -173,6 +175,8 @@ pub(super) struct RunningRow {
     pub(super) rate: String,
     pub(super) left: String,
     pub(super) end: Moment,
+    /// The same to the minute; without the day if it is today.
+    pub(super) ends: String,
     pub(super) world: u32,
     pub(super) why: Parts,
     pub(super) incident: Option<(Moment, String, Link)>,
@@ -186,6 +190,7 @@ impl RunningRow {
         let left_ms = left_ms(view, pace);
         let why = job.why.as_ref();
         let overdue = job.overdue_ms().map(show::span);
+        let end = Moment::of(left_ms.map_or(0, |left| now + left));
         Self {
             link: Link::job(&view.job),
             phase: view.phase.clone(),
@@ -197,7 +202,8 @@ impl RunningRow {
             spark,
             rate: rate(view),
             left: left_ms.map_or_else(|| show::NONE.to_owned(), show::span),
-            end: Moment::of(left_ms.map_or(0, |left| now + left)),
+            ends: end.to_minute(&Moment::of(now)),
+            end,
             world: view.world,
             why: explained(view, why),
             overdue,

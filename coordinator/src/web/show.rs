@@ -33,6 +33,15 @@ impl Moment {
         };
         Self { iso, text }
     }
+
+    /// `2026-01-31 08:00`, or `08:00` if it is the day of `today`.
+    pub(crate) fn to_minute(&self, today: &Self) -> String {
+        let whole = self.text.get(..16).unwrap_or("");
+        match (self.text.get(..10), whole.get(11..)) {
+            (Some(day), Some(time)) if today.text.starts_with(day) => time.to_owned(),
+            _ => whole.to_owned(),
+        }
+    }
 }
 
 /// `1,234,567`.
@@ -57,7 +66,7 @@ pub(crate) fn number(value: f64) -> String {
     if size == 0.0 {
         return "0".to_owned();
     }
-    if size < 0.001 || 1e6 <= size {
+    if !(0.001..1e6).contains(&size) {
         return format!("{value:.2e}");
     }
     let decimals = match size {
@@ -202,6 +211,9 @@ mod tests {
         let moment = Moment::of(1_769_846_400_250);
         assert_eq!(moment.text, "2026-01-31 08:00:00");
         assert_eq!(Moment::of(0).text, NONE);
+        let next = Moment::of(1_769_846_400_250 + 86_400_000);
+        assert_eq!(moment.to_minute(&moment), "08:00");
+        assert_eq!(next.to_minute(&moment), "2026-02-01 08:00");
         assert_eq!(in_url("a b/\"é"), "a%20b%2F%22%C3%A9");
         assert_eq!(from_url("a%20b%2F%22%C3%A9+=&"), "a b/\"é+=&");
         let found = parts("`coordinator resume a-1`, or wait");

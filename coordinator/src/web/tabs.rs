@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 const TABS: [&str; 4] = ["logs", "checkpoints", "ledger", "toml"];
-/// Lines, and entries of the ledger, on a page.
+/// Lines, and entries of the ledger or checkpoints, on a page.
 const LINES: usize = 200;
 const ENTRIES: usize = 100;
 /// Longer texts, with prompts in them, are not compared with the defaults.
@@ -36,6 +36,7 @@ pub(super) enum Tab {
     },
     Checkpoints {
         rows: Vec<CheckpointRow>,
+        earlier: String,
         ledger: String,
     },
     Ledger {
@@ -125,7 +126,7 @@ pub(super) async fn open(
 ) -> Result<Tab, Problem> {
     let expected = "logs, checkpoints, ledger or toml";
     Ok(match query.word("tab", &TABS, expected)? {
-        "checkpoints" => checkpoints(view),
+        "checkpoints" => checkpoints(view, query)?,
         "ledger" => ledger(web, id, view, query).await?,
         "toml" => toml(web, view).await,
         _ => logs(web, id, query).await?,
@@ -167,10 +168,17 @@ async fn logs(web: &Web, id: &JobId, query: &Query) -> Result<Tab, Problem> {
     })
 }
 
-fn checkpoints(view: &pb::JobView) -> Tab {
+fn checkpoints(view: &pb::JobView, query: &Query) -> Result<Tab, Problem> {
     let id = JobId(view.job.clone());
     let best = view.evaluations.iter().find(|it| it.best).map(|it| it.step);
-    let rows = view.checkpoints.iter().rev().map(|it| {
+    let before = query.number("before")?.unwrap_or(u64::MAX);
+    let mut found = view.checkpoints.iter().rev().filter(|it| it.step < before);
+    let rows: Vec<&pb::CheckpointRef> = found.by_ref().take(ENTRIES).collect();
+    let last = rows.last().filter(|_| found.next().is_some());
+    let earlier = last.map_or_else(String::new, |it| {
+        query.with(&[("before", &it.step.to_string())]) + "#tabs"
+    });
+    let rows = rows.into_iter().map(|it| {
         let (step, generation) = (
             proto::id::Step(it.step),
             proto::id::Generation(it.generation),
@@ -184,10 +192,11 @@ fn checkpoints(view: &pb::JobView) -> Tab {
             export: format!("coordinator checkpoint export {}@{}", view.job, it.step),
         }
     });
-    Tab::Checkpoints {
+    Ok(Tab::Checkpoints {
         rows: rows.collect(),
+        earlier,
         ledger: format!("coordinator audit {}", view.job),
-    }
+    })
 }
 
 async fn ledger(web: &Web, id: &JobId, view: &pb::JobView, query: &Query) -> Result<Tab, Problem> {

@@ -44,6 +44,7 @@ async fn page(running: &Running, path: &str) -> String {
 /// all of what a user or a worker says.
 async fn cluster(dir: &Path) -> (Running, Client, FakeWorker, String, String) {
     let dataset = fixture::dataset(dir).await;
+    leave_findings(dir);
     let (running, mut client) = server(dir).await;
     let mut worker = FakeWorker::attach(&running, 1).await;
     let mut submit = async |owner: &str| {
@@ -77,6 +78,15 @@ async fn cluster(dir: &Path) -> (Running, Client, FakeWorker, String, String) {
     (running, client, worker, job, waiting)
 }
 
+/// What a doctor found on w1, as it leaves it in the store.
+fn leave_findings(dir: &Path) {
+    let folder = dir.join("store/workers/w1");
+    std::fs::create_dir_all(&folder).unwrap();
+    let check = serde_json::json!({ "name": "ports", "ok": false, "found": HOSTILE });
+    let findings = serde_json::json!({ "ok": false, "at_ms": 5, "checks": [check] });
+    std::fs::write(folder.join("doctor.json"), findings.to_string()).unwrap();
+}
+
 fn acknowledged(assignment: &pb::Assignment) -> u64 {
     match &assignment.run {
         Some(pb::assignment::Run::Gang(order)) => order.acknowledged_step,
@@ -105,7 +115,15 @@ async fn every_page_shows_what_there_is_and_escapes_what_others_wrote() {
             &["global_batch = 4", "differ from the defaults"],
         ),
         ("/workers".into(), &["w1", "1 to 1 of 1"]),
-        ("/workers/w1".into(), &["All its devices are in use", &job]),
+        (
+            "/workers/w1".into(),
+            &[
+                "All its devices are in use",
+                &job,
+                "1 of 1 checks failed",
+                "100.0 % of its device-time",
+            ],
+        ),
         ("/events".into(), &["worker-up", "generation-formed"]),
         ("/events?worker=w1".into(), &["worker is up"]),
         ("/usage".into(), &["device-hours"]),
@@ -145,6 +163,22 @@ async fn what_there_is_not_is_a_page_that_says_what_there_is() {
             "404",
             ["&#60;script&#62;", job.as_str()],
         ),
+        (
+            &format!("/jobs/{job}/evaluation"),
+            "404",
+            ["is no evaluation", &job],
+        ),
+        (
+            &format!("/jobs/{job}?sample=7"),
+            "404",
+            ["no images of step 7", "it has none yet"],
+        ),
+        (
+            &format!("/compare?a={job}&b={job}&sample=7"),
+            "404",
+            ["not both images of step 7", &job],
+        ),
+        ("/usage?page=two", "400", ["`page` is", "whole number"]),
         ("/workers/w9", "404", ["there is no worker", "/workers/w1"]),
         ("/nowhere", "404", ["there is no page", "/events"]),
         (
@@ -236,6 +270,61 @@ async fn scripts_get_the_steps_of_a_range() {
     assert!(head.starts_with("HTTP/1.1 400"), "{head}");
     let text = error["error"].as_str().unwrap();
     assert!(text.contains("has steps 1 to 3"), "{text}");
+    let (head, error) = read("?from=9").await;
+    assert!(head.starts_with("HTTP/1.1 400"), "{head}");
+    let text = error["error"].as_str().unwrap();
+    assert!(text.contains("9, after the last step; job"), "{text}");
+    running.stop().await.unwrap();
+}
+
+/// Looks at a page, while the worker reports, until a part of it has these texts.
+async fn until_shown(running: &Running, worker: &mut FakeWorker, page: &str, texts: &[&str]) {
+    let page = page.replace('/', "%2F");
+    let head = format!("GET /live?page={page} HTTP/1.1\r\nHost: {}", running.web);
+    let mut lines = BufReader::new(send(running, &head).await).lines();
+    while let Some(line) = lines.next_line().await.unwrap() {
+        if line.starts_with("data: ") && texts.iter().all(|it| line.contains(it)) {
+            return;
+        }
+        worker.send().await;
+    }
+    panic!("{page} never had {texts:?}");
+}
+
+#[tokio::test]
+async fn a_job_whose_rank_comes_no_further_is_shown_as_stuck() {
+    let dir = tempfile::tempdir().unwrap();
+    let (running, _client, mut worker, job, _) = cluster(dir.path()).await;
+    worker.report.ranks[0].activity = Some(pb::Activity {
+        step: 4,
+        stage: pb::activity::Stage::Samples.into(),
+        number: 0,
+        for_ms: 300_000,
+    });
+    until_shown(&running, &mut worker, "/", &["s-stuck", &job]).await;
+    let page = page(&running, &format!("/jobs/{job}")).await;
+    assert!(page.contains("stuck 5m"), "{page}");
+    running.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_worker_that_says_that_it_is_sick_is_shown_as_sick() {
+    let dir = tempfile::tempdir().unwrap();
+    let (running, _client) = server(dir.path()).await;
+    let mut worker = FakeWorker::attach(&running, 1).await;
+    worker.report.sick = Some(format!("GPU 3 {HOSTILE}"));
+    worker.until(|_| true).await;
+    until_shown(&running, &mut worker, "/workers/w1", &["s-sick", "GPU 3"]).await;
+    let list = page(&running, "/workers?state=sick").await;
+    assert!(
+        list.contains("1 to 1 of 1") && list.contains("w-sick"),
+        "{list}"
+    );
+    let now = page(&running, "/").await;
+    assert!(
+        now.contains("GPU 3") && !now.contains("<script>alert"),
+        "{now}"
+    );
     running.stop().await.unwrap();
 }
 

@@ -15,7 +15,7 @@ use proto::limits::{TEXT_BYTES, cut};
 use proto::pb;
 
 /// Rows on a page; the CSV has all.
-const ROWS: usize = 200;
+const ROWS: usize = 100;
 
 #[derive(Debug, Template)]
 #[template(path = "usage.html")]
@@ -25,7 +25,9 @@ struct Page {
     since: String,
     until: String,
     rows: Vec<Row>,
-    more: usize,
+    shown: String,
+    previous: Option<String>,
+    next: Option<String>,
     all: String,
     from: String,
     to: String,
@@ -99,15 +101,33 @@ pub(super) async fn page(web: &Web, query: &Query) -> Result<String, Problem> {
         share: show::percent(show::fraction(it.device_ms, all)),
         bar: At(100.0 * show::fraction(it.device_ms, most)),
     };
+    let number = query.number("page")?.unwrap_or(1).max(1);
+    let first = usize::try_from(number - 1)
+        .unwrap_or(usize::MAX)
+        .saturating_mul(ROWS);
+    let rows: Vec<Row> = usage.rows.iter().skip(first).take(ROWS).map(row).collect();
+    let url = |page: u64| query.with(&[("page", &page.to_string())]);
     let day = |ms: u64| Moment::of(ms).text.get(..10).unwrap_or("").to_owned();
     let page = Page {
         frame: Frame::of("usage"),
-        rows: usage.rows.iter().take(ROWS).map(row).collect(),
-        more: usage.rows.len().saturating_sub(ROWS),
+        shown: match (rows.len(), usage.rows.len()) {
+            (0, all) => format!("none of {}", show::count(all as u64)),
+            (count, all) => {
+                format!(
+                    "{} to {} of {}",
+                    first + 1,
+                    first + count,
+                    show::count(all as u64)
+                )
+            }
+        },
+        previous: (1 < number).then(|| url(number - 1)),
+        next: (first.saturating_add(ROWS) < usage.rows.len()).then(|| url(number + 1)),
+        rows,
         all: show::hours(all),
         from: day(usage.from_ms),
         to: day(usage.to_ms.saturating_sub(1)),
-        csv: format!("/usage.csv{}", query.with(&[])),
+        csv: format!("/usage.csv{}", query.with(&[("page", "")])),
         by: asked.by,
         since: asked.since,
         until: asked.until,

@@ -78,7 +78,9 @@ fn summarize(manifest: &DatasetManifest, version: &str, rows: &[Metadata]) -> De
         *ratings.entry(rating).or_insert(0) += 1;
         changes.add(&row.id, row.changes.iter().map(String::as_str));
         identities.insert(row.identity);
-        artists.insert(&row.artists);
+        if !row.artists.is_empty() {
+            artists.insert(&row.artists);
+        }
     }
     let range = |of: fn(&Metadata) -> u32| {
         (

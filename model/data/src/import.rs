@@ -3,7 +3,7 @@
 //!
 //! - `id`: text, unique
 //! - `character`: one character tag
-//! - `artists`: one artist tag
+//! - `artists`: one artist tag; "" if the source has none, as photographs
 //! - `bbox`: face as centre x, centre y, width, height relative to the image size; if absent:
 //!   guessed
 //! - `prompts`: general tags, separated by ", ", with underscores
@@ -14,6 +14,8 @@
 //! - `image`: path of a PNG, JPEG or WebP inside the folder
 //! - `mask`: path of a greyscale image of the same size, 255 on the figure; if absent: the alpha
 //!   channel of the image
+//! - `whole`: true if there is no mask and the whole image counts, as in photographs of faces.
+//!   Without a `bbox` the face is then the whole image. Clothes are never cut from such a row
 //! - `rating`: general, sensitive, questionable or explicit; optional
 //!
 //! Images and masks are read by [`crate::decode`], texts by [`crate::names`], and a guessed face is

@@ -42,11 +42,18 @@ pub async fn inputs(pipeline: &Pipeline) -> Result<Inputs, InputError> {
     if let PipelineSignature::Answers { file, .. } = &pipeline.signature {
         inputs.answers = Some(listing("clusters.answers", file).await?);
     }
-    if let Some(outfits) = &pipeline.outfits {
-        inputs.asked = Some(folder("outfits.images", &outfits.images).await?);
+    for source in &pipeline.folders {
+        inputs
+            .folders
+            .push(folder("folders.from", &source.from).await?);
+    }
+    if let Some(url) = &pipeline.clusters_truth {
+        inputs.clusters_truth = Some(listing("clusters.truth", url).await?);
     }
     if let Some(dataset) = &pipeline.dataset {
-        inputs.images = Some(folder("dataset.images", &dataset.images).await?);
+        if let Some(url) = &dataset.images {
+            inputs.images = Some(folder("dataset.images", url).await?);
+        }
         if let Some(url) = &dataset.masks {
             inputs.masks = Some(folder("dataset.masks", url).await?);
         }
@@ -54,7 +61,14 @@ pub async fn inputs(pipeline: &Pipeline) -> Result<Inputs, InputError> {
             inputs.boxes = Some(listing("dataset.boxes", url).await?);
         }
     }
-    image_inputs(pipeline, &mut inputs.image).await?;
+    if let Some(outfits) = &pipeline.outfits {
+        inputs.asked = match &outfits.images {
+            Some(url) => Some(folder("outfits.images", url).await?),
+            None => inputs.images.clone(),
+        };
+    }
+    let images = inputs.images.clone();
+    image_inputs(pipeline, images, &mut inputs.image).await?;
     if let Some(url) = &pipeline.cloth_tags {
         inputs.cloth_tags = Some(text("filter.cloth_tags", url).await?);
     }
@@ -63,7 +77,14 @@ pub async fn inputs(pipeline: &Pipeline) -> Result<Inputs, InputError> {
 }
 
 /// Of the stages that run models.
-async fn image_inputs(pipeline: &Pipeline, inputs: &mut ImageInputs) -> Result<(), InputError> {
+async fn image_inputs(
+    pipeline: &Pipeline,
+    images: Option<ListedFolder>,
+    inputs: &mut ImageInputs,
+) -> Result<(), InputError> {
+    if let Some(figures) = &pipeline.crops {
+        inputs.figures_model = Some(listing("figures.model", &figures.model).await?);
+    }
     if let Some(masks) = &pipeline.masks {
         if let Some(url) = &masks.model {
             inputs.masks_model = Some(listing("masks.model", url).await?);
@@ -81,7 +102,10 @@ async fn image_inputs(pipeline: &Pipeline, inputs: &mut ImageInputs) -> Result<(
         }
     }
     if let Some(tagger) = &pipeline.tagger {
-        inputs.tagged = Some(folder("tagger.images", &tagger.images).await?);
+        inputs.tagged = match &tagger.images {
+            Some(url) => Some(folder("tagger.images", url).await?),
+            None => images,
+        };
         inputs.tagger_model = Some(listing("tagger.model", &tagger.model).await?);
         inputs.tagger_labels = Some(listing("tagger.labels", &tagger.labels).await?);
     }

@@ -257,8 +257,8 @@ pub fn named_reference(
 }
 
 /// Crops one reference from a sample. A reference of clothes shows the whole figure instead if the
-/// face is larger than the threshold. A random transform acts on what the concept shows, so that it
-/// neither brings a face back nor cuts a concept away.
+/// face is larger than the threshold, or if the sample has no mask. A random transform acts on what
+/// the concept shows, so that it neither brings a face back nor cuts a concept away.
 fn reference(
     cut: Cut<'_>,
     slot: Slot,
@@ -274,7 +274,8 @@ fn reference(
     } = cut;
     let [_, _, face_width, face_height] = source.metadata.bbox;
     let mostly_face = face_width * face_height > settings.figure_threshold;
-    let concept = if slot.requested == Concept::Clothes && mostly_face {
+    let no_clothes = mostly_face || source.metadata.is_whole();
+    let concept = if slot.requested == Concept::Clothes && no_clothes {
         Concept::Figure
     } else {
         slot.requested

@@ -1,6 +1,7 @@
 //! One row of a data set, with the paper's fields (section 3; notes 2.1). Plain data: no I/O, no
 //! decoding. Created by the synthesizer, the import and the Parquet reader.
 
+use crate::decode::ChangeKind;
 use crate::names;
 use bytes::Bytes;
 
@@ -11,7 +12,7 @@ pub struct Metadata {
     pub id: String,
     /// Exactly one character tag.
     pub character: String,
-    /// Exactly one artist tag; the paper's key is plural.
+    /// Exactly one artist tag; the paper's key is plural. "" if the source has none.
     pub artists: String,
     /// Name of the outfit, if the source has one. "" if only `similar` links the rows.
     pub outfit: String,
@@ -34,6 +35,16 @@ pub struct Metadata {
     /// Of image and mask, in pixels.
     pub width: u32,
     pub height: u32,
+}
+
+impl Metadata {
+    /// True if the source has no mask: the whole image counts as the figure, and no part of it is
+    /// known to be clothes.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        let whole = ChangeKind::Whole.name();
+        self.changes.iter().any(|change| change == whole)
+    }
 }
 
 /// A whole row.

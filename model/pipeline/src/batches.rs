@@ -6,6 +6,7 @@ use crate::figure::{CLUSTERED, MASKED};
 use crate::images::Images;
 use crate::output::{Outputs, StageFolder};
 use crate::table::{self, Column, Value};
+use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use image::RgbImage;
 use model_data::decode::{Expect, MaskSource, Origin, decode};
@@ -89,10 +90,7 @@ pub(crate) fn prepared<'a, T: Send + 'static>(
     images: &'a Images,
     figures: &'a [i64],
     prepare: impl Fn(RgbImage) -> T + Clone + Send + 'static,
-) -> impl Stream<Item = (i64, Found<T>)> + 'a
-where
-    T: 'a,
-{
+) -> impl Stream<Item = (i64, Found<T>)> + 'a {
     futures::stream::iter(figures.iter().copied())
         .map(move |id| {
             let prepare = prepare.clone();
@@ -113,6 +111,20 @@ async fn look<T: Send + 'static>(
         Ok(bytes) => bytes,
         Err(reason) => return Found::Bad(format!("the image {reason}")),
     };
+    match decoded(bytes, prepare).await {
+        Ok(prepared) => Found::Image(prepared),
+        Err(reason) => Found::Bad(reason),
+    }
+}
+
+/// What `prepare` makes of an image, on a thread for blocking work.
+///
+/// # Errors
+/// Why it cannot be decoded.
+pub(crate) async fn decoded<T: Send + 'static>(
+    bytes: Bytes,
+    prepare: impl FnOnce(RgbImage) -> T + Send + 'static,
+) -> std::result::Result<T, String> {
     let done = tokio::task::spawn_blocking(move || {
         let expect = Expect {
             what: "image",
@@ -126,11 +138,8 @@ async fn look<T: Send + 'static>(
             .map(|pixels| prepare(pixels.image))
             .map_err(|error| error.to_string())
     });
-    match done.await {
-        Ok(Ok(prepared)) => Found::Image(prepared),
-        Ok(Err(reason)) => Found::Bad(reason),
-        Err(_) => Found::Bad("the image made its decoder fail".to_owned()),
-    }
+    let failed = "the image made its decoder fail";
+    done.await.unwrap_or_else(|_| Err(failed.to_owned()))
 }
 
 /// Counts a figure that has no usable image; None for it.

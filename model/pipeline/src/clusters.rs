@@ -5,19 +5,21 @@
 
 use crate::engine::Engine;
 use crate::error::{BuildError, Result};
-use crate::figure::{ANSWERS, CLUSTERED, FIGURES, PART_ROWS, TAGGED};
+use crate::figure::{self, ANSWERS, CLUSTERED, FOLDED, PART_ROWS, TAGGED};
 use crate::filter::push;
 use crate::output::{Outputs, StageFolder};
 use crate::sources::{join, unchanged};
 use crate::table::Table;
 use proto::build::report::{Part, Report, UnitOutput};
-use proto::build::settings::{Answers, ClustersSettings, Signature};
-use proto::build::{Stage, StagePlan};
+use proto::build::settings::{Answers, ClustersSettings, NamedFile, Signature};
+use proto::build::{Stage, StagePlan, truth};
 use serde::Deserialize;
 use std::path::Path;
 
 pub const ALONE: &str = "no other figure in the same outfit";
 pub const UNANSWERED: &str = "a question without an answer";
+/// The outfit of figures that are grouped by identity alone.
+pub const ANY: &str = "any";
 pub const UNTAGGED: &str = "no image, or no cloth tag that the tagger finds";
 
 /// Titles of the tables in the report.
@@ -27,11 +29,8 @@ pub const CLOTHS: &str = "cloth tags";
 pub const SPLITS: &str = "pairs that one question alone splits";
 
 const TABLES: &str = "
-    CREATE TABLE figures(id INTEGER PRIMARY KEY, rating, md5, ext, width, height, parent,
-        character, artist, general, cloths);
     CREATE TABLE answers(id, question, answer, PRIMARY KEY (id, question)) WITHOUT ROWID;
     CREATE TABLE questions(number INTEGER PRIMARY KEY, name UNIQUE);";
-const INSERT: &str = "INSERT INTO figures VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
 
 /// The last answer counts: a question that was asked again was asked for a reason.
 const INSERT_ANSWER: &str = "INSERT INTO answers SELECT ?1, number, normalised(?3) FROM questions \
@@ -56,14 +55,13 @@ pub async fn run(
     outputs: &Outputs,
     scratch: &Path,
 ) -> Result<UnitOutput> {
-    let (folder, manifest) = outputs.input(plan, Stage::Filter).await?;
     let engine = Engine::open(scratch)?;
     engine.run("cannot make its tables", TABLES)?;
-    let mut report = Report::default();
-    for part in &manifest.parts {
-        let bytes = folder.part(part).await?;
-        report.rows_in += engine.load(&part.path, bytes, &FIGURES, INSERT)?;
-    }
+    engine.run("cannot make its tables", figure::FIGURES_TABLE)?;
+    let mut report = Report {
+        rows_in: figure::load(&engine, plan, outputs).await?,
+        ..Report::default()
+    };
     match &settings.signature {
         Signature::Tags => {
             let sign = "CREATE TABLE signed AS SELECT id, cloths AS outfit FROM figures";
@@ -85,10 +83,18 @@ pub async fn run(
             sign_by_answers(&engine, &mut report)?;
         }
         Signature::Tagger => sign_by_tags(plan, outputs, &engine, &mut report).await?,
+        Signature::Given => sign_as_given(plan, outputs, &engine).await?,
     }
     group(&engine, settings, &mut report)?;
-    if !matches!(settings.signature, Signature::Tags | Signature::Tagger) {
+    let is_asked = matches!(
+        settings.signature,
+        Signature::Model { .. } | Signature::Answers(_)
+    );
+    if is_asked {
         count_splits(&engine, &mut report)?;
+    }
+    if let Some(truth) = &settings.truth {
+        compare(&engine, truth, &mut report).await?;
     }
     count(&engine, &mut report)?;
     let parts = write(&engine, &outputs.stage(&plan.key())).await?;
@@ -173,6 +179,81 @@ async fn sign_by_tags(
     )?;
     report.lose(ALONE, alone);
     report.lose(UNTAGGED, report.rows_in - alone - signed);
+    Ok(())
+}
+
+/// Outfits as the rows of folders have them; without one, the identity alone is the cluster.
+async fn sign_as_given(plan: &StagePlan, outputs: &Outputs, engine: &Engine) -> Result<()> {
+    let (folder, manifest) = outputs.input(plan, Stage::Folders).await?;
+    let table = "CREATE TABLE signed(id INTEGER PRIMARY KEY, outfit)";
+    engine.run("cannot sign", table)?;
+    // Statements bind all columns of a part.
+    let insert = format!(
+        "INSERT INTO signed SELECT ?1, iif(?3 = '', '{ANY}', ?3) WHERE coalesce(?2, ?4, ?5, ?6, \
+         ?7, ?8, ?9) IS NOT NULL"
+    );
+    for part in figure::parts(&manifest, figure::FOLDED_PART) {
+        let bytes = folder.part(part).await?;
+        let _ = engine.load(&part.path, bytes, &FOLDED, &insert)?;
+    }
+    Ok(())
+}
+
+/// A line of the file of true clusters.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TrueCluster {
+    id: i64,
+    cluster: String,
+}
+
+/// Counts the pairs that are together here, in truth, and in both, among the figures that this
+/// stage was given and whose true cluster is known.
+async fn compare(engine: &Engine, truth: &NamedFile, report: &mut Report) -> Result<()> {
+    let context = "cannot compare clusters";
+    let path = format!("{}/{}", truth.folder, truth.file.path);
+    let text = crate::onnx::read_file(truth, 4 << 30).await?;
+    engine.run(
+        context,
+        "CREATE TABLE truth(id INTEGER PRIMARY KEY, name); BEGIN",
+    )?;
+    {
+        let insert = "INSERT INTO truth VALUES (?1, ?2) ON CONFLICT DO NOTHING";
+        let mut insert = engine.prepare(context, insert)?;
+        for (number, line) in (1..).zip(text.split(|it| *it == b'\n')) {
+            if line.trim_ascii().is_empty() {
+                continue;
+            }
+            let fault = |why: String| BuildError::input(&path, format!("row {number}: {why}"));
+            let row: TrueCluster = serde_json::from_slice(line)
+                .map_err(|error| fault(format!("no true cluster: {error}")))?;
+            if insert.run((row.id, row.cluster))? == 0 {
+                return Err(fault(format!("post {} has a true cluster already", row.id)));
+            }
+        }
+    }
+    engine.run(context, "COMMIT")?;
+    let pairs = |groups: &str| {
+        let groups = format!("SELECT count(*) AS n FROM {groups}");
+        let query = format!("SELECT coalesce(sum(n * (n - 1) / 2), 0) FROM ({groups})");
+        engine.number(context, &query)
+    };
+    for (name, groups) in [
+        (
+            truth::PAIRS_FOUND,
+            "truth JOIN members USING (id) GROUP BY cluster",
+        ),
+        (
+            truth::PAIRS_TRUE,
+            "truth JOIN figures USING (id) GROUP BY name",
+        ),
+        (
+            truth::PAIRS_BOTH,
+            "truth JOIN members USING (id) GROUP BY cluster, name",
+        ),
+    ] {
+        report.count(name, pairs(groups)?);
+    }
     Ok(())
 }
 

@@ -7,18 +7,21 @@
 //! storage ([`output`]).
 //!
 //! Read in this order: [`post`] (a row), [`sources`] (where rows come from), [`cloths`],
-//! [`filter`], [`outfits`], [`onnx`] and [`tagger`] (models that run here), [`clusters`],
-//! [`images`], [`masks`], [`faces`], [`dataset`], [`unit`] (which stage a unit is of).
+//! [`filter`], [`folders`] (images without posts), [`crops`], [`outfits`], [`onnx`] and [`tagger`]
+//! (models that run here), [`clusters`], [`images`], [`masks`], [`faces`], [`dataset`], [`unit`]
+//! (which stage a unit is of), [`preview`].
 
 mod batches;
 pub mod cloths;
 pub mod clusters;
+pub mod crops;
 pub mod dataset;
 pub mod engine;
 pub mod error;
 pub mod faces;
 pub mod figure;
 pub mod filter;
+pub mod folders;
 pub mod images;
 pub mod masks;
 pub mod near;
@@ -26,6 +29,7 @@ pub mod onnx;
 pub mod outfits;
 pub mod output;
 pub mod post;
+pub mod preview;
 mod scratch;
 mod sheet;
 pub mod sources;

@@ -3,6 +3,7 @@
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use pipeline::preview::{self, Order};
 use proto::build::BuildWork;
 use std::io::Read;
 use std::path::PathBuf;
@@ -32,6 +33,12 @@ enum Command {
         #[arg(long, value_name = "PID")]
         parent: Option<i32>,
     },
+    /// Write a contact sheet of the stage whose JSON is on standard input
+    Sheet {
+        /// Image to write
+        #[arg(long, value_name = "PNG")]
+        out: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -52,25 +59,40 @@ fn exit_with_parent(parent: i32) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let Command::Unit {
-        unit,
-        scratch,
-        parent,
-    } = &arguments.command;
-    if let Some(parent) = parent {
-        exit_with_parent(*parent)?;
-    }
+fn standard_input() -> anyhow::Result<String> {
     let mut text = String::new();
     let mut input = std::io::stdin().lock().take(ORDER_BYTES_MAX);
     input
         .read_to_string(&mut text)
         .context("cannot read standard input")?;
-    let work: BuildWork =
-        serde_json::from_str(&text).context("standard input is not the JSON of a stage")?;
+    Ok(text)
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(pipeline::unit::run(&work, *unit, scratch))?;
+    match &arguments.command {
+        Command::Unit {
+            unit,
+            scratch,
+            parent,
+        } => {
+            if let Some(parent) = parent {
+                exit_with_parent(*parent)?;
+            }
+            let work: BuildWork = serde_json::from_str(&standard_input()?)
+                .context("standard input is not the JSON of a stage")?;
+            runtime.block_on(pipeline::unit::run(&work, *unit, scratch))?;
+        }
+        Command::Sheet { out } => {
+            let order: Order = serde_json::from_str(&standard_input()?)
+                .context("standard input is not the JSON of a sheet")?;
+            let scratch = tempfile::tempdir().context("cannot make a folder for scratch files")?;
+            let sheet = runtime.block_on(preview::sheet(&order, scratch.path()))?;
+            std::fs::write(out, sheet)
+                .with_context(|| format!("cannot write {}", out.display()))?;
+        }
+    }
     Ok(())
 }

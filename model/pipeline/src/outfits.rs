@@ -3,25 +3,19 @@
 //! content, so that a repetition pays nothing twice.
 
 use crate::batches::{NO_IMAGE, NOT_READ, refuse};
-use crate::engine::Engine;
 use crate::error::{BuildError, Result};
-use crate::figure::{ANSWERS, FIGURES};
+use crate::figure::{self, ANSWERS};
 use crate::images::Images;
 use crate::output::Outputs;
 use crate::table::{Table, Value};
+use proto::build::StagePlan;
 use proto::build::report::{BadRow, Report, UnitOutput};
 use proto::build::settings::OutfitsSettings;
-use proto::build::{Stage, StagePlan};
 use std::path::Path;
 use vqa::{Cache, Client, Image, Options, Question, Questions, Reply};
 
 /// Images in memory.
 const BATCH: usize = 16;
-
-const TABLES: &str = "
-    CREATE TABLE figures(id INTEGER PRIMARY KEY, rating, md5, ext, width, height, parent,
-        character, artist, general, cloths);";
-const INSERT: &str = "INSERT INTO figures VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
 
 /// Asks about the figures of a unit.
 ///
@@ -34,25 +28,10 @@ pub async fn run(
     (unit, units): (u32, u32),
     scratch: &Path,
 ) -> Result<UnitOutput> {
-    let (folder, manifest) = outputs.input(plan, Stage::Filter).await?;
-    let engine = Engine::open(scratch)?;
-    engine.run("cannot make its tables", TABLES)?;
-    for part in &manifest.parts {
-        let bytes = folder.part(part).await?;
-        let _ = engine.load(&part.path, bytes, &FIGURES, INSERT)?;
-    }
-    let mut figures: Vec<i64> = Vec::new();
-    let query = format!(
-        "SELECT id FROM figures JOIN (SELECT character, artist FROM figures
-            GROUP BY character, artist HAVING count(*) > 1) USING (character, artist)
-        WHERE id % {units} = {unit} ORDER BY id"
-    );
-    engine.query("cannot list figures", &query, |row| {
-        figures.push(row.get(0)?);
-        Ok(())
-    })?;
-    drop(engine);
-    let images = Images::open(&settings.images).await?;
+    let mut figures = figure::with_others(plan, outputs, scratch).await?;
+    figures.retain(|id| id.rem_euclid(i64::from(units)) == i64::from(unit));
+    let images = Images::of_stage(plan, outputs, settings.images.as_ref(), scratch).await?;
+    images.check(settings.on_bad_row)?;
     let (client, questions) = client(settings, out)?;
     let mut asker = Asker {
         settings,
@@ -67,7 +46,10 @@ pub async fn run(
     for batch in figures.chunks(BATCH) {
         asker.ask(&images, batch).await?;
     }
-    let Asker { table, report, .. } = asker;
+    let Asker {
+        table, mut report, ..
+    } = asker;
+    images.describe(unit, &mut report);
     let mut parts = Vec::new();
     if 0 < table.rows() {
         let stem = format!("answers-{unit:05}-of-{units:05}");

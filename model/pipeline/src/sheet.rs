@@ -30,6 +30,23 @@ pub(crate) struct Sheet {
 }
 
 impl Sheet {
+    pub(crate) fn add(&mut self, thumbnail: RgbImage) {
+        self.cells.push(thumbnail);
+    }
+
+    /// As [`Self::add_mask`] and [`Self::add_box`], in one cell.
+    pub(crate) fn add_mask_and_box(
+        &mut self,
+        thumbnail: RgbImage,
+        mask: &GrayImage,
+        bbox: [f64; 4],
+    ) {
+        self.add_mask(thumbnail, mask);
+        if let Some(masked) = self.cells.pop() {
+            self.add_box(masked, bbox);
+        }
+    }
+
     /// What the mask leaves out is shown in magenta. The mask has the size of the thumbnail.
     pub(crate) fn add_mask(&mut self, mut thumbnail: RgbImage, mask: &GrayImage) {
         for (pixel, mask) in thumbnail.pixels_mut().zip(mask.pixels()) {

@@ -6,15 +6,10 @@ use crate::onnx::read_file;
 use image::GrayImage;
 use proto::build::report::Report;
 use proto::build::settings::NamedFile;
+use proto::build::truth::{BOX_SUM, BOXES, CENTRE_SUM, MASK_SUM, MASKS};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
-const MASKS: &str = "masks compared with true ones";
-const MASK_SUM: &str = "intersection over union with true masks, sum of thousandths";
-const BOXES: &str = "face boxes compared with true ones";
-const BOX_SUM: &str = "intersection over union with true boxes, sum of thousandths";
-const CENTRE_SUM: &str =
-    "distance from the centre of the true box, sum of thousandths of its longer side";
 /// Least thousandths of a class.
 const CLASSES: [u64; 6] = [980, 950, 900, 800, 500, 0];
 

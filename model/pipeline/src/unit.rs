@@ -3,7 +3,7 @@
 use crate::error::{BuildError, Result};
 use crate::output::Outputs;
 use crate::sources::{LINES, Piece, Span, read_piece, recognise};
-use crate::{clusters, dataset, faces, filter, masks, outfits, tagger, truth};
+use crate::{clusters, crops, dataset, faces, filter, folders, masks, outfits, tagger, truth};
 use proto::build::report::{Report, StageManifest, UnitOutput};
 use proto::build::settings::{PostsSettings, Settings, SourcesSettings};
 use proto::build::{BuildWork, Stage, StagePlan};
@@ -31,6 +31,10 @@ pub async fn run(work: &BuildWork, unit: u64, scratch: &Path) -> Result<()> {
         Settings::Sources(settings) => sources(settings).await?,
         Settings::Posts(settings) => posts(&plan, settings, (unit, units), &outputs).await?,
         Settings::Filter(settings) => filter::run(&plan, settings, &outputs, scratch).await?,
+        Settings::Folders(settings) => folders::run(&plan, settings, &outputs).await?,
+        Settings::Figures(settings) => {
+            crops::run(&plan, settings, &outputs, (unit, units), scratch).await?
+        }
         Settings::Outfits(settings) => {
             let units = (unit, units);
             outfits::run(&plan, settings, (&outputs, &work.out), units, scratch).await?
@@ -38,8 +42,12 @@ pub async fn run(work: &BuildWork, unit: u64, scratch: &Path) -> Result<()> {
         Settings::Tagger(settings) => {
             tagger::run(&plan, settings, &outputs, (unit, units), scratch).await?
         }
-        Settings::Masks(settings) => masks::run(&plan, settings, &outputs, (unit, units)).await?,
-        Settings::Faces(settings) => faces::run(&plan, settings, &outputs, (unit, units)).await?,
+        Settings::Masks(settings) => {
+            masks::run(&plan, settings, &outputs, (unit, units), scratch).await?
+        }
+        Settings::Faces(settings) => {
+            faces::run(&plan, settings, &outputs, (unit, units), scratch).await?
+        }
         Settings::Clusters(settings) => clusters::run(&plan, settings, &outputs, scratch).await?,
         Settings::Dataset(settings) => {
             dataset::run(&plan, settings, (&outputs, &work.out), scratch).await?

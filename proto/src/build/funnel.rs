@@ -60,6 +60,14 @@ pub fn steps(manifests: &[StageManifest]) -> Vec<Step> {
                     Some(PAPER[1]),
                 ),
             ),
+            Stage::Folders => (
+                remain("images", report.rows_in, None),
+                remain("images of a character or person", report.rows_out, None),
+            ),
+            Stage::Figures => (
+                remain("images", report.rows_in, None),
+                remain("images with a figure", report.rows_out, None),
+            ),
             Stage::Clusters => (
                 remain("figures", report.rows_in, None),
                 remain(
@@ -81,7 +89,7 @@ pub fn steps(manifests: &[StageManifest]) -> Vec<Step> {
                 remain("samples of the data set", report.rows_out, None),
             ),
         };
-        if stage == Stage::Posts {
+        if matches!(stage, Stage::Posts | Stage::Folders) {
             steps.push(first);
         }
         let mut rest = report.rows_in;
@@ -158,6 +166,7 @@ mod tests {
         let clusters = Settings::Clusters(ClustersSettings {
             signature: Signature::Tags,
             size_min: 2,
+            truth: None,
         });
         let found = steps(&[
             manifest(

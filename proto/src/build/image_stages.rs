@@ -4,7 +4,7 @@
 use super::pipeline::one;
 use super::pipeline::{Inputs, Listing, Pipeline};
 use super::settings::{ListedFolder, NamedFile, OnBadRow, Settings};
-use super::{StagePlan, UNITS_MAX};
+use super::{StageKey, StagePlan, UNITS_MAX};
 use crate::job::check::data::absolute;
 use crate::job::faults::Faults;
 use serde::{Deserialize, Serialize};
@@ -28,6 +28,8 @@ const SIDE: u32 = 640;
 /// Figures and backgrounds that are smaller than this fraction of an image are taken for none.
 /// Ours.
 const AREA: f64 = 0.01;
+/// How much the box of a figure is enlarged on each side. Ours.
+const MARGIN: f64 = 0.05;
 
 /// An ONNX model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,8 +56,10 @@ pub enum MaskLayout {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MasksSettings {
-    /// Images whose file names begin with the number of their post.
-    pub images: ListedFolder,
+    /// Images whose file names begin with the number of their post. None: those of the stage
+    /// `folders`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<ListedFolder>,
     pub model: Model,
     /// None: by the size of the model's input.
     pub layout: Option<MaskLayout>,
@@ -93,7 +97,8 @@ pub enum FaceDetector {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FacesSettings {
-    pub images: ListedFolder,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<ListedFolder>,
     pub detector: FaceDetector,
     /// Faces with a lower score are none. None: as the detector's authors give it.
     pub score_min: Option<f64>,
@@ -105,6 +110,25 @@ pub struct FacesSettings {
     pub on_bad_row: OnBadRow,
     /// True boxes of some figures, as [`super::settings::DatasetSettings::boxes`].
     pub truth: Option<NamedFile>,
+}
+
+/// Crops of single figures.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FiguresSettings {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<ListedFolder>,
+    /// A detector of figures, whose outputs are those of a face detector.
+    pub model: NamedFile,
+    /// None: by the model's outputs.
+    pub layout: Option<FaceLayout>,
+    /// As [`FacesSettings`].
+    pub score_min: Option<f64>,
+    pub overlap_max: Option<f64>,
+    pub side: u32,
+    /// How much a box is enlarged on each side, as a fraction of it.
+    pub margin: f64,
+    pub on_bad_row: OnBadRow,
 }
 
 /// How a tagger wants its images, and what its outputs are.
@@ -120,7 +144,8 @@ pub enum TaggerLayout {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TaggerSettings {
-    pub images: ListedFolder,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<ListedFolder>,
     pub model: NamedFile,
     /// The names of its outputs: `selected_tags.csv` of WD14, or `tag_mapping.json` of cl_tagger.
     pub labels: NamedFile,
@@ -157,8 +182,19 @@ pub(super) struct FacesToml {
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub(super) struct FiguresToml {
+    model: String,
+    layout: Option<FaceLayout>,
+    score_min: Option<f64>,
+    overlap_max: Option<f64>,
+    side: Option<u32>,
+    margin: Option<f64>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct TaggerToml {
-    images: String,
+    images: Option<String>,
     model: String,
     labels: String,
     layout: Option<TaggerLayout>,
@@ -190,10 +226,22 @@ pub struct PipelineFaces {
     pub truth: Option<String>,
 }
 
+/// `[figures]`, with absolute URLs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PipelineFigures {
+    pub model: String,
+    pub layout: Option<FaceLayout>,
+    pub score_min: Option<f64>,
+    pub overlap_max: Option<f64>,
+    pub side: u32,
+    pub margin: f64,
+}
+
 /// `[tagger]`, with absolute URLs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PipelineTagger {
-    pub images: String,
+    /// None: as [`super::pipeline::PipelineDataset::images`].
+    pub images: Option<String>,
     pub model: String,
     pub labels: String,
     pub layout: Option<TaggerLayout>,
@@ -208,6 +256,7 @@ pub struct ImageInputs {
     pub masks_truth: Option<ListedFolder>,
     pub faces_model: Option<Listing>,
     pub faces_truth: Option<Listing>,
+    pub figures_model: Option<Listing>,
     pub tagged: Option<ListedFolder>,
     pub tagger_model: Option<Listing>,
     pub tagger_labels: Option<Listing>,
@@ -250,6 +299,33 @@ pub(super) fn masks(
     }
 }
 
+fn side(field: &str, value: Option<u32>, faults: &mut Faults) -> u32 {
+    let side = value.unwrap_or(SIDE);
+    let is_side = (32..=4096).contains(&side) && side.is_multiple_of(32);
+    faults.need(is_side, field, || {
+        format!("is {side}; it must be a multiple of 32 from 32 to 4096")
+    });
+    side
+}
+
+pub(super) fn figures(
+    raw: FiguresToml,
+    directory: Option<&Path>,
+    faults: &mut Faults,
+) -> PipelineFigures {
+    fraction("figures.score_min", raw.score_min, faults);
+    fraction("figures.overlap_max", raw.overlap_max, faults);
+    fraction("figures.margin", raw.margin, faults);
+    PipelineFigures {
+        model: absolute("figures.model", &raw.model, directory, faults),
+        layout: raw.layout,
+        score_min: raw.score_min,
+        overlap_max: raw.overlap_max,
+        side: side("figures.side", raw.side, faults),
+        margin: raw.margin.unwrap_or(MARGIN),
+    }
+}
+
 pub(super) fn faces(
     raw: FacesToml,
     directory: Option<&Path>,
@@ -257,11 +333,7 @@ pub(super) fn faces(
 ) -> PipelineFaces {
     fraction("faces.score_min", raw.score_min, faults);
     fraction("faces.overlap_max", raw.overlap_max, faults);
-    let side = raw.side.unwrap_or(SIDE);
-    let is_side = (32..=4096).contains(&side) && side % 32 == 0;
-    faults.need(is_side, "faces.side", || {
-        format!("is {side}; it must be a multiple of 32 from 32 to 4096")
-    });
+    let side = side("faces.side", raw.side, faults);
     let model = raw.model.filter(|it| it != ANIMEFACE);
     let is_of_onnx = raw.layout.is_some() || raw.overlap_max.is_some();
     faults.need(model.is_some() || !is_of_onnx, "faces.model", || {
@@ -291,7 +363,9 @@ pub(super) fn tagger(
     let batch = raw.batch.unwrap_or(BATCH);
     faults.count("tagger.batch", batch, 1024);
     PipelineTagger {
-        images: absolute("tagger.images", &raw.images, directory, faults),
+        images: raw
+            .images
+            .map(|url| absolute("tagger.images", &url, directory, faults)),
         model: absolute("tagger.model", &raw.model, directory, faults),
         labels: absolute("tagger.labels", &raw.labels, directory, faults),
         layout: raw.layout,
@@ -325,6 +399,7 @@ pub(super) fn check(pipeline: &Pipeline, faults: &mut Faults) {
         });
     }
     for (field, units) in [
+        ("units.figures", pipeline.figures_units),
         ("units.tagger", pipeline.tagger_units),
         ("units.masks", pipeline.masks_units),
         ("units.faces", pipeline.faces_units),
@@ -338,10 +413,15 @@ impl Pipeline {
     pub(super) fn image_files<'a>(
         &'a self,
         inputs: &'a ImageInputs,
-    ) -> [(&'static str, Option<&'a String>, &'a Option<Listing>); 5] {
+    ) -> [(&'static str, Option<&'a String>, &'a Option<Listing>); 6] {
         let (masks, faces) = (self.masks.as_ref(), self.faces.as_ref());
         let tagger = self.tagger.as_ref();
         [
+            (
+                "figures.model",
+                self.crops.as_ref().map(|it| &it.model),
+                &inputs.figures_model,
+            ),
             (
                 "masks.model",
                 masks.and_then(|it| it.model.as_ref()),
@@ -370,16 +450,34 @@ impl Pipeline {
         ]
     }
 
+    /// Crops the figures that the stages of `found` name.
+    pub(super) fn crop(&self, inputs: &Inputs, found: &StagePlan) -> Option<StagePlan> {
+        let crops = self.crops.as_ref()?;
+        Some(StagePlan {
+            settings: Settings::Figures(Box::new(FiguresSettings {
+                images: inputs.images.clone(),
+                model: one(inputs.image.figures_model.as_ref())?,
+                layout: crops.layout,
+                score_min: crops.score_min,
+                overlap_max: crops.overlap_max,
+                side: crops.side,
+                margin: crops.margin,
+                on_bad_row: self.on_bad_row,
+            })),
+            inputs: vec![found.key()],
+        })
+    }
+
     pub(super) fn tag(
         &self,
         inputs: &Inputs,
-        filter: &StagePlan,
+        found: &[StageKey],
         cloth_tags: &str,
     ) -> Option<StagePlan> {
         let tagger = self.tagger.as_ref()?;
         Some(StagePlan {
             settings: Settings::Tagger(Box::new(TaggerSettings {
-                images: inputs.image.tagged.clone()?,
+                images: inputs.image.tagged.clone(),
                 model: one(inputs.image.tagger_model.as_ref())?,
                 labels: one(inputs.image.tagger_labels.as_ref())?,
                 layout: tagger.layout,
@@ -388,11 +486,17 @@ impl Pipeline {
                 batch: tagger.batch,
                 on_bad_row: self.on_bad_row,
             })),
-            inputs: vec![filter.key()],
+            inputs: found.to_vec(),
         })
     }
 
-    pub(super) fn segment(&self, inputs: &Inputs, clusters: &StagePlan) -> Option<StagePlan> {
+    /// `images` are the stages that have images of their own.
+    pub(super) fn segment(
+        &self,
+        inputs: &Inputs,
+        clusters: &StagePlan,
+        images: &[StageKey],
+    ) -> Option<StagePlan> {
         let masks = self.masks.as_ref()?;
         let model = match one(inputs.image.masks_model.as_ref()) {
             Some(file) => Model::File(file),
@@ -403,7 +507,7 @@ impl Pipeline {
         };
         Some(StagePlan {
             settings: Settings::Masks(Box::new(MasksSettings {
-                images: inputs.images.clone()?,
+                images: inputs.images.clone(),
                 model,
                 layout: masks.layout,
                 area_min: masks.area_min,
@@ -412,12 +516,17 @@ impl Pipeline {
                 on_bad_row: self.on_bad_row,
                 truth: inputs.image.masks_truth.clone(),
             })),
-            inputs: vec![clusters.key()],
+            inputs: [&[clusters.key()], images].concat(),
         })
     }
 
-    /// `figures` is the stage whose figures are looked at.
-    pub(super) fn detect(&self, inputs: &Inputs, figures: &StagePlan) -> Option<StagePlan> {
+    /// `figures` is the stage whose figures are looked at, and `images` those with images.
+    pub(super) fn detect(
+        &self,
+        inputs: &Inputs,
+        figures: &StagePlan,
+        images: &[StageKey],
+    ) -> Option<StagePlan> {
         let faces = self.faces.as_ref()?;
         let detector = match one(inputs.image.faces_model.as_ref()) {
             Some(model) => FaceDetector::Onnx {
@@ -428,7 +537,7 @@ impl Pipeline {
         };
         Some(StagePlan {
             settings: Settings::Faces(Box::new(FacesSettings {
-                images: inputs.images.clone()?,
+                images: inputs.images.clone(),
                 detector,
                 score_min: faces.score_min,
                 overlap_max: faces.overlap_max,
@@ -436,7 +545,7 @@ impl Pipeline {
                 on_bad_row: self.on_bad_row,
                 truth: one(inputs.image.faces_truth.as_ref()),
             })),
-            inputs: vec![figures.key()],
+            inputs: [&[figures.key()], images].concat(),
         })
     }
 }

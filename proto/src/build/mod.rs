@@ -7,12 +7,15 @@
 //! name, whoever does it and however often. A stage is complete if its `manifest.json` exists,
 //! which is written last.
 
+mod check;
 pub mod funnel;
 pub mod image_stages;
 pub mod pipeline;
+mod raw;
 pub mod report;
 pub mod settings;
 mod stages;
+pub mod truth;
 
 use crate::spec::{OnFailedUnit, UnitPlan};
 use crate::text::hex_sha256;
@@ -33,6 +36,10 @@ pub enum Stage {
     Posts,
     /// Resolves duplicate ids and keeps figures with one character, one artist and clothes.
     Filter,
+    /// Recognises folders of images of characters or people, instead of the three before.
+    Folders,
+    /// Crops the single figures of images.
+    Figures,
     /// Asks a model about the figures' outfits.
     Outfits,
     /// Tags the figures' clothes with a model that runs on workers.
@@ -48,10 +55,12 @@ pub enum Stage {
 }
 
 impl Stage {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Sources,
         Self::Posts,
         Self::Filter,
+        Self::Folders,
+        Self::Figures,
         Self::Outfits,
         Self::Tagger,
         Self::Clusters,
@@ -67,6 +76,8 @@ impl Stage {
             Self::Sources => "sources",
             Self::Posts => "posts",
             Self::Filter => "filter",
+            Self::Folders => "folders",
+            Self::Figures => "figures",
             Self::Outfits => "outfits",
             Self::Tagger => "tagger",
             Self::Clusters => "clusters",
@@ -83,6 +94,8 @@ impl Stage {
             Self::Sources
             | Self::Posts
             | Self::Filter
+            | Self::Folders
+            | Self::Figures
             | Self::Outfits
             | Self::Tagger
             | Self::Clusters

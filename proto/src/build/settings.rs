@@ -1,7 +1,7 @@
 //! The settings of stages, as they are stored in a job and digested into keys. Plain data.
 
 use super::Stage;
-use super::image_stages::{FacesSettings, MasksSettings, TaggerSettings};
+use super::image_stages::{FacesSettings, FiguresSettings, MasksSettings, TaggerSettings};
 use crate::rating::Ratings;
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +12,8 @@ pub enum Settings {
     Sources(SourcesSettings),
     Posts(PostsSettings),
     Filter(Box<FilterSettings>),
+    Folders(Box<FoldersSettings>),
+    Figures(Box<FiguresSettings>),
     Outfits(Box<OutfitsSettings>),
     Tagger(Box<TaggerSettings>),
     Clusters(ClustersSettings),
@@ -27,6 +29,8 @@ impl Settings {
             Self::Sources(_) => Stage::Sources,
             Self::Posts(_) => Stage::Posts,
             Self::Filter(_) => Stage::Filter,
+            Self::Folders(_) => Stage::Folders,
+            Self::Figures(_) => Stage::Figures,
             Self::Outfits(_) => Stage::Outfits,
             Self::Tagger(_) => Stage::Tagger,
             Self::Clusters(_) => Stage::Clusters,
@@ -123,12 +127,70 @@ pub struct Figures {
     pub file: SourceFile,
 }
 
+/// What a folder of images is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FolderKind {
+    /// `IDENTITY/NAME.jpg`: one folder for each person or character.
+    Identities,
+    /// `[N_]CHARACTER/NAME.png` with a caption in `NAME.txt`, as trainers of LoRA read it.
+    Captions,
+    /// `identity_CelebA.txt`, with `list_bbox_celeba.txt` if it is there (Liu et al. 2015).
+    CelebA,
+    /// `train.rec` and `train.idx` of MXNet, as Glint360K is published (An et al. 2021).
+    RecordIo,
+    /// `samples.jsonl`, the form of `coordinator dataset import`, with or without images.
+    Import,
+}
+
+impl FolderKind {
+    #[must_use]
+    pub fn description(self) -> &'static str {
+        match self {
+            Self::Identities => "a folder for each identity",
+            Self::Captions => "a folder for each character, with captions",
+            Self::CelebA => "CelebA (identity_CelebA.txt)",
+            Self::RecordIo => "RecordIO (train.rec and train.idx)",
+            Self::Import => "rows of samples.jsonl",
+        }
+    }
+}
+
+/// A folder of images of characters or people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageFolder {
+    pub listed: ListedFolder,
+    /// None: as its files tell.
+    pub kind: Option<FolderKind>,
+    /// The artist of all its images; "" if there is none.
+    pub artist: String,
+    /// The rating of all its images, one of [`crate::rating::Rating`]'s words; "" if unknown.
+    pub rating: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FoldersSettings {
+    pub folders: Vec<ImageFolder>,
+    /// The text of the list of cloth tags.
+    pub cloth_tags: String,
+    /// Whether rows without an image of their own are used: the stages after this one have a folder
+    /// of images, which are named by the rows' ids.
+    pub joined: bool,
+    pub on_bad_row: OnBadRow,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClustersSettings {
     pub signature: Signature,
     /// Fewest figures of a cluster; at least 2.
     pub size_min: u32,
+    /// JSON lines of `{"id": 1, "cluster": "name"}`: the true clusters of some figures. The report
+    /// compares with them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub truth: Option<NamedFile>,
 }
 
 /// What tells the outfits of a character apart.
@@ -144,6 +206,9 @@ pub enum Signature {
     Answers(Answers),
     /// The set of cloth tags that a tagger finds, from the stage `tagger`. Ours.
     Tagger,
+    /// The outfit that the folder's rows have, from the stage `folders`. Rows without one are
+    /// grouped by identity alone.
+    Given,
 }
 
 /// JSON lines of `{"id": 1, "question": "colours", "answer": "blue and white"}`.
@@ -159,8 +224,10 @@ pub struct Answers {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OutfitsSettings {
-    /// Images whose file names begin with the number of their post.
-    pub images: ListedFolder,
+    /// Images whose file names begin with the number of their post. None: those of the stage
+    /// `folders`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<ListedFolder>,
     /// URL of a server that speaks OpenAI's `/v1/chat/completions`.
     pub endpoint: String,
     pub model: String,
@@ -181,8 +248,10 @@ pub struct OutfitQuestion {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DatasetSettings {
-    /// Images whose file names begin with the number of their post.
-    pub images: ListedFolder,
+    /// Images whose file names begin with the number of their post. None: those of the stage
+    /// `folders`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<ListedFolder>,
     /// Masks, named in the same way. None: those of the stage `masks`, or else the alpha channels
     /// of the images.
     pub masks: Option<ListedFolder>,
@@ -194,6 +263,30 @@ pub struct DatasetSettings {
     pub near_bits: u32,
     #[serde(default, skip_serializing_if = "OnBadRow::is_skip")]
     pub on_bad_row: OnBadRow,
+    #[serde(default, skip_serializing_if = "Publish::is_all")]
+    pub publish: Publish,
+    /// Whether images without a mask are used whole. Otherwise the alpha channel must be one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub whole: bool,
+}
+
+/// What a data set is to contain.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Publish {
+    /// Everything, for training.
+    #[default]
+    Images,
+    /// Ids and annotations alone: images are often not theirs to publish who annotate them. They
+    /// are the rows of `samples.jsonl`, which the stage `folders` joins with images that somebody
+    /// has.
+    Annotations,
+}
+
+impl Publish {
+    pub(super) fn is_all(&self) -> bool {
+        *self == Self::Images
+    }
 }
 
 /// What happens to images of a cluster that are variants of another one in it.

@@ -1,11 +1,12 @@
 //! Divides a pipeline into stages. Pure.
 
-use super::StagePlan;
 use super::pipeline::{CLOTH_TAGS, Inputs, Pipeline, PipelineSignature, Planned, one};
 use super::settings::{
-    Answers, ClustersSettings, DatasetSettings, Figures, FilterSettings, NamedFile,
-    OutfitsSettings, PostsSettings, Settings, Signature, Source, SourcesSettings,
+    Answers, ClustersSettings, DatasetSettings, Figures, FilterSettings, FoldersSettings,
+    ImageFolder, NamedFile, OutfitsSettings, PostsSettings, Settings, Signature, Source,
+    SourcesSettings,
 };
+use super::{StageKey, StagePlan};
 
 impl Pipeline {
     /// The stages in order. Each reads only those before it.
@@ -15,27 +16,41 @@ impl Pipeline {
             plan: plan.clone(),
             units,
         };
-        let sources = self.sources(inputs);
-        let posts = StagePlan {
-            settings: Settings::Posts(PostsSettings {
-                on_bad_row: self.on_bad_row,
-            }),
-            inputs: vec![sources.key()],
+        let mut stages = Vec::new();
+        // The stage whose figures are grouped.
+        let found = if self.folders.is_empty() {
+            let sources = self.sources(inputs);
+            let posts = StagePlan {
+                settings: Settings::Posts(PostsSettings {
+                    on_bad_row: self.on_bad_row,
+                }),
+                inputs: vec![sources.key()],
+            };
+            let filter = self.filter(inputs, &posts);
+            stages.extend([units(&sources, 1), units(&posts, self.posts_units)]);
+            filter
+        } else {
+            self.folders(inputs)
         };
-        let filter = self.filter(inputs, &posts);
-        let outfits = self.ask(inputs, &filter);
-        let tagger = self.tag(inputs, &filter, self.cloth_tags(inputs));
+        stages.push(units(&found, 1));
+        let crops = self.crop(inputs, &found);
+        let mut signing = vec![found.key()];
+        signing.extend(crops.iter().map(StagePlan::key));
+        let outfits = self.ask(inputs, &signing);
+        let tagger = self.tag(inputs, &signing, self.cloth_tags(inputs));
         let signed = outfits.as_ref().or(tagger.as_ref());
-        let clusters = self.clusters(inputs, &filter, signed);
-        let masks = self.segment(inputs, &clusters);
-        let faces = self.detect(inputs, masks.as_ref().unwrap_or(&clusters));
-        let images = [masks.as_ref(), faces.as_ref()];
-        let dataset = self.write(inputs, &[&filter, &clusters], images);
-        let mut stages = vec![
-            units(&sources, 1),
-            units(&posts, self.posts_units),
-            units(&filter, 1),
-        ];
+        let clusters = self.clusters(inputs, &found, signed);
+        // Stages that have images of their own.
+        let mut images: Vec<StageKey> = Vec::new();
+        images.extend((!self.folders.is_empty()).then(|| found.key()));
+        images.extend(crops.iter().map(StagePlan::key));
+        let masks = self.segment(inputs, &clusters, &images);
+        let faces = self.detect(inputs, masks.as_ref().unwrap_or(&clusters), &images);
+        let mut read = vec![found.key(), clusters.key()];
+        let made = [crops.as_ref(), masks.as_ref(), faces.as_ref()];
+        read.extend(made.into_iter().flatten().map(StagePlan::key));
+        let dataset = self.write(inputs, read);
+        stages.extend(crops.map(|crops| units(&crops, self.figures_units)));
         stages.extend(outfits.map(|outfits| units(&outfits, self.outfits_units)));
         stages.extend(tagger.map(|tagger| units(&tagger, self.tagger_units)));
         stages.push(units(&clusters, 1));
@@ -43,6 +58,25 @@ impl Pipeline {
         stages.extend(faces.map(|faces| units(&faces, self.faces_units)));
         stages.extend(dataset.map(|dataset| units(&dataset, 1)));
         stages
+    }
+
+    fn folders(&self, inputs: &Inputs) -> StagePlan {
+        let listed = self.folders.iter().zip(&inputs.folders);
+        let folders = listed.map(|(source, listed)| ImageFolder {
+            listed: listed.clone(),
+            kind: source.kind,
+            artist: source.artist.clone(),
+            rating: source.rating.clone(),
+        });
+        StagePlan {
+            settings: Settings::Folders(Box::new(FoldersSettings {
+                folders: folders.collect(),
+                cloth_tags: self.cloth_tags(inputs).to_owned(),
+                joined: inputs.images.is_some(),
+                on_bad_row: self.on_bad_row,
+            })),
+            inputs: Vec::new(),
+        }
     }
 
     fn sources(&self, inputs: &Inputs) -> StagePlan {
@@ -79,25 +113,25 @@ impl Pipeline {
         }
     }
 
-    fn ask(&self, inputs: &Inputs, filter: &StagePlan) -> Option<StagePlan> {
-        let (outfits, images) = self.outfits.as_ref().zip(inputs.asked.clone())?;
+    fn ask(&self, inputs: &Inputs, found: &[StageKey]) -> Option<StagePlan> {
+        let outfits = self.outfits.as_ref()?;
         Some(StagePlan {
             settings: Settings::Outfits(Box::new(OutfitsSettings {
-                images,
+                images: inputs.asked.clone(),
                 endpoint: outfits.endpoint.clone(),
                 model: outfits.model.clone(),
                 questions: outfits.questions.clone(),
                 concurrency: outfits.concurrency,
                 on_bad_row: self.on_bad_row,
             })),
-            inputs: vec![filter.key()],
+            inputs: found.to_vec(),
         })
     }
 
     fn clusters(
         &self,
         inputs: &Inputs,
-        filter: &StagePlan,
+        found: &StagePlan,
         signed: Option<&StagePlan>,
     ) -> StagePlan {
         let asked = || {
@@ -114,6 +148,7 @@ impl Pipeline {
                 })
             }
             (PipelineSignature::Tagger, _) => Signature::Tagger,
+            (PipelineSignature::Given, _) => Signature::Given,
             (PipelineSignature::Answers { .. } | PipelineSignature::Tags, _) => Signature::Tags,
         };
         let answers = signed.map(StagePlan::key);
@@ -121,33 +156,27 @@ impl Pipeline {
             settings: Settings::Clusters(ClustersSettings {
                 signature,
                 size_min: self.size_min,
+                truth: one(inputs.clusters_truth.as_ref()),
             }),
-            inputs: std::iter::once(filter.key()).chain(answers).collect(),
+            inputs: std::iter::once(found.key()).chain(answers).collect(),
         }
     }
 
-    /// `tables` are the plans of its tables, and `images` those of masks and faces.
-    fn write(
-        &self,
-        inputs: &Inputs,
-        tables: &[&StagePlan],
-        images: [Option<&StagePlan>; 2],
-    ) -> Option<StagePlan> {
+    /// `read` are the stages whose outputs it reads.
+    fn write(&self, inputs: &Inputs, read: Vec<StageKey>) -> Option<StagePlan> {
         let dataset = self.dataset.as_ref()?;
-        let tables = tables.iter().copied();
         Some(StagePlan {
             settings: Settings::Dataset(DatasetSettings {
-                images: inputs.images.clone()?,
+                images: inputs.images.clone(),
                 masks: inputs.masks.clone(),
                 boxes: one(inputs.boxes.as_ref()),
                 near_duplicates: dataset.near_duplicates,
                 near_bits: dataset.near_bits,
                 on_bad_row: self.on_bad_row,
+                publish: dataset.publish,
+                whole: dataset.whole,
             }),
-            inputs: tables
-                .chain(images.into_iter().flatten())
-                .map(StagePlan::key)
-                .collect(),
+            inputs: read,
         })
     }
 }

@@ -114,6 +114,27 @@ impl TinyJob {
     }
 }
 
+/// The folder of a small CLIP that scores.
+///
+/// # Errors
+/// It is not trained or not exported.
+pub fn clip(cluster: &Cluster, dataset: &str) -> Result<String> {
+    let job = TinyJob {
+        name: "clip".to_owned(),
+        steps: 2,
+        ..TinyJob::forty_steps(dataset, 1)
+    };
+    let text = job
+        .to_toml()
+        .replace("\"retrinet\"", "\"clip\"")
+        .replace("references = 2\n", "prompt_drop = 0\n");
+    let id = cluster.submit(&text)?;
+    cluster.wait_done(&id)?;
+    let folder = cluster.directory().join("clip").display().to_string();
+    cluster.ok(&["checkpoint", "export", &id, "--out", &folder])?;
+    Ok(folder)
+}
+
 /// A job for this range of workers, with five micro-batches, exact reduction, and no periodic
 /// checkpoint.
 #[must_use]

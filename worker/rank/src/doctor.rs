@@ -1,6 +1,7 @@
 //! `worker-rank doctor`: checks that this node can train. Checks libtorch, devices, the object
-//! store and the ports, and prints one line per check. Deletes the object that it writes to the
-//! store. Called by `worker doctor` with the node's settings.
+//! store and the ports, and prints one line per check. Leaves the findings in the store, where the
+//! coordinator's page of the worker reads them, and nothing else. Called by `worker doctor` with the
+//! node's settings.
 
 use crate::collective::device::{gpus, library_architectures, libtorch_version, supports};
 use crate::collective::network;
@@ -9,14 +10,16 @@ use crate::environment::host_name;
 use anyhow::Context;
 use futures::TryStreamExt;
 use object_store::{ObjectStore, ObjectStoreExt};
+use proto::findings::{Check, Findings, findings_path};
 use proto::spec::DeviceKind;
-use serde::Serialize;
-use shell::outln;
+use shell::{errln, outln};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tch::{Device, Kind, Tensor};
 
+/// The name of the check of the store.
+const STORE: &str = "object store";
 /// The default `detect_within`; the probe timeout derives from it.
 const DETECT_WITHIN_MS: u64 = 3_000;
 
@@ -35,25 +38,15 @@ pub(crate) struct Node {
     /// Coordinator to connect to, http://HOST:PORT.
     #[arg(long)]
     coordinator: Option<String>,
+    /// The worker whose findings are left in the store.
+    #[arg(long)]
+    name: Option<String>,
     /// Object store to check.
     #[arg(long)]
     store: Option<String>,
     /// Output format: table or json.
     #[arg(long, default_value = "table")]
     output: String,
-}
-
-#[derive(Debug, Serialize)]
-struct Check {
-    name: &'static str,
-    ok: bool,
-    found: String,
-}
-
-#[derive(Debug, Serialize)]
-struct Findings {
-    ok: bool,
-    checks: Vec<Check>,
 }
 
 /// Prints the results. Returns true if every check passed.
@@ -65,13 +58,12 @@ pub(crate) fn run(node: &Node) -> anyhow::Result<bool> {
     checks.extend(node.coordinator.as_deref().map(coordinator));
     checks.push(match &node.store {
         Some(url) => object_store(url)?,
-        None => check(
-            "object store",
-            Ok("not checked; pass one with --store".to_owned()),
-        ),
+        None => check(STORE, Ok("not checked; pass one with --store".to_owned())),
     });
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
     let findings = Findings {
         ok: checks.iter().all(|check| check.ok),
+        at_ms: since_1970.map_or(0, |it| it.as_millis().try_into().unwrap_or(u64::MAX)),
         checks,
     };
     if node.output == "json" {
@@ -83,13 +75,19 @@ pub(crate) fn run(node: &Node) -> anyhow::Result<bool> {
             outln!("{verdict:<8} {name:<13} {found}");
         }
     }
+    if let (Some(name), Some(url)) = (&node.name, &node.store)
+        && findings.checks.iter().any(|it| it.name == STORE && it.ok)
+        && let Err(error) = leave(&findings, name, url)
+    {
+        errln!("the page of {name} does not show this: {url}: {error:#}");
+    }
     Ok(findings.ok)
 }
 
 fn check(name: &'static str, outcome: Result<String, String>) -> Check {
     let ok = outcome.is_ok();
     Check {
-        name,
+        name: name.to_owned(),
         ok,
         found: outcome.unwrap_or_else(|error| error),
     }
@@ -243,6 +241,24 @@ fn coordinator(url: &str) -> Check {
     check("coordinator", outcome)
 }
 
+/// Puts the findings where the coordinator's pages look for them.
+fn leave(findings: &Findings, name: &str, url: &str) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let (objects, prefix) = storage::open(url)?;
+    let path = findings_path(name)
+        .into_iter()
+        .fold(prefix, |path, part| path.join(part));
+    let json = serde_json::to_vec_pretty(findings)?;
+    let wait = Deadlines::new(DETECT_WITHIN_MS).probe();
+    runtime.block_on(async {
+        let put = tokio::time::timeout(wait, objects.put(&path, json.into())).await;
+        put.context("writing takes too long")?.context("writing")
+    })?;
+    Ok(())
+}
+
 fn object_store(url: &str) -> anyhow::Result<Check> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -252,7 +268,7 @@ fn object_store(url: &str) -> anyhow::Result<Check> {
         && !folder.is_dir()
     {
         let missing = format!("{url}: there is no such folder");
-        return Ok(check("object store", Err(missing)));
+        return Ok(check(STORE, Err(missing)));
     }
     let wait = Deadlines::new(DETECT_WITHIN_MS).probe();
     let outcome = match runtime
@@ -262,7 +278,7 @@ fn object_store(url: &str) -> anyhow::Result<Check> {
         Ok(Err(error)) => Err(format!("{url}: {error:#}{}", advice(url))),
         Err(_) => Err(format!("{url} does not answer within {} s", wait.as_secs())),
     };
-    Ok(check("object store", outcome))
+    Ok(check(STORE, outcome))
 }
 
 /// Lists, writes, reads and deletes one small object, as ranks do.
@@ -311,6 +327,7 @@ mod tests {
             address: "127.0.0.1".into(),
             metrics_listen: None,
             coordinator: None,
+            name: None,
             store: None,
             output: "json".into(),
         }
@@ -320,7 +337,21 @@ mod tests {
     fn a_sound_node_is_found_sound() {
         let folder = tempfile::tempdir().unwrap();
         let store = Some(format!("file://{}", folder.path().display()));
-        assert!(run(&Node { store, ..node() }).unwrap());
+        let name = Some("w1".to_owned());
+        assert!(
+            run(&Node {
+                store,
+                name,
+                ..node()
+            })
+            .unwrap()
+        );
+        let left = std::fs::read(folder.path().join("workers/w1/doctor.json")).unwrap();
+        let left: Findings = serde_json::from_slice(&left).unwrap();
+        assert!(
+            left.ok && left.at_ms != 0 && left.checks.len() == 6,
+            "{left:?}"
+        );
     }
 
     #[test]

@@ -2,9 +2,7 @@
 
 mod document;
 mod folders;
-mod numbers;
 pub(crate) mod open;
-mod paper;
 mod report;
 mod stored;
 

@@ -2,18 +2,20 @@
 //! Written as Markdown, HTML and CSV, with the rows as Parquet beside them.
 
 use super::document::{Block, csv_cell, html, markdown};
-use super::numbers::{Part, difference, estimate, excess, extremes, models, pairings};
-use super::paper::{Column, TABLES, Table, differences};
 use super::stored::Stored;
 use crate::cli::client::{self, connect};
 use crate::cli::{Global, Outcome, Output, print_json};
+use crate::evaluation::numbers::{
+    Part, columns, difference, estimate, excess, extremes, headline, models, pairings,
+};
+use crate::evaluation::paper::{Column, TABLES, Table, differences};
 use crate::text::outln;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use figures::grid::{Cell, image_grid};
 use figures::scatter::{Mark, Scatter, scatter_image, scatter_svg};
 use image::RgbImage;
-use metric::{Estimate, Measure, Pair};
+use metric::Estimate;
 use model_data::evaluation::Row;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -97,11 +99,10 @@ pub(crate) async fn report(global: &Global, args: &ReportArgs) -> Result<Outcome
 
 impl<'a> Report<'a> {
     fn new(rows: &'a [Row], out: &'a Path) -> Self {
-        let has = |column: &Column| rows.iter().any(|row| column.of(row).is_some());
         Self {
             rows,
             models: models(rows),
-            columns: Column::all().into_iter().filter(has).collect(),
+            columns: columns(rows),
             out,
             blocks: Vec::new(),
             csv: "part,model,measure,mean,low,high,images,characters,paper,difference\n".to_owned(),
@@ -395,16 +396,8 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// The measure by which images are called good: the SWD of table 2, or CLIP-I, or what there
-    /// is.
-    fn headline(&self) -> Option<Column> {
-        let wanted = [Column::Swd(Pair::PAPER[2]), Column::Of(Measure::ClipI)];
-        let found = wanted.into_iter().find(|it| self.columns.contains(it));
-        found.or_else(|| self.columns.first().copied())
-    }
-
     async fn extremes(&mut self, stored: &Stored) -> Result<()> {
-        let Some(column) = self.headline() else {
+        let Some(column) = headline(&self.columns) else {
             return Ok(());
         };
         let (best, worst) = extremes(self.rows, column, EXTREMES);

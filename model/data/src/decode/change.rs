@@ -144,6 +144,8 @@ kinds! {
     MaskColours, "mask-colours", "mask of black and one colour read as background and figure";
     MaskDepth, "mask-depth", "16-bit mask converted to 8 bits";
     FaceGuessed, "face-guessed", "face box guessed from the mask";
+    NoArtist, "no-artist", "no artist: rows are grouped without one";
+    Whole, "whole-image", "no mask: the whole image counts as the figure";
     Id, "id", "id cleaned (white space, invisible characters, Unicode form NFC)";
     Name, "name", "character, artist or outfit cleaned (white space, Unicode form NFC)";
     Spelling, "spelling", "name spelled as an earlier one that differs only in case or spaces";

@@ -296,14 +296,22 @@ fn load_images(files: &Files, row: &Row, changes: &mut Vec<Change>) -> Result<Im
         face: row.bbox,
         check: true,
     };
-    let source = files
-        .mask
-        .as_ref()
-        .map_or(MaskSource::Alpha, |bytes| MaskSource::File(bytes));
+    let source = match &files.mask {
+        Some(bytes) => MaskSource::File(bytes),
+        None if row.whole => {
+            changes.push(Change::new(ChangeKind::Whole, ""));
+            MaskSource::Whole
+        }
+        None => MaskSource::Alpha,
+    };
     let pixels = decode(&files.image, source, &expect, changes).map_err(message)?;
     let (width, height) = pixels.image.dimensions();
     let bbox = match row.bbox {
         Some(bbox) => bbox,
+        None if row.whole => {
+            changes.push(Change::new(ChangeKind::FaceGuessed, "the whole image"));
+            [0.5, 0.5, 1.0, 1.0]
+        }
         None => {
             changes.push(Change::new(ChangeKind::FaceGuessed, ""));
             guess_face(&pixels.mask)

@@ -32,6 +32,8 @@ pub(super) struct Row {
     pub(super) outfit: String,
     pub(super) image: String,
     pub(super) mask: Option<String>,
+    #[serde(default)]
+    pub(super) whole: bool,
     pub(super) rating: Option<String>,
     #[serde(skip)]
     pub(super) line: u64,
@@ -168,7 +170,15 @@ fn check_fields(mut row: Row, line: u64, seen: &mut Seen) -> Result<Row, String>
     let mut changes = Vec::new();
     row.id = clean_id(&row.id, &mut changes).map_err(|reason| format!("id {reason}"))?;
     row.character = seen.name("character", &row.character, &mut changes)?;
-    row.artists = seen.name("artists", &row.artists, &mut changes)?;
+    if row.artists.trim().is_empty() {
+        row.artists.clear();
+        changes.push(Change::new(ChangeKind::NoArtist, ""));
+    } else {
+        row.artists = seen.name("artists", &row.artists, &mut changes)?;
+    }
+    if row.whole && row.mask.is_some() {
+        return Err("whole is true, and there is a mask: leave one of them out".to_owned());
+    }
     if row.outfit.trim().is_empty() {
         row.outfit.clear();
     } else {

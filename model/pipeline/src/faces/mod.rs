@@ -15,11 +15,12 @@ use crate::truth;
 use animeface::Animeface;
 use futures::StreamExt;
 use image::RgbImage;
-use onnx::{Detector, Preparation};
+pub(crate) use onnx::{Detector, Limits, Preparation};
 use proto::build::StagePlan;
 use proto::build::image_stages::{FaceDetector, FacesSettings};
 use proto::build::report::{Report, UnitOutput};
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::pin::pin;
 
 pub const NO_FACE: &str = "no face";
@@ -45,7 +46,7 @@ pub(crate) struct Fit {
 impl Fit {
     /// A box as fractions of the image, cut off at its edges: six decimals, as the paper's. None:
     /// it is outside.
-    fn fractions(&self, [x, y, width, height]: [f64; 4]) -> Option<[f64; 4]> {
+    pub(crate) fn fractions(&self, [x, y, width, height]: [f64; 4]) -> Option<[f64; 4]> {
         let along = |centre: f64, length: f64, offset: f64, side: u32| {
             let side = f64::from(side) * self.scale;
             let low = ((centre - length / 2.0 - offset) / side).clamp(0.0, 1.0);
@@ -64,7 +65,7 @@ impl Fit {
 pub(crate) struct Prepared {
     pub(crate) fit: Fit,
     pub(crate) input: Input,
-    thumbnail: Option<RgbImage>,
+    pub(crate) thumbnail: Option<RgbImage>,
 }
 
 pub(crate) enum Input {
@@ -86,17 +87,23 @@ pub async fn run(
     settings: &FacesSettings,
     outputs: &Outputs,
     units: (u32, u32),
+    scratch: &Path,
 ) -> Result<UnitOutput> {
     let figures = batches::figures(plan, outputs).await?;
     let finder = match &settings.detector {
         FaceDetector::Animeface => Finder::Animeface(Animeface::start(settings.score_min)?),
         FaceDetector::Onnx { model, layout } => {
-            Finder::Onnx(Box::new(Detector::open(model, *layout, settings).await?))
+            let limits = Limits {
+                score_min: settings.score_min,
+                overlap_max: settings.overlap_max,
+                side: settings.side,
+            };
+            Finder::Onnx(Box::new(Detector::open(model, *layout, limits).await?))
         }
     };
     let mut stage = Faces {
         finder,
-        images: Images::open(&settings.images).await?,
+        images: Images::of_stage(plan, outputs, settings.images.as_ref(), scratch).await?,
         truth: match &settings.truth {
             Some(truth) => truth::true_boxes(truth).await?,
             None => BTreeMap::new(),
@@ -104,14 +111,16 @@ pub async fn run(
         folder: outputs.stage(&plan.key()),
         settings,
     };
+    stage.images.check(settings.on_bad_row)?;
     let folder = stage.folder.clone();
     let each = async |number: usize, figures: &[i64]| stage.batch(number, figures).await;
     let mut output = batches::run(&folder, &figures, units, each).await?;
     let description = match &stage.finder {
         Finder::Animeface(animeface) => animeface.description(),
-        Finder::Onnx(detector) => detector.description(),
+        Finder::Onnx(detector) => format!("faces of {}", detector.description()),
     };
     output.report.found.insert(0, description);
+    stage.images.describe(units.0, &mut output.report);
     Ok(output)
 }
 

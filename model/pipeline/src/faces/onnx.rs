@@ -7,7 +7,7 @@ use crate::onnx::{Model, Output, bilinear, planes, runtime, short};
 use crate::truth::box_overlap;
 use image::RgbImage;
 use model_data::image_file::resize;
-use proto::build::image_stages::{FaceLayout, FacesSettings};
+use proto::build::image_stages::FaceLayout;
 use proto::build::settings::NamedFile;
 
 const RIGHT: &str = "a face detector has one input of f32 [N, 3, H, W], such as [1, 3, 640, 640]";
@@ -110,7 +110,16 @@ impl Preparation {
     }
 }
 
-/// A face detector.
+/// What a detector's settings may leave to its authors.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) score_min: Option<f64>,
+    pub(crate) overlap_max: Option<f64>,
+    /// Of the square that a model of any input size gets.
+    pub(crate) side: u32,
+}
+
+/// A detector of faces, or of figures.
 #[derive(Debug)]
 pub(crate) struct Detector {
     model: Model,
@@ -127,7 +136,7 @@ impl Detector {
     pub(crate) async fn open(
         model: &NamedFile,
         layout: Option<FaceLayout>,
-        settings: &FacesSettings,
+        limits: Limits,
     ) -> Result<Self> {
         let model = Model::open_file(model).await?;
         let input = model.image_input(RIGHT)?;
@@ -138,7 +147,7 @@ impl Detector {
         let Some(layout) = layout else {
             return Err(model.unfit(&model.outputs, "outputs", RIGHT_OUTPUTS));
         };
-        let side = settings.side as usize;
+        let side = limits.side as usize;
         let (score_min, overlap_max) = thresholds(layout);
         Ok(Self {
             layout,
@@ -146,8 +155,8 @@ impl Detector {
             height: input.height.unwrap_or(side),
             batch: input.batch.unwrap_or(BATCH).max(1),
             is_fixed: input.batch.is_some(),
-            score_min: settings.score_min.unwrap_or(score_min),
-            overlap_max: settings.overlap_max.unwrap_or(overlap_max),
+            score_min: limits.score_min.unwrap_or(score_min),
+            overlap_max: limits.overlap_max.unwrap_or(overlap_max),
             model,
         })
     }
@@ -166,7 +175,7 @@ impl Detector {
             FaceLayout::Yunet => "YuNet",
         };
         format!(
-            "faces of {}, with outputs as {layout}, at {}x{}, scores of at least {} and overlaps \
+            "{}, with outputs as {layout}, at {}x{}, scores of at least {} and overlaps \
              of at most {}, by {}",
             short(&self.model.name),
             self.width,

@@ -20,6 +20,7 @@ use model_data::image_file::encode_gray;
 use proto::build::StagePlan;
 use proto::build::image_stages::MasksSettings;
 use proto::build::report::{BadRow, Part, Report, UnitOutput};
+use std::path::Path;
 use std::pin::pin;
 
 /// Reasons for which a figure has no mask.
@@ -45,24 +46,27 @@ pub async fn run(
     settings: &MasksSettings,
     outputs: &Outputs,
     units: (u32, u32),
+    scratch: &Path,
 ) -> Result<UnitOutput> {
     let figures = batches::figures(plan, outputs).await?;
     let model = Model::open(&settings.model).await?;
     let mut stage = Masks {
         segmenter: Segmenter::new(model, settings.layout, settings.batch as usize)?,
-        images: Images::open(&settings.images).await?,
+        images: Images::of_stage(plan, outputs, settings.images.as_ref(), scratch).await?,
         truth: match &settings.truth {
-            Some(truth) => Some(Images::open(truth).await?),
+            Some(truth) => Some(Images::open(truth, scratch).await?),
             None => None,
         },
         folder: outputs.stage(&plan.key()),
         settings,
     };
+    stage.images.check(settings.on_bad_row)?;
     let folder = stage.folder.clone();
     let each = async |number: usize, figures: &[i64]| stage.batch(number, figures).await;
     let mut output = batches::run(&folder, &figures, units, each).await?;
     let description = format!("{} by {}", stage.segmenter.description(), runtime());
     output.report.found.insert(0, description);
+    stage.images.describe(units.0, &mut output.report);
     Ok(output)
 }
 
@@ -152,7 +156,7 @@ impl Masks<'_> {
 }
 
 /// Writes a tar and its index, named as the table of what is in it.
-async fn put_tar(
+pub(crate) async fn put_tar(
     folder: &StageFolder,
     table: &Part,
     tar: Vec<u8>,
@@ -161,7 +165,7 @@ async fn put_tar(
     debug_assert!(is_table(&table.path));
     // By the content of the tar: masks may differ where areas do not.
     let digest = proto::text::hex_sha256(&tar);
-    let stem = table.path.rsplit_once('-').map_or("masks", |it| it.0);
+    let stem = table.path.rsplit_once('-').map_or("files", |it| it.0);
     let name = |ending: &str| format!("{stem}-{}.{ending}", &digest[..16]);
     Ok([
         folder.put_file(name("tar"), 0, tar).await?,

@@ -6,18 +6,17 @@ mod labels;
 
 use crate::batches::{self, keep, prepared};
 use crate::cloths::ClothTags;
-use crate::engine::Engine;
 use crate::error::{BuildError, Result};
-use crate::figure::{FIGURES, TAGGED};
+use crate::figure::{self, TAGGED};
 use crate::images::Images;
 use crate::onnx::{ImageInput, Model, cubic, read_file, runtime, short};
 use crate::output::Outputs;
 use crate::table::{Table, Value};
 use futures::StreamExt;
 use image::{Rgb, RgbImage};
+use proto::build::StagePlan;
 use proto::build::image_stages::{TaggerLayout, TaggerSettings};
 use proto::build::report::{Report, UnitOutput};
-use proto::build::{Stage, StagePlan};
 use std::path::Path;
 use std::pin::pin;
 
@@ -27,11 +26,6 @@ const RIGHT: &str = "a tagger has one input of f32 [N, H, W, 3] (WD14) or [N, 3,
     (cl_tagger), such as [1, 448, 448, 3]";
 const SIDE: usize = 448;
 const LABELS_BYTES_MAX: u64 = 64 << 20;
-
-const TABLES: &str = "
-    CREATE TABLE figures(id INTEGER PRIMARY KEY, rating, md5, ext, width, height, parent,
-        character, artist, general, cloths);";
-const INSERT: &str = "INSERT INTO figures VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
 
 /// Tags the figures of a unit.
 ///
@@ -44,9 +38,10 @@ pub async fn run(
     units: (u32, u32),
     scratch: &Path,
 ) -> Result<UnitOutput> {
-    let figures = figures(plan, outputs, scratch).await?;
+    let figures = figure::with_others(plan, outputs, scratch).await?;
     let mut tagger = Tagger::open(settings).await?;
-    let images = Images::open(&settings.images).await?;
+    let images = Images::of_stage(plan, outputs, settings.images.as_ref(), scratch).await?;
+    images.check(settings.on_bad_row)?;
     let folder = outputs.stage(&plan.key());
     let each = async |number: usize, figures: &[i64]| {
         let (report, table) = tagger.batch(&images, figures, settings).await?;
@@ -59,27 +54,8 @@ pub async fn run(
     };
     let mut output = batches::run(&folder, &figures, units, each).await?;
     output.report.found.push(tagger.description());
+    images.describe(units.0, &mut output.report);
     Ok(output)
-}
-
-/// Figures whose character and artist have others, by id.
-async fn figures(plan: &StagePlan, outputs: &Outputs, scratch: &Path) -> Result<Vec<i64>> {
-    let (folder, manifest) = outputs.input(plan, Stage::Filter).await?;
-    let engine = Engine::open(scratch)?;
-    engine.run("cannot make its tables", TABLES)?;
-    for part in &manifest.parts {
-        let bytes = folder.part(part).await?;
-        let _ = engine.load(&part.path, bytes, &FIGURES, INSERT)?;
-    }
-    let mut figures = Vec::new();
-    let query = "SELECT id FROM figures JOIN (SELECT character, artist FROM figures
-            GROUP BY character, artist HAVING count(*) > 1) USING (character, artist)
-        ORDER BY id";
-    engine.query("cannot list figures", query, |row| {
-        figures.push(row.get(0)?);
-        Ok(())
-    })?;
-    Ok(figures)
 }
 
 /// How images become input.

@@ -60,6 +60,41 @@ pub(crate) fn pairs(posts: &[FakePost], clusters: &BTreeMap<i64, i64>) -> (u64, 
     (both, found, missed)
 }
 
+/// The report says what the clusters are worth, where somebody knows the truth.
+#[tokio::test]
+async fn precision_and_recall_of_the_clusters_are_those_of_their_pairs() {
+    let posts = danbooru::posts(8, 6);
+    let folder = tempfile::tempdir().unwrap();
+    let text = danbooru::lines(posts.iter().map(danbooru::new));
+    std::fs::write(folder.path().join("posts"), text).unwrap();
+    answer(&posts, 20, folder.path());
+    let truth = posts.iter().map(|it| {
+        let cluster = format!("{:?} {:?}", it.identity, it.artists);
+        json!({"id": it.id, "cluster": cluster})
+    });
+    std::fs::write(folder.path().join("truth"), danbooru::lines(truth)).unwrap();
+    let text = format!("{TEXT}{ASKED}truth = \"truth\"\n");
+    let manifests = build(folder.path(), &text).await.unwrap();
+    let manifest = &manifests[&Stage::Clusters];
+    let found = clusters(folder.path(), &text, manifest).await;
+    let (both, wrong, missed) = pairs(&posts, &found);
+    assert!(0 < missed && wrong == 0);
+    let rows = proto::build::truth::rows(std::slice::from_ref(manifest));
+    let [precision, recall] = rows.as_slice() else {
+        panic!("{rows:?}");
+    };
+    assert_eq!(
+        (precision.compared, recall.compared),
+        (both + wrong, both + missed)
+    );
+    assert!((precision.value - 1.0).abs() < 1e-9, "{rows:?}");
+    let expected = both as f64 / (both + missed) as f64;
+    assert!((recall.value - expected).abs() < 1e-9, "{rows:?}");
+    std::fs::write(folder.path().join("truth"), "{\"id\": 7}\n").unwrap();
+    let error = build(folder.path(), &text).await.unwrap_err();
+    assert!(error.contains("truth: row 1: no true cluster"), "{error}");
+}
+
 #[tokio::test]
 async fn true_answers_give_the_outfits_that_are_drawn() {
     let posts = danbooru::posts(8, 6);

@@ -4,15 +4,18 @@
 mod answers;
 mod asked;
 mod bad_input;
-mod captions;
 #[path = "../danbooru/mod.rs"]
 mod danbooru;
 mod editions;
 mod faces;
+mod figures;
+mod folders;
+mod kills;
 mod masks;
 mod mirrors;
 mod resume;
 mod run;
 mod tagged;
+mod tars;
 mod unfit;
 mod written;

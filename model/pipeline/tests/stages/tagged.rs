@@ -19,7 +19,7 @@ const JSON: &str = r#"{"0": {"tag": "general", "category": "Rating"},
     "3": {"tag": "blue dress", "category": "General"}}"#;
 
 /// The pictures are red in one outfit of a character, and blue in the other.
-fn prepare(folder: &Path) -> Vec<(FakePost, Sample)> {
+pub(crate) fn prepare(folder: &Path) -> Vec<(FakePost, Sample)> {
     let mut drawn = danbooru::drawn(4, 4, 64);
     for number in 0..drawn.len() {
         let of_one = |it: &&(FakePost, Sample)| it.0.identity.0 == drawn[number].0.identity.0;

@@ -1,14 +1,18 @@
 //! Curves of a job's steps, at most a given number of points each. What is read of the journal is
 //! kept in cells of as many steps as needed for [`CELLS`] of them, with the least, the largest and
 //! the mean of every value, so that a page of a million steps is drawn from a few thousand numbers
-//! and a spike is never lost. Pure; filled by [`super::curves`].
+//! and a spike is never lost. The journal stores such a summary of each [`BLOCK`] of steps, so that
+//! these need not be read. Pure; filled by [`crate::journal`] and [`crate::web`].
 
 use proto::message::PhaseSeconds;
 use proto::pb;
 use proto::wire::loss_terms;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::ops::RangeInclusive;
 
+/// Steps of a summary in the store: 1 to [`BLOCK`], and so on.
+pub(crate) const BLOCK: u64 = 128;
 /// Cells that are kept of a job. A power of two.
 const CELLS: usize = 4096;
 /// Steps over which a pace is measured, at least.
@@ -16,20 +20,20 @@ const PACE: u64 = 64;
 
 /// Values of steps that follow each other.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Cell {
-    pub(super) first: u64,
-    pub(super) last: u64,
+pub(crate) struct Cell {
+    pub(crate) first: u64,
+    pub(crate) last: u64,
     /// Seconds that its steps took.
-    pub(super) seconds: f64,
+    pub(crate) seconds: f64,
     /// In the order of [`Curve::names`]; those that came later are missing.
-    pub(super) spans: Vec<Span>,
+    pub(crate) spans: Vec<Span>,
 }
 
 /// The finite values of one kind in a cell.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Span {
-    pub(super) min: f64,
-    pub(super) max: f64,
+pub(crate) struct Span {
+    pub(crate) min: f64,
+    pub(crate) max: f64,
     sum: f64,
     count: u32,
 }
@@ -65,7 +69,7 @@ impl Span {
     }
 
     /// None: no step has a finite value.
-    pub(super) fn mean(&self) -> Option<f64> {
+    pub(crate) fn mean(&self) -> Option<f64> {
         (self.count != 0).then(|| self.sum / f64::from(self.count))
     }
 }
@@ -87,25 +91,41 @@ impl Cell {
     }
 }
 
+/// The summary of steps that follow each other, as it is stored.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Block {
+    pub(crate) first: u64,
+    pub(crate) last: u64,
+    seconds: f64,
+    not_finite: u64,
+    /// Name, least and largest value, sum and count of the finite values of each kind.
+    spans: Vec<(String, f64, f64, f64, u32)>,
+}
+
+/// The block that a step is in, from 0.
+pub(crate) fn block_of(step: u64) -> u64 {
+    step.saturating_sub(1) / BLOCK
+}
+
 /// See the module.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Curve {
+pub(crate) struct Curve {
     /// Steps of a cell.
     stride: u64,
     most: usize,
-    pub(super) names: Vec<String>,
-    pub(super) cells: Vec<Cell>,
+    pub(crate) names: Vec<String>,
+    pub(crate) cells: Vec<Cell>,
     /// Steps with a value that is not a number.
-    pub(super) not_finite: u64,
+    pub(crate) not_finite: u64,
 }
 
 impl Curve {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::of_at_most(CELLS, 1)
     }
 
     /// With cells of `stride` steps from the beginning.
-    pub(super) fn of_at_most(cells: usize, stride: u64) -> Self {
+    pub(crate) fn of_at_most(cells: usize, stride: u64) -> Self {
         Self {
             stride: stride.max(1),
             most: cells.max(2),
@@ -116,17 +136,17 @@ impl Curve {
     }
 
     /// The step after which there is more to read.
-    pub(super) fn last(&self) -> u64 {
+    pub(crate) fn last(&self) -> u64 {
         self.cells.last().map_or(0, |cell| cell.last)
     }
 
-    pub(super) fn stride(&self) -> u64 {
+    pub(crate) fn stride(&self) -> u64 {
         self.stride
     }
 
     /// Seconds per step of the last steps. None: there are none.
     #[allow(clippy::cast_precision_loss)] // Steps.
-    pub(super) fn pace(&self) -> Option<f64> {
+    pub(crate) fn pace(&self) -> Option<f64> {
         let last = self.last();
         let recent = self.cells.iter().rev();
         let recent = recent.take_while(|cell| last < cell.last + PACE.max(2 * self.stride));
@@ -139,7 +159,7 @@ impl Curve {
     }
 
     /// Steps come in order; one that is already there is ignored.
-    pub(super) fn add(&mut self, step: &pb::StepReport) {
+    pub(crate) fn add(&mut self, step: &pb::StepReport) {
         if step.step <= self.last() {
             return;
         }
@@ -179,6 +199,63 @@ impl Curve {
         }
     }
 
+    /// All steps in one block. None: there are none.
+    pub(crate) fn block(&self) -> Option<Block> {
+        let cells = merged(&self.cells, u64::MAX);
+        let cell = cells.first()?;
+        let spans = self.names.iter().zip(&cell.spans);
+        let spans = spans.filter(|(_, span)| span.count != 0);
+        Some(Block {
+            first: cell.first,
+            last: cell.last,
+            seconds: cell.seconds,
+            not_finite: self.not_finite,
+            spans: spans
+                .map(|(name, it)| (name.clone(), it.min, it.max, it.sum, it.count))
+                .collect(),
+        })
+    }
+
+    /// The same as adding its steps, but that cells become as wide as it is. Blocks come in order;
+    /// one that is already there is ignored.
+    pub(crate) fn add_block(&mut self, block: &Block) {
+        if block.first <= self.last() {
+            return;
+        }
+        if self.stride < BLOCK {
+            self.stride = BLOCK;
+            self.cells = merged(&self.cells, BLOCK);
+        }
+        let mut cell = Cell {
+            first: block.first,
+            last: block.last,
+            seconds: block.seconds,
+            spans: Vec::new(),
+        };
+        for (name, min, max, sum, count) in &block.spans {
+            let known = self.names.iter().position(|it| it == name);
+            let index = known.unwrap_or_else(|| {
+                self.names.push(name.clone());
+                self.names.len() - 1
+            });
+            *cell.span(index) = Span {
+                min: *min,
+                max: *max,
+                sum: *sum,
+                count: *count,
+            };
+        }
+        let number = |cell: &Cell| cell.first.saturating_sub(1) / self.stride;
+        match self.cells.last_mut() {
+            Some(last) if number(last) == number(&cell) => last.merge(&cell),
+            _ => self.cells.push(cell),
+        }
+        self.not_finite += block.not_finite;
+        while self.most < self.cells.len() {
+            self.halve();
+        }
+    }
+
     fn halve(&mut self) {
         self.stride *= 2;
         self.cells = merged(&self.cells, self.stride);
@@ -186,12 +263,12 @@ impl Curve {
 
     /// Forgets steps after `step`, and those that share a cell with one: another generation may do
     /// them again.
-    pub(super) fn truncate(&mut self, step: u64) {
+    pub(crate) fn truncate(&mut self, step: u64) {
         self.cells.retain(|cell| cell.last <= step);
     }
 
     /// The steps of a range as columns, at most `most` cells.
-    pub(super) fn json(&self, range: &RangeInclusive<u64>, most: usize) -> Map<String, Value> {
+    pub(crate) fn json(&self, range: &RangeInclusive<u64>, most: usize) -> Map<String, Value> {
         let before = self
             .cells
             .iter()
@@ -236,8 +313,19 @@ impl Curve {
         object
     }
 
+    /// First and last step and mean of one value in cells of `stride` steps, a multiple of what
+    /// they have. Cells without a finite value are left out.
+    pub(crate) fn in_cells(&self, name: &str, stride: u64) -> Vec<(u64, u64, f64)> {
+        let index = self.names.iter().position(|known| known == name);
+        let cells = merged(&self.cells, stride.max(self.stride));
+        let mean = |cell: &Cell| cell.spans.get(index?).and_then(Span::mean);
+        let cells = cells.iter();
+        let means = cells.filter_map(|cell| Some((cell.first, cell.last, mean(cell)?)));
+        means.collect()
+    }
+
     /// Means of one value by step, at most `most` of them.
-    pub(super) fn means(&self, name: &str, most: usize) -> Vec<(u64, Option<f64>)> {
+    pub(crate) fn means(&self, name: &str, most: usize) -> Vec<(u64, Option<f64>)> {
         let Some(index) = self.names.iter().position(|known| known == name) else {
             return Vec::new();
         };
@@ -371,5 +459,34 @@ mod tests {
         assert_eq!(curve.last(), 2);
         curve.add(&step(3, 5.0));
         assert_eq!(curve.means("loss", 9), [(2, Some(1.0)), (3, Some(5.0))]);
+    }
+
+    #[test]
+    fn blocks_are_the_curve_of_their_steps() {
+        let (mut of_steps, mut of_blocks) =
+            (Curve::of_at_most(64, BLOCK), Curve::of_at_most(64, 1));
+        for number in 0..20 {
+            let mut block = Curve::of_at_most(2, BLOCK);
+            for it in number * BLOCK + 1..=(number + 1) * BLOCK {
+                let loss = if it == 777 {
+                    f64::NAN
+                } else {
+                    (it % 100) as f64
+                };
+                of_steps.add(&step(it, loss));
+                block.add(&step(it, loss));
+            }
+            let block = block.block().unwrap_or_else(|| panic!("it has steps"));
+            assert_eq!(
+                (block_of(block.first), block_of(block.last)),
+                (number, number)
+            );
+            of_blocks.add_block(&block);
+            of_blocks.add_block(&block);
+        }
+        assert_eq!(of_blocks, of_steps);
+        of_blocks.add(&step(20 * BLOCK + 1, 5.0));
+        assert_eq!(of_blocks.last(), 20 * BLOCK + 1);
+        assert_eq!(Curve::new().block(), None);
     }
 }

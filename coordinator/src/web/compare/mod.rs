@@ -1,5 +1,7 @@
-//! Two jobs beside each other: their curves, what was set differently, and how they learn at equal
-//! steps.
+//! Two jobs beside each other: their curves, what was set differently, how they learn at equal
+//! steps, the paired difference of twins, and their images side by side.
+
+mod pairs;
 
 use super::curves::{History, STEPS_MAX};
 use super::problem::Problem;
@@ -9,7 +11,10 @@ use super::show;
 use super::svg;
 use super::{Frame, Web};
 use crate::comparison::{Means, differences, windows};
+use crate::curve::Curve;
+use crate::paired;
 use askama::Template;
+use pairs::{Pairs, pairs};
 use proto::account::Account;
 use proto::job::overrides::flat;
 use proto::limits::{TEXT_BYTES, cut};
@@ -38,8 +43,28 @@ struct Sides {
     facts: Vec<(&'static str, [String; 2])>,
     settings: Vec<(String, [Option<String>; 2])>,
     windows: Vec<Row>,
+    paired: Paired,
     curves: [Vec<String>; 2],
     note: String,
+    images: Option<Pairs>,
+}
+
+/// The paired difference of twins, or why there is none.
+#[derive(Debug)]
+struct Paired {
+    found: Option<Difference>,
+    because: String,
+}
+
+#[derive(Debug)]
+struct Difference {
+    mean: String,
+    low: String,
+    high: String,
+    steps: String,
+    verdict: String,
+    /// On a line of 1000 where the interval begins, how long it is, its mean, and 0.
+    line: [show::At; 4],
 }
 
 #[derive(Debug)]
@@ -56,12 +81,17 @@ pub(super) async fn page(web: &Web, query: &Query) -> Result<String, Problem> {
     let field = |name| cut(query.text(name).trim(), TEXT_BYTES);
     let (a, b) = (field("a"), field("b"));
     let board = web.look.board().await?;
-    let trained = board.jobs.iter().rev().filter(|it| it.view.work == "train");
+    let has_curve = |work: &str| matches!(work, "train" | "sample" | "evaluate");
+    let trained = board
+        .jobs
+        .iter()
+        .rev()
+        .filter(|it| has_curve(&it.view.work));
     let jobs = trained.take(50).map(|it| it.view.job.clone()).collect();
     let sides = if a.is_empty() || b.is_empty() {
         None
     } else {
-        Some(sides(web, &a, &b).await?)
+        Some(sides(web, &a, &b, query).await?)
     };
     let page = Page {
         frame: Frame::of("compare"),
@@ -73,12 +103,15 @@ pub(super) async fn page(web: &Web, query: &Query) -> Result<String, Problem> {
     Ok(page.render()?)
 }
 
-async fn sides(web: &Web, a: &str, b: &str) -> Result<Sides, Problem> {
+async fn sides(web: &Web, a: &str, b: &str, query: &Query) -> Result<Sides, Problem> {
     let (_, a) = web.job(a).await?;
     let (_, b) = web.job(b).await?;
-    let (cells_a, first) = web.curves.with(&a, STEPS_MAX, losses).await?;
-    let (cells_b, second) = web.curves.with(&b, STEPS_MAX, losses).await?;
+    let (curve_a, first) = web.curves.with(&a, STEPS_MAX, losses).await?;
+    let (curve_b, second) = web.curves.with(&b, STEPS_MAX, losses).await?;
+    let stride = curve_a.stride().max(curve_b.stride());
+    let [cells_a, cells_b] = [curve_a, curve_b].map(|curve| means(&curve, stride));
     let windows = windows(&cells_a, &cells_b);
+    let images = pairs(web, [&a, &b], query).await?;
     // Both on one scale.
     let drawn = svg::together([&first, &second], SIZE);
     let signed = |value: f64| {
@@ -111,17 +144,65 @@ async fn sides(web: &Web, a: &str, b: &str) -> Result<Sides, Problem> {
                 },
             })
             .collect(),
+        paired: paired_difference([&a, &b], [&cells_a, &cells_b]),
         curves: drawn,
+        images,
     })
 }
 
-fn losses(history: &History) -> (Means, Vec<(u64, Option<f64>)>) {
+fn paired_difference([a, b]: [&pb::JobView; 2], cells: [&Means; 2]) -> Paired {
+    let none = |because: String| Paired {
+        found: None,
+        because,
+    };
+    if a.job == b.job {
+        return none("Not paired: it is one job.".to_owned());
+    }
+    if let Some(because) = paired::apart(a, b) {
+        return none(format!("Not paired, because {because}."));
+    }
+    let Some(found) = paired::difference(cells[0], cells[1]) else {
+        let least = paired::STEPS_MIN;
+        return none(format!(
+            "Not paired yet: they need {least} steps in common."
+        ));
+    };
+    let Some((low, high)) = found.interval() else {
+        return none("Not paired: the losses are not finite.".to_owned());
+    };
+    let six = |value: f64| format!("{value:+.6}");
+    let span = [low, high, 0.0].into_iter();
+    let (least, most) = (
+        span.clone().fold(f64::INFINITY, f64::min),
+        span.fold(0.0, f64::max),
+    );
+    let at = |value: f64| show::At(40.0 + 920.0 * (value - least) / (most - least).max(1e-12));
+    Paired {
+        found: Some(Difference {
+            mean: six(found.mean()),
+            low: six(low),
+            high: six(high),
+            steps: show::count(found.steps()),
+            verdict: show::sentence(&found.verdict([&a.job, &b.job])),
+            line: [
+                at(low),
+                show::At(at(high).0 - at(low).0),
+                at(found.mean()),
+                at(0.0),
+            ],
+        }),
+        because: String::new(),
+    }
+}
+
+fn losses(history: &History) -> (Curve, Vec<(u64, Option<f64>)>) {
     let curve = &history.curve;
-    let index = curve.names.iter().position(|it| it == "loss");
-    let mean = |cell: &super::curve::Cell| cell.spans.get(index?)?.mean();
-    let cells = curve.cells.iter();
-    let means = cells.filter_map(|cell| Some((cell.first, cell.last, mean(cell)?)));
-    (means.collect(), curve.means("loss", POINTS))
+    (curve.clone(), curve.means("loss", POINTS))
+}
+
+/// Mean losses of cells of so many steps, so that those of two jobs are of the same steps.
+fn means(curve: &Curve, stride: u64) -> Means {
+    curve.in_cells("loss", stride)
 }
 
 /// What was set differently, with values that fit into a table.

@@ -1,34 +1,34 @@
-//! The numbers of a report, computed from the rows alone: means with intervals, differences of
-//! pairings, and the best and worst images. Pure.
+//! The numbers of a report and of the page of an evaluation, computed from the rows alone: means
+//! with intervals, differences of pairings, and the best and worst images. Pure.
 
 use super::paper::Column;
-use metric::{Bootstrap, Estimate, bootstrap, covariance, paired};
+use metric::{Bootstrap, Estimate, Measure, Pair, bootstrap, covariance, paired};
 use model_data::evaluation::Row;
 use proto::evaluate::Domain;
 use std::collections::BTreeMap;
 
 /// Which rows a table is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Part {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Part {
     All,
     Of(Domain),
 }
 
 impl Part {
-    pub(super) const EACH: [Self; 3] = [
+    pub(crate) const EACH: [Self; 3] = [
         Self::All,
         Self::Of(Domain::InDomain),
         Self::Of(Domain::OutOfDomain),
     ];
 
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::All => "all",
             Self::Of(domain) => domain.name(),
         }
     }
 
-    fn has(self, row: &Row) -> bool {
+    pub(crate) fn has(self, row: &Row) -> bool {
         match self {
             Self::All => true,
             Self::Of(domain) => row.domain == domain,
@@ -37,7 +37,7 @@ impl Part {
 }
 
 /// The models in the order of the rows.
-pub(super) fn models(rows: &[Row]) -> Vec<&str> {
+pub(crate) fn models(rows: &[Row]) -> Vec<&str> {
     let mut models: Vec<&str> = Vec::new();
     for row in rows {
         if !models.contains(&row.model.as_str()) {
@@ -56,13 +56,13 @@ fn values<'a>(rows: &'a [Row], model: &str, part: Part, column: Column) -> Vec<(
 }
 
 /// The mean of a model in a column; None if no image has a value.
-pub(super) fn estimate(rows: &[Row], model: &str, part: Part, column: Column) -> Option<Estimate> {
+pub(crate) fn estimate(rows: &[Row], model: &str, part: Part, column: Column) -> Option<Estimate> {
     let values = values(rows, model, part, column);
     bootstrap(values, Bootstrap::default()).ok()
 }
 
 /// How much an SWD exceeds the product of its two means: their covariance over the images.
-pub(super) fn excess(rows: &[Row], model: &str, part: Part, column: Column) -> Option<f64> {
+pub(crate) fn excess(rows: &[Row], model: &str, part: Part, column: Column) -> Option<f64> {
     let Column::Swd(pair) = column else {
         return None;
     };
@@ -78,14 +78,15 @@ pub(super) fn excess(rows: &[Row], model: &str, part: Part, column: Column) -> O
 }
 
 /// The difference of two models on the images that both have.
-pub(super) struct Difference {
-    pub(super) estimate: Estimate,
+#[derive(Debug)]
+pub(crate) struct Difference {
+    pub(crate) estimate: Estimate,
     /// Images that only one of them has.
-    pub(super) left_out: u64,
+    pub(crate) left_out: u64,
 }
 
 /// `second` minus `first`; None if they have no image in common.
-pub(super) fn difference(
+pub(crate) fn difference(
     rows: &[Row],
     (first, second): (&str, &str),
     part: Part,
@@ -111,7 +112,7 @@ pub(super) fn difference(
 }
 
 /// Models of both pairings: those whose names differ in their endings -a and -b alone.
-pub(super) fn pairings<'a>(models: &[&'a str]) -> Vec<(&'a str, &'a str)> {
+pub(crate) fn pairings<'a>(models: &[&'a str]) -> Vec<(&'a str, &'a str)> {
     let partner = |model: &&'a str| {
         let stem = model.strip_suffix("-a")?;
         let other = models
@@ -122,8 +123,21 @@ pub(super) fn pairings<'a>(models: &[&'a str]) -> Vec<(&'a str, &'a str)> {
     models.iter().filter_map(partner).collect()
 }
 
+/// The measure by which images are called good: the SWD of table 2, or CLIP-I, or what there is.
+pub(crate) fn headline(columns: &[Column]) -> Option<Column> {
+    let wanted = [Column::Swd(Pair::PAPER[2]), Column::Of(Measure::ClipI)];
+    let found = wanted.into_iter().find(|it| columns.contains(it));
+    found.or_else(|| columns.first().copied())
+}
+
+/// The columns of which some row has a value, in the order of reports.
+pub(crate) fn columns(rows: &[Row]) -> Vec<Column> {
+    let has = |column: &Column| rows.iter().any(|row| column.of(row).is_some());
+    Column::all().into_iter().filter(has).collect()
+}
+
 /// The images with the highest and with the lowest values, best first.
-pub(super) fn extremes(rows: &[Row], column: Column, count: usize) -> (Vec<&Row>, Vec<&Row>) {
+pub(crate) fn extremes(rows: &[Row], column: Column, count: usize) -> (Vec<&Row>, Vec<&Row>) {
     let mut valued: Vec<(f64, &Row)> = rows
         .iter()
         .filter_map(|row| Some((column.of(row)?, row)))

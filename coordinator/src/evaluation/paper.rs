@@ -6,35 +6,43 @@ use std::collections::BTreeSet;
 
 /// A column of a table: a measure, or the SWD of two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Column {
+pub(crate) enum Column {
     Of(Measure),
     Swd(Pair),
 }
 
 impl Column {
-    pub(super) fn title(self) -> String {
+    pub(crate) fn title(self) -> String {
         match self {
             Self::Of(measure) => measure.title().to_owned(),
             Self::Swd(pair) => pair.title(),
         }
     }
 
-    pub(super) fn name(self) -> String {
+    pub(crate) fn name(self) -> String {
         match self {
             Self::Of(measure) => measure.name().to_owned(),
             Self::Swd(pair) => pair.name(),
         }
     }
 
-    pub(super) fn of(self, row: &Row) -> Option<f64> {
+    pub(crate) fn of(self, row: &Row) -> Option<f64> {
         match self {
             Self::Of(measure) => row.scores.get(&measure).copied(),
             Self::Swd(pair) => pair.of(&row.scores),
         }
     }
 
+    /// False for distances of which a smaller one is better.
+    pub(crate) fn higher_is_better(self) -> bool {
+        match self {
+            Self::Of(measure) => measure.higher_is_better(),
+            Self::Swd(_) => true,
+        }
+    }
+
     /// What every report has, where it was computed.
-    pub(super) fn all() -> Vec<Self> {
+    pub(crate) fn all() -> Vec<Self> {
         let measures = Measure::ALL.into_iter().map(Self::Of);
         measures.chain(Pair::ALL.map(Self::Swd)).collect()
     }
@@ -48,15 +56,16 @@ const CLIP_I: Column = Column::Of(Measure::ClipI);
 const CLIP_T: Column = Column::Of(Measure::ClipT);
 
 /// A table of the paper.
-pub(super) struct Table {
-    pub(super) title: &'static str,
-    pub(super) columns: &'static [Column],
+#[derive(Debug)]
+pub(crate) struct Table {
+    pub(crate) title: &'static str,
+    pub(crate) columns: &'static [Column],
     /// The columns of its scatter plots: x and y.
-    pub(super) plots: &'static [(Column, Column)],
+    pub(crate) plots: &'static [(Column, Column)],
     rows: &'static [(&'static str, &'static [f64])],
 }
 
-pub(super) const TABLES: [Table; 2] = [
+pub(crate) const TABLES: [Table; 2] = [
     Table {
         title: "Table 2",
         columns: &[CLIP_I, CLIP_T, T_I],
@@ -123,7 +132,7 @@ pub(super) const TABLES: [Table; 2] = [
 
 impl Table {
     /// The paper's value of a model in a column. Capitals and dashes of the name do not matter.
-    pub(super) fn value(&self, model: &str, column: Column) -> Option<f64> {
+    pub(crate) fn value(&self, model: &str, column: Column) -> Option<f64> {
         let at = self.columns.iter().position(|it| *it == column)?;
         let found = self
             .rows
@@ -132,7 +141,7 @@ impl Table {
         found.and_then(|(_, values)| values.get(at).copied())
     }
 
-    pub(super) fn has(&self, model: &str) -> bool {
+    pub(crate) fn has(&self, model: &str) -> bool {
         self.rows
             .iter()
             .any(|(name, _)| plain(name) == plain(model))
@@ -152,7 +161,7 @@ const VQA_MODEL: &str = "instructblip-vicuna-7b";
 
 /// Why values of these rows are not comparable with the paper's, a reason each. What rows cannot
 /// tell is always one of them: the paper publishes neither its data set nor its characters.
-pub(super) fn differences(rows: &[&Row]) -> Vec<String> {
+pub(crate) fn differences(rows: &[&Row]) -> Vec<String> {
     let mut reasons = Vec::new();
     let distinct = |of: fn(&Row) -> &str| -> usize {
         let all: BTreeSet<&str> = rows.iter().map(|row| of(row)).collect();

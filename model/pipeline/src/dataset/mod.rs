@@ -2,23 +2,24 @@
 //! data set, in the folder `data` of the stage. Images are read and checked as those of
 //! `coordinator dataset import`; rows are in the order of clusters.
 
-use crate::batches::is_table;
+mod load;
+mod publish;
+mod rows;
+
+use crate::batches::{decoded, refuse};
 use crate::engine::Engine;
 use crate::error::{BuildError, Result};
-use crate::figure::{CLUSTERED, FACES, FIGURES, MASKED};
 use crate::images::Images;
 use crate::near;
 use crate::output::Outputs;
-use crate::table::Column;
-use crate::truth::read_boxes;
 use bytes::Bytes;
 use futures::StreamExt;
-use model_data::decode::{Expect, MaskSource, Origin, decode};
 use model_data::import::{ImageFiles, ImportError, ImportOptions, ImportReport, import_rows};
 use proto::build::report::{BadRow, EXAMPLES_MAX, Report, UnitOutput};
-use proto::build::settings::{DatasetSettings, NamedFile, NearDuplicates, OnBadRow};
+use proto::build::settings::{DatasetSettings, NearDuplicates, OnBadRow, Publish};
 use proto::build::{Stage, StagePlan};
 use proto::text::hex_sha256;
+use rows::Row;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -37,31 +38,36 @@ pub const REFUSED: &str = "an image, mask or face box that cannot be used";
 /// Images that are read at a time.
 const READS: usize = 8;
 
-const TABLES: &str = "
-    CREATE TABLE figures(id INTEGER PRIMARY KEY, rating, md5, ext, width, height, parent,
-        character, artist, general, cloths);
-    CREATE TABLE clustered(id INTEGER PRIMARY KEY, cluster, size, character, artist, outfit);
-    CREATE TABLE masked(id INTEGER PRIMARY KEY);
-    CREATE TABLE boxes(id INTEGER PRIMARY KEY, box);
-    CREATE TABLE usable(id INTEGER PRIMARY KEY, cluster);";
-
-/// The second columns are not stored, and the names of all must be bound.
-const INSERT_MASKED: &str = "INSERT INTO masked SELECT ?1 WHERE ?2 IS ?2";
-const INSERT_FACE: &str = "INSERT INTO boxes SELECT ?1, json_array(?2, ?3, ?4, ?5)
-    WHERE ?6 IS ?6 AND ?7 IS ?7";
-
 /// Images by the names that rows have for them: `image/7` and `mask/7`.
 struct Files {
     images: Images,
-    masks: Option<Images>,
+    masks: Masks,
     runtime: Handle,
+}
+
+/// Where masks are.
+enum Masks {
+    /// Of each figure there is one, or the figure is dropped.
+    Each(Images),
+    /// As the rows of folders say, if there are any, and else in the alpha channels of images, or
+    /// nowhere.
+    Rows(Option<Images>),
+}
+
+impl Masks {
+    fn images(&self) -> Option<&Images> {
+        match self {
+            Self::Each(images) => Some(images),
+            Self::Rows(images) => images.as_ref(),
+        }
+    }
 }
 
 impl ImageFiles for Files {
     fn read(&self, path: &str) -> std::result::Result<Bytes, String> {
         let (kind, id) = path.split_once('/').ok_or("has no number")?;
         let id: i64 = id.parse().map_err(|_| "has no number")?;
-        let folder = match (kind, &self.masks) {
+        let folder = match (kind, self.masks.images()) {
             ("mask", Some(masks)) => masks,
             _ => &self.images,
         };
@@ -82,37 +88,34 @@ pub async fn run(
     scratch: &Path,
 ) -> Result<UnitOutput> {
     let engine = Engine::open(scratch)?;
-    engine.run("cannot make its tables", TABLES)?;
     let mut report = Report::default();
-    load(&engine, plan, outputs).await?;
+    load::load(&engine, plan, outputs).await?;
     report.rows_in = engine.number("cannot count", "SELECT count(*) FROM clustered")?;
-    if let Some(boxes) = &settings.boxes {
-        load_boxes(&engine, boxes).await?;
-    }
-    let has_boxes = settings.boxes.is_some() || plan.input(Stage::Faces).is_some();
+    let has_boxes = load::boxes(&engine, plan, settings).await?;
+    let images = settings.images.as_ref();
     let files = Files {
-        images: Images::open(&settings.images).await?,
-        masks: masks(plan, settings, outputs).await?,
+        images: Images::of_stage(plan, outputs, images, scratch).await?,
+        masks: masks(plan, settings, outputs, scratch).await?,
         runtime: Handle::current(),
     };
-    report.found.push(format!(
-        "{} images of posts, {} of them in {} tars with an index",
-        files.images.count(),
-        if files.images.tars == 0 {
-            0
-        } else {
-            files.images.count()
-        },
-        files.images.tars
-    ));
-    report.count("further images of a post", files.images.repeated);
-    report.count("files that are no image of a post", files.images.others);
+    for images in std::iter::once(&files.images).chain(files.masks.images()) {
+        images.check(settings.on_bad_row)?;
+        images.describe(0, &mut report);
+    }
     find(&engine, &files, has_boxes, &mut report)?;
     compare(&engine, &files.images, settings, &mut report).await?;
     drop_alone(&engine, &mut report)?;
-    let (rows, ids) = scratch_file(&engine, &files, scratch)?;
-    let files = Arc::new(files);
     let url = format!("{}/{}/data", out.trim_end_matches('/'), plan.key().folder());
+    let is_whole = |row: &Row| row.is_whole(settings.whole, &files.masks);
+    if settings.publish == Publish::Annotations {
+        publish::write(&engine, plan, outputs, &url, is_whole, &mut report).await?;
+        return Ok(UnitOutput {
+            parts: Vec::new(),
+            report,
+        });
+    }
+    let (rows, ids) = scratch_file(&engine, &files, is_whole, scratch)?;
+    let files = Arc::new(files);
     let options = ImportOptions {
         source: "built from metadata by coordinator dataset build".to_owned(),
         strict: false,
@@ -146,6 +149,29 @@ pub async fn run(
     })
 }
 
+/// Where the masks of a plan are.
+async fn masks(
+    plan: &StagePlan,
+    settings: &DatasetSettings,
+    outputs: &Outputs,
+    scratch: &Path,
+) -> Result<Masks> {
+    if let Some(masks) = &settings.masks {
+        return Ok(Masks::Each(Images::open(masks, scratch).await?));
+    }
+    if plan.input(Stage::Masks).is_some() {
+        let (folder, manifest) = outputs.input(plan, Stage::Masks).await?;
+        let images = Images::of_parts(&folder, &manifest.parts).await?;
+        return Ok(Masks::Each(images));
+    }
+    // Masks of whole images are not those of their crops.
+    if plan.input(Stage::Folders).is_none() || plan.input(Stage::Figures).is_some() {
+        return Ok(Masks::Rows(None));
+    }
+    let images = Images::masks_of_folders(plan, outputs).await?;
+    Ok(Masks::Rows(Some(images)))
+}
+
 fn failed(error: ImportError) -> BuildError {
     match error {
         ImportError::Nothing { report, .. } => {
@@ -157,76 +183,6 @@ fn failed(error: ImportError) -> BuildError {
         }
         other => BuildError::Input(proto::text::chain(&other)),
     }
-}
-
-/// Loads the tables of earlier stages. Figures that one of them has dropped are not in `clustered`.
-async fn load(engine: &Engine, plan: &StagePlan, outputs: &Outputs) -> Result<()> {
-    let tables: [(Stage, &[(&str, Column)], &str); 4] = [
-        (
-            Stage::Filter,
-            &FIGURES,
-            "INSERT INTO figures VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
-        ),
-        (
-            Stage::Clusters,
-            &CLUSTERED,
-            "INSERT INTO clustered VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-        ),
-        (Stage::Masks, &MASKED, INSERT_MASKED),
-        (Stage::Faces, &FACES, INSERT_FACE),
-    ];
-    for (stage, columns, insert) in tables {
-        let is_optional = matches!(stage, Stage::Masks | Stage::Faces);
-        if is_optional && plan.input(stage).is_none() {
-            continue;
-        }
-        let (folder, manifest) = outputs.input(plan, stage).await?;
-        for part in manifest.parts.iter().filter(|it| is_table(&it.path)) {
-            let bytes = folder.part(part).await?;
-            let _ = engine.load(&part.path, bytes, columns, insert)?;
-        }
-        let table = match stage {
-            Stage::Masks => "masked",
-            Stage::Faces => "boxes",
-            _ => continue,
-        };
-        let drop = format!("DELETE FROM clustered WHERE id NOT IN (SELECT id FROM {table})");
-        engine.run("cannot drop figures", &drop)?;
-    }
-    Ok(())
-}
-
-/// None: the alpha channels of the images are the masks.
-async fn masks(
-    plan: &StagePlan,
-    settings: &DatasetSettings,
-    outputs: &Outputs,
-) -> Result<Option<Images>> {
-    if let Some(masks) = &settings.masks {
-        return Ok(Some(Images::open(masks).await?));
-    }
-    if plan.input(Stage::Masks).is_none() {
-        return Ok(None);
-    }
-    let (folder, manifest) = outputs.input(plan, Stage::Masks).await?;
-    Ok(Some(Images::of_parts(&folder, &manifest.parts).await?))
-}
-
-async fn load_boxes(engine: &Engine, boxes: &NamedFile) -> Result<()> {
-    let context = "cannot load face boxes";
-    engine.run(context, "BEGIN")?;
-    let insert = "INSERT INTO boxes VALUES (?1, ?2) ON CONFLICT DO NOTHING";
-    let mut insert = engine.prepare(context, insert)?;
-    read_boxes(boxes, |row| {
-        let list = serde_json::to_string(&row.bbox).expect("numbers are JSON");
-        match insert.run((row.id, list)) {
-            Ok(0) => Err(format!("post {} has a box already", row.id)),
-            Ok(_) => Ok(()),
-            Err(error) => Err(proto::text::chain(&error)),
-        }
-    })
-    .await?;
-    engine.run(context, "COMMIT")
 }
 
 /// Notes the figures that have everything.
@@ -243,10 +199,10 @@ fn find(engine: &Engine, files: &Files, boxes: bool, report: &mut Report) -> Res
     {
         let mut insert = engine.prepare(context, "INSERT INTO usable VALUES (?1, ?2)")?;
         for (id, cluster, boxed) in found {
-            let masked = files
-                .masks
-                .as_ref()
-                .is_none_or(|masks| masks.path(id).is_some());
+            let masked = match &files.masks {
+                Masks::Each(masks) => masks.path(id).is_some(),
+                Masks::Rows(_) => true,
+            };
             if files.images.path(id).is_none() {
                 image += 1;
             } else if !masked {
@@ -291,12 +247,28 @@ async fn compare(
                 .buffered(READS)
                 .collect::<Vec<_>>()
                 .await;
-            let (known, hashes): (Vec<i64>, Vec<u128>) = ids
-                .iter()
-                .zip(hashes)
-                .filter_map(|(id, hash)| Some((*id, hash?)))
-                .unzip();
-            let originals = near::originals(&hashes, settings.near_bits);
+            let (mut known, mut found) = (Vec::new(), Vec::new());
+            for (id, hash) in ids.iter().zip(hashes) {
+                match hash {
+                    Ok(hash) => {
+                        known.push(*id);
+                        found.push(hash);
+                    }
+                    // Of a data set with images, their import says so.
+                    Err(reason) if settings.publish == Publish::Annotations => {
+                        let _ = delete.run([*id])?;
+                        let row = BadRow {
+                            file: images.path(*id).unwrap_or_default(),
+                            row: u64::try_from(*id).unwrap_or(0),
+                            offset: None,
+                            reason: format!("post {id}: {reason}"),
+                        };
+                        refuse(row, REFUSED, settings.on_bad_row, report)?;
+                    }
+                    Err(_) => {}
+                }
+            }
+            let originals = near::originals(&found, settings.near_bits);
             for (id, original) in known.into_iter().zip(originals) {
                 if original.is_some() {
                     near += 1;
@@ -312,20 +284,9 @@ async fn compare(
     engine.run(context, "COMMIT")
 }
 
-async fn hash_of(images: &Images, id: i64) -> Option<u128> {
-    let bytes = images.read(id).await.ok()?;
-    let hashed = tokio::task::spawn_blocking(move || {
-        let expect = Expect {
-            what: "image",
-            origin: Origin::File,
-            size: None,
-            face: None,
-            check: false,
-        };
-        let pixels = decode(&bytes, MaskSource::Whole, &expect, &mut Vec::new());
-        Some(near::hash(&pixels.ok()?.image))
-    });
-    hashed.await.ok().flatten()
+async fn hash_of(images: &Images, id: i64) -> std::result::Result<u128, String> {
+    let bytes = images.read(id).await?;
+    decoded(bytes, |image| near::hash(&image)).await
 }
 
 /// Drops figures whose cluster has no other one left.
@@ -346,49 +307,30 @@ fn drop_alone(engine: &Engine, report: &mut Report) -> Result<()> {
 fn scratch_file(
     engine: &Engine,
     files: &Files,
+    is_whole: impl Fn(&Row) -> bool,
     scratch: &Path,
 ) -> Result<(tempfile::NamedTempFile, Vec<i64>)> {
     let file = crate::scratch::file(scratch)?;
     let mut out = BufWriter::new(file.reopen()?);
     let (mut fault, mut ids) = (Ok(()), Vec::new());
-    engine.query(
-        "cannot read clusters",
-        "SELECT id, f.rating, f.character, f.artist, c.outfit, f.general, f.cloths, b.box
-         FROM usable u JOIN clustered c USING (id) JOIN figures f USING (id)
-         LEFT JOIN boxes b USING (id) ORDER BY c.cluster, id",
-        |row| {
-            let id: i64 = row.get(0)?;
-            ids.push(id);
-            let words = |text: String| -> Vec<String> {
-                text.split(' ')
-                    .filter(|it| !it.is_empty())
-                    .map(str::to_owned)
-                    .collect()
-            };
-            let face: Option<String> = row.get(7)?;
-            let face = face.and_then(|face| serde_json::from_str::<[f64; 4]>(&face).ok());
-            let cloths: Vec<String> = words(row.get(6)?)
-                .into_iter()
-                .map(|tag| tag.replace('_', " "))
-                .collect();
-            let line = json!({
-                "id": id.to_string(),
-                "rating": row.get::<_, String>(1)?,
-                "character": row.get::<_, String>(2)?,
-                "artists": row.get::<_, String>(3)?,
-                "outfit": row.get::<_, String>(4)?,
-                "prompts": words(row.get(5)?).join(", "),
-                "cloths": cloths,
-                "bbox": face,
-                "image": format!("image/{id}"),
-                "mask": files.masks.is_some().then(|| format!("mask/{id}")),
-            });
-            if fault.is_ok() {
-                fault = writeln!(out, "{line}");
-            }
-            Ok(())
-        },
-    )?;
+    rows::each(engine, |row| {
+        let id = row.id;
+        ids.push(id);
+        let masked = match &files.masks {
+            Masks::Each(_) => true,
+            Masks::Rows(masks) => masks.as_ref().is_some_and(|it| it.path(id).is_some()),
+        };
+        let mut line = row.annotations();
+        line["image"] = json!(format!("image/{id}"));
+        if masked {
+            line["mask"] = json!(format!("mask/{id}"));
+        } else if is_whole(&row) {
+            line["whole"] = json!(true);
+        }
+        if fault.is_ok() {
+            fault = writeln!(out, "{line}");
+        }
+    })?;
     fault?;
     out.flush()?;
     Ok((file, ids))
