@@ -14,7 +14,7 @@ use proto::reason::Ending;
 use std::collections::BTreeSet;
 
 /// Some things wait for the next input, without a deadline of their own. They wait no longer than
-/// this, whatever the inputs are.
+/// this, and than a third of `detect_within`, whatever the inputs are.
 const UPDATE_EVERY_MS: Millis = 1_000;
 
 impl Coordinator {
@@ -34,7 +34,8 @@ impl Coordinator {
         self.inputs += 1;
         let mut outbox = Outbox::new(monotonic, now, self.inputs);
         let mut reported = BTreeSet::new();
-        let late = self.updated_at.saturating_add(UPDATE_EVERY_MS);
+        let every = UPDATE_EVERY_MS.min(self.config.detect_within_ms / 3);
+        let late = self.updated_at.saturating_add(every);
         let mut is_due = late <= monotonic || self.due.is_some_and(|due| due <= monotonic);
         for input in inputs {
             let renewed = match &input {
