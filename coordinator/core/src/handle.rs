@@ -1,4 +1,5 @@
-//! Handles inputs: applies them to workers and jobs, advances all jobs once, and collects the effects.
+//! Handles inputs: applies them to workers and jobs, advances all jobs once, and collects the
+//! effects.
 
 use crate::event::{Effect, Event, Input, Reply};
 use crate::invariant;
