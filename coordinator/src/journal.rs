@@ -1,7 +1,7 @@
 //! Writes loss curves with their summaries ([`blocks`]) and log lines to the store. One task does
 //! the writing, so that the daemon's loop never waits for it. Entries that do not fit its queue are
-//! dropped with a warning, because correctness does not depend on them. Filled by the daemon's loop;
-//! read by the rpc service.
+//! dropped with a warning, because correctness does not depend on them. Filled by the daemon's
+//! loop; read by the rpc service.
 
 mod blocks;
 

@@ -48,8 +48,8 @@ impl Coordinator {
                 self.apply(input, &mut reported, &mut outbox);
             }
         }
-        // Reports that change nothing only extend leases. Everything else is as the last update left
-        // it, until something is due.
+        // Reports that change nothing only extend leases. Everything else is as the last update
+        // left it, until something is due.
         if is_due {
             self.update(&reported, &mut outbox);
         }
