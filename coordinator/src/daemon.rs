@@ -109,6 +109,7 @@ impl Command {
             | Self::Snapshot { .. }
             | Self::Workers { .. }
             | Self::Board { .. }
+            | Self::Incidents { .. }
             | Self::Sick { .. } => true,
             Self::Request { .. }
             | Self::Report { .. }

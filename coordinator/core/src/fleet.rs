@@ -9,12 +9,14 @@ use proto::id::WorkerId;
 use proto::limits::{DEVICES, LIST};
 use proto::message::{Peer, Successor, Unreached, WorkerReport};
 use proto::spec::DeviceKind;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Debug, Default)]
 pub(crate) struct Fleet {
     /// By name: two boots of one name never coexist.
     workers: BTreeMap<String, Worker>,
+    /// When the leases of those that are present end, and their names.
+    leases: BTreeSet<(Millis, String)>,
 }
 
 #[derive(Debug)]
@@ -124,9 +126,40 @@ impl Fleet {
                 predecessor: None,
             });
         entry.devices = entry.devices.saturating_add(devices);
+        self.index(&id.name, None);
+    }
+
+    fn until(&self, name: &str) -> Option<Millis> {
+        self.workers.get(name).and_then(Worker::until)
+    }
+
+    /// The lease of this worker ended at `before` until now.
+    fn index(&mut self, name: &str, before: Option<Millis>) {
+        let after = self.until(name);
+        if before != after {
+            if let Some(until) = before {
+                self.leases.remove(&(until, name.to_owned()));
+            }
+            if let Some(until) = after {
+                self.leases.insert((until, name.to_owned()));
+            }
+        }
     }
 
     pub(crate) fn receive(
+        &mut self,
+        report: &WorkerReport,
+        deadlines: Deadlines,
+        now: Millis,
+        wall: Millis,
+    ) -> Arrival {
+        let before = self.until(&report.worker.name);
+        let arrival = self.register(report, deadlines, now, wall);
+        self.index(&report.worker.name, before);
+        arrival
+    }
+
+    fn register(
         &mut self,
         report: &WorkerReport,
         deadlines: Deadlines,
@@ -183,6 +216,7 @@ impl Fleet {
         now: Millis,
         wall: Millis,
     ) -> bool {
+        let before = self.until(&report.worker.name);
         let Some(known) = self.workers.get_mut(&report.worker.name) else {
             return false;
         };
@@ -197,6 +231,7 @@ impl Fleet {
                 until: deadlines.lease(now),
             };
             known.last_report_wall = Some(wall);
+            self.index(&report.worker.name, before);
         }
         is_same
     }
@@ -212,14 +247,16 @@ impl Fleet {
     /// Marks every worker with an expired lease as down, and returns them.
     pub(crate) fn expire(&mut self, now: Millis) -> Vec<WorkerId> {
         let mut expired = Vec::new();
-        for worker in self.workers.values_mut() {
-            if worker.until().is_some_and(|until| until <= now) {
+        while self.leases.first().is_some_and(|(until, _)| *until <= now) {
+            let gone = self.leases.pop_first();
+            if let Some(worker) = gone.and_then(|(_, name)| self.workers.get_mut(&name)) {
                 worker.presence = Presence::Down;
                 worker.connected = false;
                 worker.down_since = now;
                 expired.push(worker.id.clone());
             }
         }
+        expired.sort();
         expired
     }
 
@@ -263,7 +300,7 @@ impl Fleet {
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Millis> {
-        self.workers.values().filter_map(Worker::until).min()
+        self.leases.first().map(|(until, _)| *until)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Worker> {

@@ -1,4 +1,5 @@
-//! Handles inputs: applies them to workers and jobs, advances all jobs once, and collects the effects.
+//! Handles inputs: applies them to workers and jobs, advances all jobs once, and collects the
+//! effects.
 
 use crate::event::{Effect, Event, Input, Reply};
 use crate::invariant;
@@ -12,6 +13,10 @@ use proto::limits::LIST;
 use proto::message::{DesiredState, Peer, WorkerReport};
 use proto::reason::Ending;
 use std::collections::BTreeSet;
+
+/// Some things wait for the next input, without a deadline of their own. They wait no longer than
+/// this, and than a third of `detect_within`, whatever the inputs are.
+const UPDATE_EVERY_MS: Millis = 1_000;
 
 impl Coordinator {
     /// Handles one input and returns the effects, which the caller performs in order. Invalid input
@@ -30,7 +35,9 @@ impl Coordinator {
         self.inputs += 1;
         let mut outbox = Outbox::new(monotonic, now, self.inputs);
         let mut reported = BTreeSet::new();
-        let mut is_due = self.due.is_some_and(|due| due <= monotonic);
+        let every = UPDATE_EVERY_MS.min(self.config.detect_within_ms / 3);
+        let late = self.updated_at.saturating_add(every);
+        let mut is_due = late <= monotonic || self.due.is_some_and(|due| due <= monotonic);
         for input in inputs {
             let renewed = match &input {
                 Input::Received { report } => self.renew(report, &mut outbox),
@@ -41,11 +48,12 @@ impl Coordinator {
                 self.apply(input, &mut reported, &mut outbox);
             }
         }
-        // Reports that change nothing only extend leases. Everything else is as the last input left
-        // it, until something is due: `self.due` may now be early, and never late.
+        // Reports that change nothing only extend leases. Everything else is as the last update
+        // left it, until something is due.
         if is_due {
             self.update(&reported, &mut outbox);
         }
+        self.due = self.find_due();
         self.conclude(outbox)
     }
 
@@ -142,7 +150,8 @@ impl Coordinator {
         self.settle_accounts(reported, outbox);
         self.archive_ended(outbox);
         invariant::check(self);
-        self.due = self.find_due();
+        self.due_of_jobs = self.find_due_of_jobs();
+        self.updated_at = outbox.now;
     }
 
     fn on_manifest_written(

@@ -35,6 +35,10 @@ pub struct Coordinator {
     pub(crate) last_placement: LastPlacement,
     /// The next deadline, in the time of [`Clock`], as of the last input.
     pub(crate) due: Option<Millis>,
+    /// The same without those of leases, as of the last update.
+    pub(crate) due_of_jobs: Option<Millis>,
+    /// When all that follows from inputs and from the time was last done.
+    pub(crate) updated_at: Millis,
     /// Number of inputs handled, including the current one.
     pub(crate) inputs: u64,
     /// When ledger entries were last saved.
@@ -92,12 +96,15 @@ impl Coordinator {
             drained: durable.drained,
             last_placement: None,
             due: None,
+            due_of_jobs: None,
+            updated_at: 0,
             inputs: 0,
             ledger_saved_at: 0,
             readings: BTreeMap::new(),
             reported_violations: BTreeSet::new(),
         };
         machine.drop_unnamed();
+        machine.due_of_jobs = machine.find_due_of_jobs();
         machine.due = machine.find_due();
         machine
     }
@@ -109,11 +116,15 @@ impl Coordinator {
     }
 
     pub(crate) fn find_due(&self) -> Option<Millis> {
+        let leases = self.fleet.next_deadline();
+        self.due_of_jobs.into_iter().chain(leases).min()
+    }
+
+    pub(crate) fn find_due_of_jobs(&self) -> Option<Millis> {
         let next = |job: &Job| job.next_deadline(self.deadlines, self.clock.now());
         self.jobs
             .values()
             .filter_map(next)
-            .chain(self.fleet.next_deadline())
             .chain(self.next_reading())
             .chain(
                 self.jobs

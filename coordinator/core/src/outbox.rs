@@ -1,6 +1,6 @@
-//! Collects the effects of the inputs of one call and orders them at the end. Saves come first, so that no
-//! visible effect depends on state that a restart would lose (law 7). Other modules can only add
-//! effects.
+//! Collects the effects of the inputs of one call and orders them at the end. Saves come first, so
+//! that no visible effect depends on state that a restart would lose (law 7). Other modules can
+//! only add effects.
 
 use crate::event::{Effect, Event, Reply, RequestId};
 use crate::record::{Member, Millis, Record};

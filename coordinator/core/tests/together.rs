@@ -97,11 +97,11 @@ fn a_report_that_changes_nothing_only_extends_the_lease() {
     let job = harness.submit(spec(1, 1));
     let mut lost = Vec::new();
     for _ in 0..60 {
-        harness.now += DETECT_WITHIN_MS / 3;
+        harness.now += DETECT_WITHIN_MS / 5;
         let ranks = vec![rank(&job, 1, 0, RankPhase::Training)];
         // The daemon of w1 has ranks, and that of w2 falls silent later.
         let mut effects = harness.receive("w1", ranks);
-        if lost.is_empty() && harness.now < 100_000 + 20 * DETECT_WITHIN_MS / 3 {
+        if lost.is_empty() && harness.now < 100_000 + 20 * DETECT_WITHIN_MS / 5 {
             let quiet = harness.receive("w2", vec![]);
             assert!(matches!(quiet[..], [Effect::Send { .. }]), "{quiet:?}");
         }
@@ -130,7 +130,7 @@ fn quiet_workers_do_not_delay_what_is_due() {
     let mut lost = Vec::new();
     for _ in 0..60 {
         if lost.is_empty() {
-            harness.now += DETECT_WITHIN_MS / 3;
+            harness.now += DETECT_WITHIN_MS / 5;
             lost.extend(down(&harness.receive("w2", vec![])));
         }
     }

@@ -1,5 +1,5 @@
-//! What is checked of a job before it is submitted: what people say about it, and that its data set,
-//! its models and its prompts exist and fit.
+//! What is checked of a job before it is submitted: what people say about it, and that its data
+//! set, its models and its prompts exist and fit.
 
 use super::ControlService;
 use crate::budget::blocking;

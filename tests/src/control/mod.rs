@@ -258,7 +258,7 @@ impl Bench {
     fn memory(&self) -> Result<()> {
         let after = self.coordinator.memory()?;
         println!(
-            "BENCH memory: {:.1} kB of the coordinator for each worker (goal: 50 kB); {} MiB in all",
+            "BENCH memory: {:.1} kB for each worker (goal: 50 kB), {} MiB in all",
             float(after.saturating_sub(self.before)) / 1000.0 / f64::from(self.load.workers.max(1)),
             after >> 20
         );
@@ -302,7 +302,7 @@ impl Bench {
         let curve = pages::get(&url, pages::person(0));
         let (first, page) = self.runtime.block_on(curve)?;
         println!(
-            "BENCH curve: the page of a job with {} steps opens in {:.0} ms, {} kB (goal: 1,000 ms)",
+            "BENCH curve: a page with {} steps opens in {:.0} ms, {} kB (goal: 1,000 ms)",
             load.steps,
             millis(first),
             page.len() / 1000
