@@ -106,7 +106,7 @@ fn main() -> ExitCode {
 async fn run(cli: Cli) -> anyhow::Result<Outcome> {
     match cli.command {
         Command::Serve { config } => serve(config.as_deref()).await,
-        command => cli::run(&cli.global, command).await,
+        command => cli::run(cli.global, command).await,
     }
 }
 

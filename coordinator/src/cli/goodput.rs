@@ -1,7 +1,7 @@
 //! `coordinator goodput` and `usage`: where the time of devices went.
 
 use super::client::{self, connect, request_error};
-use super::{Global, Outcome, Output, print_json, table};
+use super::{Form, Global, Outcome, Output, print_json, table};
 use crate::text::{csv, duration, now_ms, outln};
 use crate::time::{Since, rfc3339};
 use anyhow::{Result, anyhow};
@@ -106,9 +106,6 @@ pub(crate) struct UsageArgs {
     /// Up to and including this day
     #[arg(long, value_name = "TIME")]
     until: Option<String>,
-    /// As comma-separated values, with a header
-    #[arg(long)]
-    csv: bool,
 }
 
 pub(crate) async fn usage(global: &Global, args: &UsageArgs) -> Result<Outcome> {
@@ -132,7 +129,7 @@ pub(crate) async fn usage(global: &Global, args: &UsageArgs) -> Result<Outcome> 
     let usage = reply
         .map_err(|status| request_error(global, &status))?
         .into_inner();
-    if args.csv {
+    if global.form == Form::Csv {
         outln!("{},jobs,device_hours", csv(&args.by));
         for row in &usage.rows {
             outln!("{},{},{:.4}", csv(&row.key), row.jobs, hours(row.device_ms));

@@ -44,7 +44,7 @@ mod why;
 mod worker;
 
 use crate::text::out_lines;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use proto::printable::{printable, printable_json};
 use std::path::PathBuf;
@@ -88,19 +88,30 @@ pub(crate) struct Global {
         value_name = "URL"
     )]
     pub(crate) coordinator: String,
-    /// A table for people or JSON for programs
+    /// A table for people, JSON for programs; `usage` also writes csv
     #[arg(
-        long,
+        long = "output",
         global = true,
         value_enum,
         default_value = "table",
         value_name = "FORM"
     )]
+    form: Form,
+    /// `form` of the commands that know two.
+    #[arg(skip)]
     pub(crate) output: Output,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Form {
+    Table,
+    Json,
+    Csv,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum Output {
+    #[default]
     Table,
     Json,
 }
@@ -202,7 +213,17 @@ pub(crate) enum Outcome {
 }
 
 /// Runs every command but `serve` and `inspect`.
-pub(crate) async fn run(global: &Global, command: Command) -> Result<Outcome> {
+pub(crate) async fn run(global: Global, command: Command) -> Result<Outcome> {
+    let output = match global.form {
+        Form::Json => Output::Json,
+        Form::Csv if !matches!(command, Command::Usage(_)) => {
+            bail!(
+                "--output is csv, which only `coordinator usage` writes; it must be table or json"
+            )
+        }
+        Form::Table | Form::Csv => Output::Table,
+    };
+    let global = &Global { output, ..global };
     match command {
         Command::Serve { .. } | Command::Inspect => unreachable!("main handles them"),
         Command::Submit(args) => submit::submit(global, &args).await,
