@@ -12,7 +12,7 @@ use tests::cluster::{Cluster, checkout, tool};
 /// What a label, a note and an owner may be.
 const MARKUP: &str = "<b>\"bold\"</b><img src=x onerror=alert(1)>";
 
-/// Two trainings that draw the same and learn at another rate, evaluated at steps 24 and 48: their
+/// Two trainings that draw the same and learn at another rate, evaluated at steps 96 and 192: their
 /// ids, and that of their last evaluation.
 fn twins(cluster: &Cluster, dataset: &str) -> Result<[(String, String); 2]> {
     let clip = clip(cluster, dataset)?;
@@ -24,20 +24,21 @@ fn twins(cluster: &Cluster, dataset: &str) -> Result<[(String, String); 2]> {
     );
     let job = TinyJob {
         name: "twin-a".to_owned(),
-        steps: 48,
-        checkpoint_every: 24,
+        steps: 192,
+        checkpoint_every: 96,
         ..TinyJob::forty_steps(dataset, 1)
     };
     let text = job
         .to_toml()
         .replace("holdout = 0.25", "holdout = 0.5")
-        .replace("[checkpoint]", "evaluate_every = 24\n[checkpoint]");
-    // One after the other, so that a device is free for each evaluation.
+        .replace("[checkpoint]", "evaluate_every = 96\n[checkpoint]");
+    // One after the other, so that a device is free for each evaluation. The first begins long before
+    // the second is due, which would take its place.
     let evaluated = |text: &str| -> Result<(String, String)> {
         let job = cluster.submit(&format!("{text}{plan}"))?;
-        let view = cluster.wait(&job, "scores of step 48", |view| {
+        let view = cluster.wait(&job, "scores of step 192", |view| {
             let last = view.evaluations.last();
-            last.is_some_and(|it| it.step == 48 && it.state == "scored")
+            last.is_some_and(|it| it.step == 192 && it.state == "scored")
         })?;
         let last = view.evaluations.last().context("it has one")?;
         Ok((job, last.job.clone()))
