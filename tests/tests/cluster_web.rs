@@ -32,15 +32,22 @@ fn twins(cluster: &Cluster, dataset: &str) -> Result<[(String, String); 2]> {
         .to_toml()
         .replace("holdout = 0.25", "holdout = 0.5")
         .replace("[checkpoint]", "evaluate_every = 96\n[checkpoint]");
-    // One after the other, so that a device is free for each evaluation. The first begins long before
-    // the second is due, which would take its place.
+    // One after the other, so that a device is free for each evaluation. The first begins long
+    // before the second is due, which would take its place.
     let evaluated = |text: &str| -> Result<(String, String)> {
         let job = cluster.submit(&format!("{text}{plan}"))?;
-        let view = cluster.wait(&job, "scores of step 192", |view| {
-            let last = view.evaluations.last();
-            last.is_some_and(|it| it.step == 192 && it.state == "scored")
-        })?;
-        let last = view.evaluations.last().context("it has one")?;
+        cluster.wait_done(&job)?;
+        // The last one is submitted when the job has ended.
+        let view = loop {
+            let view = cluster.wait(&job, "its view", |_| true)?;
+            if view.evaluations.len() == 2 {
+                break view;
+            }
+        };
+        for it in &view.evaluations {
+            cluster.wait_done(&it.job)?;
+        }
+        let last = view.evaluations.last().context("it has two")?;
         Ok((job, last.job.clone()))
     };
     let other = text.replace("twin-a", "twin-b").replace("1e-3", "3e-3");
