@@ -127,7 +127,7 @@ mod tests {
         assert_eq!(restarts.offer(late.clone(), 119_999), None);
         assert_eq!(
             restarts.due(120_000),
-            [late.clone()],
+            std::slice::from_ref(&late),
             "one is told as it is"
         );
         assert_eq!(restarts.offer(late.clone(), 180_000), Some(late));

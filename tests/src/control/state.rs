@@ -27,7 +27,6 @@ pub(super) fn restore(folder: &Path, store: &str, ended: u32) -> Result<()> {
     let record = cancelled()?;
     let counters = Counters {
         jobs: u64::from(ended),
-        ..Counters::default()
     };
     let mut body = MAGIC.to_vec();
     let mut entry = |key: String, value: Vec<u8>| {
