@@ -60,6 +60,7 @@ start_cluster() { # exports COORDINATOR_URL
 
 figures() { # generates the demo's data set, once; equal seeds give equal bytes
   [ -f .demo/figures/dataset.json ] ||
-    $bin/coordinator dataset synthesize --characters 120 --outfits 2 --images 8 --size 96 --seed 1 \
-      --out "file://$PWD/.demo/figures" || fail "the figures could not be generated"
+    $bin/coordinator dataset synthesize --characters 120 --outfits 2 --images 8 --size 64 --seed 1 \
+      --backgrounds plain --out "file://$PWD/.demo/figures" ||
+      fail "the figures could not be generated"
 }

@@ -50,7 +50,7 @@ row() { # name of the row, then options of `coordinator sample`
 
 train kandinsky-prior kandinsky-prior "$with_tower" 1e-3 "" ""
 $bin/coordinator checkpoint export "$id" --out "$run/prior" >/dev/null || fail "no prior"
-cp "$run/prior/prior/diffusion_pytorch_model.safetensors" "$with_tower/prior.safetensors"
+cp -r "$run/prior/prior" "$with_tower"
 for pairing in a b; do
   data="pairing = \"$pairing\""
   train "fastcomposer-$pairing" fastcomposer "$with_tower" 3e-4 "$data" ""

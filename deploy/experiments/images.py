@@ -30,7 +30,8 @@ import tomllib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from leakage import SIDE, Data, Features, ask, networks, silhouette, unit
+from leakage import SIDE, Data, Features, ask, silhouette, unit
+from networks import networks
 from PIL import Image
 
 CHARACTERS, OUTFITS, IMAGES = 112, 2, 6

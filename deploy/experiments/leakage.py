@@ -32,6 +32,7 @@ import tomllib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from networks import networks
 from PIL import Image
 
 ARMS = [(task, pairing) for task in ("composition", "reconstruction") for pairing in ("a", "b")]
@@ -160,17 +161,6 @@ def main():
         asked["base (no training)", options.seeds[0]] = two.submit(cluster.sample, first, base=True)
         sampled = {key: images.result() for key, images in asked.items()}
     report(options, Data(options.run / "data"), sampled)
-
-
-def networks(job):
-    """The tables [model.*] of a job, as TOML."""
-    lines = []
-    for name, table in job["model"].items():
-        if isinstance(table, dict):
-            lines.append(f"[model.{name}]")
-            # JSON's numbers, strings and lists are TOML.
-            lines += [f"{field} = {json.dumps(value)}" for field, value in table.items()]
-    return "\n".join(lines)
 
 
 def ask(coordinator, *arguments):

@@ -20,7 +20,7 @@ fail() {
 packages experiment-tools experiments.txt
 # Characters that the base has not seen: another seed than that of its data set.
 [ -f "$run/data/dataset.json" ] ||
-  $bin/coordinator dataset synthesize --characters 400 --outfits 2 --images 8 --size 96 --seed 2 \
-    --out "file://$run/data" || fail "the figures could not be generated"
+  $bin/coordinator dataset synthesize --characters 400 --outfits 2 --images 8 --size 64 --seed 2 \
+    --backgrounds plain --out "file://$run/data" || fail "the figures could not be generated"
 start_cluster
 script leakage.py "$@"

@@ -8,20 +8,21 @@ with_tower=$run/base
 base_with_tower() { # makes it, once
   [ ! -d "$with_tower" ] || return 0
   mkdir -p "$with_tower.new"
-  cp "$base"/*.safetensors "$with_tower.new"
-  if [ -d deploy/models/clip/clip ]; then
-    cp -r deploy/models/clip/clip "$with_tower.new"
-  else
-    echo "deploy/models/clip is missing: the image tower is random" >&2
-    python3 deploy/peers/tower.py "$with_tower.new/image_encoder.safetensors"
-  fi
+  cp -r "$base/." deploy/models/clip/clip "$with_tower.new"
   mv "$with_tower.new" "$with_tower"
 }
 
+tables() { # [model.*] of the base, of these names
+  python3 deploy/experiments/networks.py deploy/jobs/base.toml "$@"
+}
+
 write_job() { # name, architecture, base or "", learning rate, steps, lines of [data], of [model]
-  local init= weighting='loss_weighting = "noise"'
+  local init= networks
   [ -z "$3" ] || init="init = \"file://$3\""
-  [ "$2" != clip ] || weighting=
+  case $2 in
+    clip | kandinsky-prior) networks=$(tables text_encoder) ;;
+    *) networks=$(tables noise unet autoencoder text_encoder) ;;
+  esac
   cat >"$run/$1.toml" <<E2
 name = "$1"
 [resources]
@@ -37,13 +38,13 @@ architecture = "$2"
 size = "small"
 $init
 $7
+$networks
 [train]
 steps = $5
 global_batch = 16
 micro_batch = 8
 learning_rate = $4
 warmup = 20
-$weighting
 [checkpoint]
 every = $5
 keep = 1

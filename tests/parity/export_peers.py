@@ -12,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import compvis
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -20,7 +21,6 @@ from diffusers import (
     UNet2DConditionModel,
     VQModel,
 )
-from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPVisionModelWithProjection
 
@@ -210,19 +210,19 @@ def save(run, base):
         state.setdefault(part, {})[rest] = tensor
     torch.save(state, run / "model-ip-adapter/ip-adapter_sd15.bin")
     folder = run / "model-controlnet"
-    # CompVis's names of diffusers' U-Net, by converting names alone.
-    unet = load_file(base / "unet.safetensors")
-    numbers = {f"model.diffusion_model.{name}": torch.tensor(i) for i, name in enumerate(unet)}
     config = json.loads((folder / "unet/config.json").read_text())
-    names = list(unet)
-    known = convert_ldm_unet_checkpoint(numbers, config)
-    known = {theirs: names[number] for theirs, number in known.items()}
+    known = {}
     whole = {}
     for name, tensor in load_file(folder / "unet/diffusion_pytorch_model.safetensors").items():
+        known[name] = compvis.unet(name, config)
         whole[f"model.diffusion_model.{known[name]}"] = tensor
-    for name, tensor in load_file(base / "autoencoder.safetensors").items():
-        whole[f"first_stage_model.{name}"] = tensor.float()
-    for name, tensor in load_file(base / "text_encoder.safetensors").items():
+    levels = len(json.loads((base / "vae/config.json").read_text())["block_out_channels"])
+    for name, tensor in load_file(base / "vae/diffusion_pytorch_model.safetensors").items():
+        # Its attention is a convolution there.
+        if ".attentions." in name and tensor.dim() == 2:
+            tensor = tensor[:, :, None, None]
+        whole[f"first_stage_model.{compvis.autoencoder(name, levels)}"] = tensor.float()
+    for name, tensor in load_file(base / "text_encoder/model.safetensors").items():
         name = name.removeprefix("text_model.")
         whole[f"cond_stage_model.transformer.text_model.{name}"] = tensor.float()
     branch = load_file(folder / "controlnet/diffusion_pytorch_model.safetensors")

@@ -15,14 +15,23 @@ fail() {
 figures
 for base in base published; do
   mkdir -p "$run/$base"
-  cp deploy/models/base/*.safetensors "$run/$base"
-  python3 deploy/peers/tower.py "$run/$base/image_encoder.safetensors"
+  cp -r deploy/models/base/. deploy/models/clip/clip "$run/$base"
 done
-rm "$run/published/autoencoder.safetensors" "$run/published/unet.safetensors"
+rm -r "$run/published/vae" "$run/published/unet"
 python3 -W ignore tests/parity/export_peers.py movq "$run/published/movq"
 start_cluster
 
+tables() { # [model.*] of the base, of these names
+  python3 deploy/experiments/networks.py deploy/jobs/base.toml "$@"
+}
+
 peer() { # architecture, base, lines of [model]
+  local networks
+  case $1,$3 in
+    kandinsky-decoder,) networks= ;;
+    kandinsky-prior,*) networks=$(tables text_encoder) ;;
+    *) networks=$(tables noise unet autoencoder text_encoder) ;;
+  esac
   cat >"$run/$1.toml" <<E2
 name = "$1"
 [data]
@@ -33,6 +42,7 @@ architecture = "$1"
 size = "small"
 init = "file://$2"
 $3
+$networks
 [train]
 steps = 2
 global_batch = 2
