@@ -9,7 +9,7 @@ use proto::reason::Waiting;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use tests::cluster::Cluster;
-use tests::cluster::job::{TinyJob, with_figures};
+use tests::cluster::job::{TinyJob, clip, with_figures};
 use tests::cluster::reason::waiting;
 
 /// Two models, three characters, two prompts, two seeds and one sample: 24 images.
@@ -44,24 +44,6 @@ fn trained(cluster: &Cluster, dataset: &str) -> Result<String> {
     let id = cluster.submit(&text)?;
     cluster.wait_done(&id)?;
     Ok(id)
-}
-
-/// The folder of a small CLIP that scores.
-fn clip(cluster: &Cluster, dataset: &str) -> Result<String> {
-    let job = TinyJob {
-        name: "clip".to_owned(),
-        steps: 2,
-        ..TinyJob::forty_steps(dataset, 1)
-    };
-    let text = job
-        .to_toml()
-        .replace("\"retrinet\"", "\"clip\"")
-        .replace("references = 2\n", "prompt_drop = 0\n");
-    let id = cluster.submit(&text)?;
-    cluster.wait_done(&id)?;
-    let folder = cluster.directory().join("clip").display().to_string();
-    cluster.ok(&["checkpoint", "export", &id, "--out", &folder])?;
-    Ok(folder)
 }
 
 /// The folder of an LPIPS whose weights mean nothing.

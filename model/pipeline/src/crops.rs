@@ -10,7 +10,7 @@ use crate::figure::{self, CROPPED};
 use crate::images::Images;
 use crate::masks::put_tar;
 use crate::output::{Outputs, StageFolder};
-use crate::sheet::{Sheet, shown, thumbnail};
+use crate::sheet::{Sheet, thumbnail};
 use crate::table::{Table, Value};
 use crate::tar::Tar;
 use futures::StreamExt;
@@ -154,11 +154,7 @@ impl Crops<'_> {
             parts.extend(put_tar(&self.folder, &part, bytes, index).await?);
             parts.push(part);
         }
-        if let Some(sheet) = sheet.finish() {
-            let name = format!("sheet-{number:06}.png");
-            report.found.push(shown(&name));
-            parts.push(self.folder.put_file(name, 0, sheet).await?);
-        }
+        parts.extend(sheet.put(&self.folder, number, &mut report).await?);
         Ok(UnitOutput { parts, report })
     }
 }

@@ -1,18 +1,16 @@
 //! A contact sheet of figures with their masks and face boxes, to look at what a stage has done.
 
+use crate::error::Result;
+use crate::output::StageFolder;
 use image::{GrayImage, Rgb, RgbImage};
 use model_data::image_file::{encode_rgb, resize};
+use proto::build::report::{Part, Report};
 
 /// Side of a cell in pixels, and cells in a row.
 pub(crate) const CELL: u32 = 128;
 const COLUMNS: u32 = 8;
 const BACKGROUND: Rgb<u8> = Rgb([255, 0, 255]);
 const FRAME: Rgb<u8> = Rgb([255, 0, 0]);
-
-/// The sentence about a sheet in a report.
-pub(crate) fn shown(name: &str) -> String {
-    format!("{name} in the stage's folder shows its first figures")
-}
 
 /// An image that fits into a cell.
 pub(crate) fn thumbnail(image: RgbImage) -> RgbImage {
@@ -79,6 +77,26 @@ impl Sheet {
             thumbnail.put_pixel(right, row, FRAME);
         }
         self.cells.push(thumbnail);
+    }
+
+    /// Writes it into the stage's folder as that of a unit, and says so in its report. None: nothing
+    /// was added.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub(crate) async fn put(
+        self,
+        folder: &StageFolder,
+        unit: usize,
+        report: &mut Report,
+    ) -> Result<Option<Part>> {
+        let Some(bytes) = self.finish() else {
+            return Ok(None);
+        };
+        let name = format!("sheet-{unit:06}.png");
+        let shows = format!("{name} in the stage's folder shows its first figures");
+        report.found.push(shows);
+        folder.put_file(name, 0, bytes).await.map(Some)
     }
 
     /// The bytes of a PNG. None: nothing was added.

@@ -689,6 +689,34 @@ fn a_job_that_takes_only_free_workers_takes_no_others_and_reserves_none() {
     ));
 }
 
+/// It takes a device beside job 3 on w2. Job 3 then still counts w2 as its minimum, so job 2 does not
+/// grow there.
+#[test]
+fn a_job_that_takes_a_free_device_does_not_change_which_workers_others_may_lose() {
+    let waits = Demand {
+        in_grace_period: true,
+        ..gang(1, 3, 4, 1)
+    };
+    let important = Demand {
+        priority: 1,
+        ..gang(2, 2, 4, 1)
+    };
+    let mut problem = problem(
+        &[waits, important, gang(3, 1, 2, 3)],
+        vec![node(1, 4), node(2, 4), node(3, 5)],
+    );
+    let settled = solve(&problem);
+    apply_solution(&mut problem, &settled);
+    problem.demands.push(Demand {
+        priority: 1,
+        ..evaluation(100, Takes::Free)
+    });
+    let solution = solve(&problem);
+    for job in ["job-2", "job-3"].map(|job| JobId(job.to_owned())) {
+        assert_eq!(describe(&solution[&job]), describe(&settled[&job]), "{job}");
+    }
+}
+
 #[test]
 fn an_evaluation_takes_a_worker_of_its_own_job_and_of_no_other_above_the_minimum() {
     let waits = "1x1 cpu, busy w1 w2 w3";

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::figure::FACES;
 use crate::images::Images;
 use crate::output::{Outputs, StageFolder};
-use crate::sheet::{Sheet, shown, thumbnail};
+use crate::sheet::{Sheet, thumbnail};
 use crate::table::{Table, Value};
 use crate::truth;
 use animeface::Animeface;
@@ -220,11 +220,7 @@ impl Faces<'_> {
             let (stem, rows) = (format!("faces-{number:06}"), table.rows());
             parts.push(self.folder.put_part(&stem, rows, table.finish()).await?);
         }
-        if let Some(sheet) = sheet.finish() {
-            let name = format!("sheet-{number:06}.png");
-            report.found.push(shown(&name));
-            parts.push(self.folder.put_file(name, 0, sheet).await?);
-        }
+        parts.extend(sheet.put(&self.folder, number, &mut report).await?);
         Ok(UnitOutput { parts, report })
     }
 }

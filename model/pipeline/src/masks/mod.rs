@@ -9,7 +9,7 @@ use crate::figure::MASKED;
 use crate::images::Images;
 use crate::onnx::{Model, lanczos_gray, runtime, short};
 use crate::output::{Outputs, StageFolder};
-use crate::sheet::{Sheet, shown, thumbnail};
+use crate::sheet::{Sheet, thumbnail};
 use crate::table::{Table, Value};
 use crate::tar::Tar;
 use crate::truth;
@@ -146,11 +146,7 @@ impl Masks<'_> {
             parts.extend(put_tar(&self.folder, &part, bytes, index).await?);
             parts.push(part);
         }
-        if let Some(sheet) = sheet.finish() {
-            let name = format!("sheet-{number:06}.png");
-            report.found.push(shown(&name));
-            parts.push(self.folder.put_file(name, 0, sheet).await?);
-        }
+        parts.extend(sheet.put(&self.folder, number, &mut report).await?);
         Ok(UnitOutput { parts, report })
     }
 }
