@@ -689,8 +689,8 @@ fn a_job_that_takes_only_free_workers_takes_no_others_and_reserves_none() {
     ));
 }
 
-/// It takes a device beside job 3 on w2. Job 3 then still counts w2 as its minimum, so job 2 does not
-/// grow there.
+/// It takes a device beside job 3 on w2. Job 3 then still counts w2 as its minimum, so job 2 does
+/// not grow there.
 #[test]
 fn a_job_that_takes_a_free_device_does_not_change_which_workers_others_may_lose() {
     let waits = Demand {
