@@ -79,8 +79,8 @@ impl Sheet {
         self.cells.push(thumbnail);
     }
 
-    /// Writes it into the stage's folder as that of a unit, and says so in its report. None: nothing
-    /// was added.
+    /// Writes it into the stage's folder as that of a unit, and says so in its report. None:
+    /// nothing was added.
     ///
     /// # Errors
     /// It cannot be written.
