@@ -140,11 +140,11 @@ bench-evaluate: programs ## images/s of an evaluation beside a plain loop over t
 bench-schedule: build ## measure how often per second the coordinator can schedule
 	@target/debug/schedule
 
-bench-control: programs ## the coordinator with 10,000 workers, 1,000 submits, 100,000 ended jobs
-## report-to-answer, memory per worker, submits, /metrics, pages, a curve of 1,000,000 steps;
-## minutes; ARGS="--workers 1000 --ended 1000 --steps 10000"
-	@$(CARGO) build --locked --quiet --workspace --bin control
-	@target/debug/control $(ARGS)
+bench-control: setup ## the coordinator with 10,000 workers, 1,000 submits, 100,000 ended jobs
+## as it is released; report-to-answer, memory per worker, submits, /metrics, pages, a curve of
+## 1,000,000 steps; minutes; ARGS="--workers 1000 --ended 1000 --steps 10000"
+	@$(CARGO) build --locked --quiet --release --workspace --bin coordinator --bin control
+	@target/release/control $(ARGS)
 
 parity: build ## compare with diffusers, transformers and open_clip, also at full size
 ## 20 GB of disk and memory, minutes
