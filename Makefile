@@ -30,7 +30,7 @@ SIM_FLAGS := --seeds $(SEEDS) $(if $(SEED),--seed $(SEED)) $(if $(BUG),--bug $(B
 	$(if $(BUGS),--bugs) $(if $(KINDS),--$(KINDS)) $(if $(TRACE),--trace)
 
 .PHONY: help setup build programs release test sim lint monitoring demo chaos bench \
-	bench-control bench-evaluate bench-recovery bench-loader bench-model bench-schedule \
+	bench-control bench-evaluate bench-recovery bench-loader bench-model bench-schedule screens \
 	bench-stages bench-writer benchmark measure-images measure-masks leakage parity peers \
 	gpu-check clean
 
@@ -136,6 +136,11 @@ measure-masks: setup ## masks of the default model against the alpha of COUNT (1
 bench-evaluate: programs ## images/s of an evaluation beside a plain loop over the same sampler
 	@$(CARGO) build --locked --quiet --workspace --example sample_loop
 	@deploy/bench_evaluate.sh
+
+screens: build ## check the pages in a browser, and keep a picture of each screen
+## in OUT (.demo/screens): light and dark, 1360 and 400 pixels wide
+	@SCREENS=$(or $(OUT),$(CURDIR)/.demo/screens) \
+		$(CARGO) test --locked --quiet --workspace --test cluster_web
 
 bench-schedule: build ## measure how often per second the coordinator can schedule
 	@target/debug/schedule

@@ -376,6 +376,7 @@ pub(crate) fn incident(incident: &Incident) -> pb::Incident {
         generation: incident.generation.0,
         what: incident.what.to_string(),
         cause: Some((&incident.what).into()),
+        recovered_ms: incident.recovered_ms,
     }
 }
 

@@ -24,7 +24,7 @@ use crate::teams::Teams;
 use coordinator_core::event::{Counters, Durable, JobRecord, Record};
 use prost::Message;
 use proto::id::JobId;
-use proto::job::overrides::parse_with_overrides;
+use proto::job::overrides::name_and_team;
 use proto::ledger::{Entry, Line};
 use proto::pb;
 use serde::{Deserialize, Serialize};
@@ -577,10 +577,7 @@ pub(crate) struct Archived {
 
 impl Archived {
     fn new(record: JobRecord) -> Self {
-        let spec = parse_with_overrides(&record.id, &record.job_toml, &record.overrides).ok();
-        let (name, team) = spec.map_or_else(Default::default, |spec| {
-            (spec.name.clone(), spec.resources.team)
-        });
+        let (name, team) = name_and_team(&record.job_toml, &record.overrides).unwrap_or_default();
         Self { name, team, record }
     }
 }

@@ -205,7 +205,9 @@ def base(world):
 
 
 def retrinet(world):
-    job = world.job("retrinet", world.options.weights, world.folder, "references = 2")
+    # With the drop of figures.toml, which the defaults of `coordinator sample` depend on.
+    fields = "references = 2\nreference_drop = 0.1"
+    job = world.job("retrinet", world.options.weights, world.folder, fields)
     tasks = ("reconstruction", "composition")
     with ThreadPoolExecutor(2) as two:
         asked = {

@@ -7,7 +7,7 @@ use proto::phase::Phase;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 use tests::cluster::job::{TinyJob, clip, wait_training, with_figures};
-use tests::cluster::{Cluster, checkout, tool};
+use tests::cluster::{Cluster, checkout, process, tool};
 
 /// What a label, a note and an owner may be.
 const MARKUP: &str = "<b>\"bold\"</b><img src=x onerror=alert(1)>";
@@ -125,6 +125,7 @@ fn pages_work_in_a_browser() -> Result<()> {
     let mut looking = Command::new(&node)
         .arg(checkout().join("tests/web/pages.mjs"))
         .args(["check", cluster.web(), &jobs.to_string()])
+        .args(std::env::var("SCREENS"))
         .env("BROWSER", browser)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -137,6 +138,7 @@ fn pages_work_in_a_browser() -> Result<()> {
         let line = line?;
         match line.strip_prefix("CAUSE ") {
             Some("incident") => cluster.kill_rank(0)?,
+            Some("stuck") => process::signal("STOP", cluster.rank(0)?)?,
             Some("job") => {
                 let newcomer = TinyJob {
                     name: "newcomer".to_owned(),

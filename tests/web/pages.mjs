@@ -1,7 +1,7 @@
 // Looks at the coordinator's pages in a real browser, as tests/tests/cluster_web.rs asks:
 //
-//   node pages.mjs check URL JOBS       every check; asks for faults on stdout, and goes on when
-//                                       they have been caused
+//   node pages.mjs check URL JOBS [OUT] every check; asks for faults on stdout, and goes on when
+//                                       they have been caused; then `shoot`, if there is a folder
 //   node pages.mjs screens URL JOBS     only both themes and 400 pixels, which ask for nothing
 //   node pages.mjs shoot URL JOBS OUT   a picture of every screen: light and dark, wide and narrow
 //
@@ -277,6 +277,20 @@ const checkLive = async () => {
   console.log('ok: what happens appears');
 };
 
+// A rank that hangs: the page of the job while nobody knows it, and that of the incident.
+const stuck = async () => {
+  const page = await open({});
+  await visit(page, `/jobs/${jobs.running}`);
+  const incidents = page.locator('#incidents li a');
+  const before = await incidents.count();
+  await cause('stuck');
+  await page.waitForFunction((count) => count < document.querySelectorAll('#incidents li a').length, before);
+  await incidents.first().click();
+  await page.waitForSelector('.story');
+  screens.stuck = new URL(page.url()).pathname;
+  await page.context().close();
+};
+
 const shoot = async () => {
   mkdirSync(out, { recursive: true });
   for (const colorScheme of ['light', 'dark']) {
@@ -304,6 +318,10 @@ if (mode === 'shoot') {
   await checkWithoutScripts();
   await checkLive();
   await checkScreens();
+  if (out) {
+    await stuck();
+    await shoot();
+  }
 }
 await browser.close();
 console.log(problems.length === 0 ? 'DONE' : `FAILED ${problems.length}`);

@@ -179,7 +179,21 @@ impl Head {
             at_ms: outbox.wall,
             generation: self.generation,
             what,
+            recovered_ms: None,
         });
+    }
+
+    /// The running generation did a step: the job has recovered from what ended those before.
+    pub(crate) fn recovered(&mut self, wall: Millis) {
+        // Newest first: those before the first that has recovered have, too.
+        for incident in self.incidents.iter_mut().rev() {
+            if incident.recovered_ms.is_some() {
+                break;
+            }
+            if incident.generation < self.generation {
+                incident.recovered_ms = Some(wall);
+            }
+        }
     }
 }
 

@@ -388,6 +388,10 @@ pub struct Incident {
     /// What happened to which rank or worker, and the consequence.
     #[serde(deserialize_with = "data_or_sentence")]
     pub what: Fault,
+    /// When a later generation did its first step. None: not yet, or the job has units. Saved with
+    /// whatever is saved next, so a coordinator that restarts soon after may not know it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovered_ms: Option<Millis>,
 }
 
 impl Member {

@@ -47,6 +47,23 @@ fn a_failed_rank_ends_its_generation_and_the_job_goes_on_from_the_last_commit() 
 }
 
 #[test]
+fn when_a_job_did_steps_again_is_kept_with_its_incident() {
+    let (mut harness, job) = Harness::training();
+    harness.commit(&job, 2);
+    harness.receive("w2", vec![rank(&job, 1, 1, failed("out of memory"))]);
+    let incident = harness.job(&job).incidents[0].clone();
+    assert_eq!(incident.recovered_ms, None);
+    harness.now += 7;
+    let step = with_step(rank(&job, 2, 0, RankPhase::Training), 3);
+    harness.receive("w1", vec![step]);
+    harness.now += 7;
+    harness.commit(&job, 4);
+    harness.restart();
+    let recovered = Some(incident.at_ms + 7);
+    assert_eq!(harness.job(&job).incidents[0].recovered_ms, recovered);
+}
+
+#[test]
 fn the_root_cause_is_named_although_a_secondary_error_was_reported_first() {
     let (mut harness, job) = Harness::training();
     harness.receive(

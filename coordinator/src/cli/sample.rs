@@ -92,12 +92,14 @@ pub(crate) struct SampleArgs {
     /// Sampling steps per image
     #[arg(long, default_value_t = 50)]
     steps: u32,
-    /// Classifier-free guidance scale
-    #[arg(long, default_value_t = 7.5)]
-    guidance: f64,
-    /// Guidance scale of the references; above 1 strengthens them
-    #[arg(long, default_value_t = 1.0)]
-    reference_guidance: f64,
+    /// Classifier-free guidance scale [default: 7.5; for a model that predicts v, as small ones
+    /// do, 2, or 1.5 beside guidance by references]
+    #[arg(long)]
+    guidance: Option<f64>,
+    /// Guidance scale of the references; above 1 strengthens them [default: 1; 3 for a RetriNet
+    /// that predicts v and was trained with data.reference_drop]
+    #[arg(long)]
+    reference_guidance: Option<f64>,
     /// One image per seed; equal seeds give equal images. The first seed also selects the samples
     #[arg(
         long,
@@ -176,8 +178,6 @@ impl SampleArgs {
                 Method::Ddpm => SampleMethod::Ddpm,
             },
             steps: self.steps,
-            guidance: self.guidance,
-            reference_guidance: self.reference_guidance,
             seeds: self.seeds.clone(),
             prompt: match self.prompt {
                 Prompt::Full => SamplePrompt::Full,
@@ -229,7 +229,7 @@ pub(super) fn read_prompts(file: &Path) -> Result<Vec<String>> {
 }
 
 pub(crate) async fn sample(global: &Global, args: &SampleArgs) -> Result<Outcome> {
-    let work = args.work()?;
+    let mut work = args.work()?;
     if args.base && args.target.step.is_some() {
         return Err(anyhow!("--base uses no checkpoint; leave out @STEP"));
     }
@@ -252,11 +252,17 @@ pub(crate) async fn sample(global: &Global, args: &SampleArgs) -> Result<Outcome
     for line in reference::assumptions(&work.references) {
         errln!("{line}");
     }
+    let trained_spec = spec_of(&trained)?;
+    if let Work::Train(it) = &trained_spec.work {
+        let (prompt, references) = it.model.architecture.guidance();
+        work.guidance = args.guidance.unwrap_or(prompt);
+        work.reference_guidance = args.reference_guidance.unwrap_or(references);
+    }
     let files =
         reference::store_files(&work.references, Path::new(""), &trained, Upload::Yes).await?;
     let spec = JobSpec {
         name: name_for(&trained.job),
-        resources: resources_like(&trained)?,
+        resources: resources_like(trained_spec.resources),
         after: Vec::new(),
         work: Work::Sample(Box::new(work)),
     };
@@ -304,16 +310,19 @@ fn name_for(job: &str) -> String {
     format!("{}{SUFFIX}", &job[..job.len().min(NAME_MAX - SUFFIX.len())])
 }
 
-/// All free workers, with the device, team and priority of the trained job.
-fn resources_like(trained: &pb::JobView) -> Result<Resources> {
+fn spec_of(trained: &pb::JobView) -> Result<JobSpec> {
     let file = format!("job.toml of {}", trained.job);
-    let resources = proto::job::parse(&file, &trained.job_toml, None)?.resources;
-    Ok(Resources {
+    Ok(proto::job::parse(&file, &trained.job_toml, None)?)
+}
+
+/// All free workers, with the device, team and priority of the trained job.
+fn resources_like(trained: Resources) -> Resources {
+    Resources {
         workers_min: 1,
         workers_max: 4096,
         devices_per_worker: 1,
-        ..resources
-    })
+        ..trained
+    }
 }
 
 /// Makes the folder of the images, so that a job does not run for a folder that cannot be written.

@@ -74,11 +74,8 @@ pub(super) async fn page(web: &Web, name: &str, number: &str) -> Result<String, 
         (it.job == view.job || it.job.is_empty())
             && incident.at_ms.saturating_sub(BEFORE_MS) <= it.at_ms
     });
-    let again = around
-        .iter()
-        .rev()
-        .find(|it| it.kind == "recovered" && it.job == view.job && incident.at_ms <= it.at_ms);
-    let still_ms = again.map(|it| it.at_ms - incident.at_ms);
+    let recovered = incident.recovered_ms;
+    let still_ms = recovered.map(|it| it.saturating_sub(incident.at_ms));
     let recovery = web.curves.with(&view, STEPS_MAX, |history| {
         let before = history.generations.iter().rev();
         let before = before
@@ -259,7 +256,7 @@ impl Cost {
                 show::number(again)
             ),
             (None, _) => {
-                "not known: the coordinator has restarted since, or it did no step yet".to_owned()
+                "not known: no step was done since, or the coordinator restarted then".to_owned()
             }
         };
         rows.push(("cost", cost));

@@ -8,10 +8,17 @@ use crate::job::faults::Faults;
 use crate::size;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 use toml::{Table, Value};
 
-/// All such fields with their default values.
-const DEFAULTS: &str = r#"
+/// All such fields by their dotted names, with their default values. Read once: a coordinator that
+/// starts reads a hundred thousand jobs.
+static DEFAULTS: LazyLock<BTreeMap<String, Value>> = LazyLock::new(|| {
+    let table: Table = DEFAULTS_TOML.parse().expect("the defaults are TOML");
+    leaves(&table)
+});
+
+const DEFAULTS_TOML: &str = r#"
 [data]
 task = "composition"
 pairing = "b"
@@ -77,7 +84,6 @@ pub(crate) struct Fields {
     autoencoder: Option<AutoencoderConfig>,
     unet: Option<UNetConfig>,
     text_encoder: Option<TextEncoderConfig>,
-    defaults: BTreeMap<String, Value>,
     /// Fields of job.toml that were not taken yet.
     remaining: BTreeMap<String, Value>,
     origin: Origin,
@@ -96,15 +102,13 @@ impl Fields {
         origin: Origin,
         size: &str,
     ) -> Self {
-        let defaults = leaves(&defaults());
         let mut remaining = leaves(written);
         let resolution = remaining.get("data.resolution").and_then(Value::as_integer);
-        remaining.retain(|field, _| defaults.contains_key(field));
+        remaining.retain(|field, _| DEFAULTS.contains_key(field));
         Self {
             autoencoder: Some(autoencoder),
             unet: Some(unet),
             text_encoder: Some(text),
-            defaults,
             remaining,
             origin,
             size: size.to_owned(),
@@ -125,7 +129,7 @@ impl Fields {
 
     /// Takes a field; returns its default if job.toml does not set it.
     pub(super) fn read<T: DeserializeOwned>(&mut self, field: &str) -> T {
-        let default = self.defaults.get(field).cloned();
+        let default = DEFAULTS.get(field).cloned();
         let value = self.remaining.remove(field).or(default);
         let value = value.expect("every field that is read has a default");
         value
@@ -213,7 +217,7 @@ impl Fields {
             });
         }
         let mut unused = self.remaining;
-        unused.retain(|field, value| self.defaults.get(field) != Some(value));
+        unused.retain(|field, value| DEFAULTS.get(field) != Some(value));
         if unused
             .keys()
             .any(|field| field.starts_with("model.retrieval."))
@@ -246,7 +250,7 @@ impl Fields {
 
 /// Rejects a field for a reason, unless it has its default value.
 pub(super) fn reject_unless_default(field: &str, value: &Value, why: &str, faults: &mut Faults) {
-    if leaves(&defaults()).get(field) != Some(value) {
+    if DEFAULTS.get(field) != Some(value) {
         reject(field, value, why, faults);
     }
 }
@@ -254,10 +258,6 @@ pub(super) fn reject_unless_default(field: &str, value: &Value, why: &str, fault
 fn reject(field: &str, value: &Value, why: &str, faults: &mut Faults) {
     let message = format!("is {value}; it has no effect because {why}: leave it out");
     faults.add(field, message);
-}
-
-fn defaults() -> Table {
-    DEFAULTS.parse().expect("the defaults are TOML")
 }
 
 /// All values by their dotted names.

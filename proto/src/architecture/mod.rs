@@ -256,6 +256,21 @@ impl ArchitectureSpec {
         }
     }
 
+    /// The scales that `coordinator sample` guides with unless told otherwise, by the prompt and by
+    /// the references. Stable Diffusion's 7.5 and none; ours are those of a model that predicts v,
+    /// as small ones do: 7.5 saturates its colours. By references only if it learned to predict
+    /// without them.
+    #[must_use]
+    pub fn guidance(&self) -> (f64, f64) {
+        let noise = self.noise().unwrap_or_default();
+        let drops = self.references().is_some_and(|it| it.drop > 0.0);
+        match (noise.prediction, self.retrieval()) {
+            (Prediction::Epsilon, _) => (7.5, 1.0),
+            (Prediction::V, Some(_)) if drops => (1.5, 3.0),
+            (Prediction::V, _) => (2.0, 1.0),
+        }
+    }
+
     /// Kandinsky's own U-Net and autoencoder, if it has them.
     #[must_use]
     pub fn kandinsky(&self) -> Option<&KandinskyDecoder> {

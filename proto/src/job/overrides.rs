@@ -1,10 +1,12 @@
 //! Changes of a stored job by `coordinator retry --set key=value`. Its text stays as it was
 //! submitted; the overrides are stored beside it and applied whenever it is parsed.
 
+use super::check::DEFAULT_TEAM;
 use super::{JobErrors, Origin, admission, parse_from, to_toml};
 use crate::id::JobId;
 use crate::spec::{JobSpec, Work};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
@@ -122,6 +124,32 @@ pub fn parse_with_overrides(
     parse_from(&file, &text, None, Origin::Stored).map_err(invalid)
 }
 
+/// The name and the team of a stored job. The rest of it is not looked at: a coordinator that keeps
+/// fewer ended jobs than before archives a hundred thousand of them at once.
+///
+/// # Errors
+/// The text is not TOML, or has no name.
+pub fn name_and_team(text: &str, overrides: &[Override]) -> Result<(String, String), String> {
+    #[derive(Deserialize)]
+    struct Heading {
+        name: String,
+        #[serde(default)]
+        resources: Team,
+    }
+    #[derive(Default, Deserialize)]
+    struct Team {
+        team: Option<String>,
+    }
+    let text = if overrides.is_empty() {
+        Cow::Borrowed(text)
+    } else {
+        Cow::Owned(with_settings(text, overrides)?)
+    };
+    let found: Heading = toml::from_str(&text).map_err(|error| error.to_string())?;
+    let team = found.resources.team;
+    Ok((found.name, team.unwrap_or_else(|| DEFAULT_TEAM.to_owned())))
+}
+
 /// The text of a job that is not submitted yet with these keys set; any key may be. Its comments
 /// are lost.
 ///
@@ -205,6 +233,17 @@ mod tests {
         let id = JobId("a-1".to_owned());
         let stored = to_toml(&parse("job.toml", TEXT, None).unwrap());
         parse_with_overrides(&id, &stored, &overrides)
+    }
+
+    #[test]
+    fn name_and_team_are_those_of_the_whole_job() {
+        for settings in [&[][..], &["resources.team=blue"][..]] {
+            let spec = with(settings).unwrap();
+            let settings: Vec<Override> = settings.iter().map(|it| it.parse().unwrap()).collect();
+            let found = name_and_team(TEXT, &settings);
+            assert_eq!(found, Ok((spec.name, spec.resources.team)));
+        }
+        assert!(name_and_team("name = ", &[]).is_err());
     }
 
     #[test]

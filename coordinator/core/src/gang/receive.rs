@@ -45,6 +45,9 @@ impl Gang {
             self.ledger_step(step);
         }
         let disagreement = self.ledger_digests(report.rank, &report.digests);
+        if !outcome.steps.is_empty() {
+            self.head.recovered(outbox.wall);
+        }
         for step in outcome.steps {
             outbox.emit(Event::Stepped {
                 job: report.job.clone(),

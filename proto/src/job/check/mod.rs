@@ -20,6 +20,8 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use toml::{Table, Value};
 
+/// The team of a job that names none.
+pub(super) const DEFAULT_TEAM: &str = "default";
 const PRIORITY_MAX: i32 = 100;
 const WORKERS_MAX: u32 = 4096;
 const NAME: &str = "1 to 40 lower-case letters, digits and dashes, starting with a letter";
@@ -270,7 +272,7 @@ fn resources(raw: &ResourcesToml, workers: (u32, u32), faults: &mut Faults) -> R
         devices_per_worker: raw.devices_per_worker.unwrap_or(1),
         device: raw.device.unwrap_or(DeviceKind::Cpu),
         priority: raw.priority.unwrap_or(0),
-        team: raw.team.clone().unwrap_or_else(|| "default".to_owned()),
+        team: raw.team.clone().unwrap_or_else(|| DEFAULT_TEAM.to_owned()),
     };
     let priority = resources.priority;
     faults.need(

@@ -50,6 +50,23 @@ fn every_field_of_a_schedule_is_read_and_written() {
 }
 
 #[test]
+fn how_samples_are_guided_depends_on_what_is_predicted_and_on_dropped_references() {
+    let guidance = |text: &str| read(text).unwrap().model.architecture.guidance();
+    let v = with("noise = { prediction = \"v\" }");
+    let dropping = |text: &str| {
+        text.replacen(
+            "references = 2\n",
+            "references = 2\nreference_drop = 0.1\n",
+            1,
+        )
+    };
+    assert_eq!(guidance(GOOD), (7.5, 1.0));
+    assert_eq!(guidance(&dropping(GOOD)), (7.5, 1.0));
+    assert_eq!(guidance(&v), (2.0, 1.0));
+    assert_eq!(guidance(&dropping(&v)), (1.5, 3.0));
+}
+
+#[test]
 fn a_schedule_that_cannot_be_is_refused() {
     for (field, message) in [
         (
