@@ -188,28 +188,13 @@ impl Jobs {
                 account: job.account.as_ref().map(Account::from).unwrap_or_default(),
             });
         }
-        let mut after = None;
-        loop {
-            let page = self.store.archive(after.as_ref(), PAGE).await?;
-            let Some(last) = page.last() else {
-                return Ok(usage);
-            };
-            after = Some(last.record.id.clone());
-            // One that a job names is in memory, too.
-            for job in page
-                .into_iter()
-                .filter(|it| !known.contains(it.record.id.0.as_str()))
-            {
-                usage.add(&Used {
-                    job: job.record.id.0,
-                    name: job.name,
-                    team: job.team,
-                    owner: job.record.about.owner,
-                    labels: job.record.about.labels,
-                    account: job.record.account,
-                });
+        // One that a job names is in memory, too.
+        for job in self.store.archived_use() {
+            if !known.contains(job.job.as_str()) {
+                usage.add(&job);
             }
         }
+        Ok(usage)
     }
 
     /// Archived jobs after `after`, newest first.

@@ -21,8 +21,10 @@
 use crate::curve::Block;
 use crate::opening;
 use crate::teams::Teams;
+use crate::usage::Used;
 use coordinator_core::event::{Counters, Durable, JobRecord, Record};
 use prost::Message;
+use proto::account::Account;
 use proto::id::JobId;
 use proto::job::overrides::name_and_team;
 use proto::ledger::{Entry, Line};
@@ -97,7 +99,7 @@ pub(crate) struct StateStore {
     url: String,
     /// A save that takes longer than this ends the process.
     save_within: Duration,
-    /// The teams of archived jobs, for quotas.
+    /// What is kept in memory of archived jobs.
     archived: Arc<Mutex<Teams>>,
 }
 
@@ -170,24 +172,32 @@ impl StateStore {
             }
         }
         self.load_named(&mut durable).await?;
-        self.load_teams().await?;
+        self.load_archived().await?;
         Ok(durable)
     }
 
-    /// Reads the teams of all archived jobs.
-    async fn load_teams(&self) -> Result<(), StateError> {
-        let mut after = None;
-        loop {
-            let page = self.archive(after.as_ref(), crate::jobs::PAGE).await?;
-            let Some(last) = page.last() else {
-                return Ok(());
-            };
-            after = Some(last.record.id.clone());
-            let mut archived = self.archived.lock().unwrap_or_else(PoisonError::into_inner);
-            for job in page {
-                archived.insert(job.record.id, job.team);
+    /// Reads what is kept in memory of all archived jobs.
+    async fn load_archived(&self) -> Result<(), StateError> {
+        let failed = |it| self.failed("read", it);
+        let scan = self.db.scan_prefix(ARCHIVE_PREFIX, ..).await;
+        let mut iterator = scan.map_err(failed)?;
+        while let Some(entry) = iterator.next().await.map_err(failed)? {
+            let key = String::from_utf8_lossy(&entry.key);
+            match self.json::<Archived>(&key, &entry.value) {
+                Ok(job) => {
+                    let mut archived = self.archived.lock().unwrap_or_else(PoisonError::into_inner);
+                    archived.insert(job.record.id.clone(), job.used());
+                }
+                Err(error) => tracing::error!(%error, "an archived job is left out"),
             }
         }
+        Ok(())
+    }
+
+    /// The device-time of archived jobs that had any.
+    pub(crate) fn archived_use(&self) -> Vec<Arc<Used>> {
+        let archived = self.archived.lock().unwrap_or_else(PoisonError::into_inner);
+        archived.used()
     }
 
     /// The number of archived jobs of this team, and of all.
@@ -292,7 +302,7 @@ impl StateStore {
     /// Saves these records atomically. Returns when they are durable.
     pub(crate) async fn save(&self, records: &[Record]) -> Result<(), StateError> {
         let mut batch = WriteBatch::new();
-        let mut teams = Vec::new();
+        let mut changes = Vec::new();
         for record in records {
             match record {
                 Record::Counters(counters) => batch.put(COUNTERS_KEY, to_json(counters)),
@@ -300,19 +310,19 @@ impl StateStore {
                 Record::Job(job) => {
                     batch.put(format!("{JOB_PREFIX}{}", job.id), to_json(job));
                     batch.delete(archive_key(&job.id));
-                    teams.push((job.id.clone(), None));
+                    changes.push((job.id.clone(), None));
                 }
                 Record::Archived(job) => {
                     let archived = Archived::new((**job).clone());
                     batch.put(archive_key(&job.id), to_json(&archived));
-                    teams.push((job.id.clone(), Some(archived.team)));
+                    changes.push((job.id.clone(), Some(archived.used())));
                     batch.delete(format!("{JOB_PREFIX}{}", job.id));
                 }
                 Record::Deleted(job) => {
                     batch.put(format!("{DELETED_PREFIX}{job}"), b"1");
                     batch.delete(format!("{JOB_PREFIX}{job}"));
                     batch.delete(archive_key(job));
-                    teams.push((job.clone(), None));
+                    changes.push((job.clone(), None));
                 }
                 Record::Ledger { job, entries } => {
                     for entry in entries {
@@ -328,9 +338,9 @@ impl StateStore {
         }
         self.commit(batch).await?;
         let mut archived = self.archived.lock().unwrap_or_else(PoisonError::into_inner);
-        for (job, team) in teams {
-            match team {
-                Some(team) => archived.insert(job, team),
+        for (job, used) in changes {
+            match used {
+                Some(used) => archived.insert(job, used),
                 None => archived.remove(&job),
             };
         }
@@ -579,6 +589,20 @@ impl Archived {
     fn new(record: JobRecord) -> Self {
         let (name, team) = name_and_team(&record.job_toml, &record.overrides).unwrap_or_default();
         Self { name, team, record }
+    }
+
+    fn used(&self) -> Used {
+        Used {
+            job: self.record.id.0.clone(),
+            name: self.name.clone(),
+            team: self.team.clone(),
+            owner: self.record.about.owner.clone(),
+            labels: self.record.about.labels.clone(),
+            account: Account {
+                days: self.record.account.days.clone(),
+                ..Account::default()
+            },
+        }
     }
 }
 
