@@ -4,6 +4,7 @@
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 mod admission;
+mod archived;
 mod budget;
 mod calls;
 mod checkpoint;
@@ -40,7 +41,6 @@ mod status;
 mod store;
 mod streams;
 mod subject;
-mod teams;
 mod text;
 mod time;
 mod usage;

@@ -18,9 +18,9 @@
 //! | `blocks/<job>/<number>` | JSON of [`crate::curve::Block`]: a summary of steps |
 //! | `logs/<job>/<number>` | protobuf `LogLine` |
 
+use crate::archived::ArchivedJobs;
 use crate::curve::Block;
 use crate::opening;
-use crate::teams::Teams;
 use crate::usage::Used;
 use coordinator_core::event::{Counters, Durable, JobRecord, Record};
 use prost::Message;
@@ -100,7 +100,7 @@ pub(crate) struct StateStore {
     /// A save that takes longer than this ends the process.
     save_within: Duration,
     /// What is kept in memory of archived jobs.
-    archived: Arc<Mutex<Teams>>,
+    archived: Arc<Mutex<ArchivedJobs>>,
 }
 
 impl std::fmt::Debug for StateStore {
@@ -687,6 +687,35 @@ mod tests {
             .unwrap();
         assert_eq!(durable.counters.jobs, 1);
         assert_eq!(durable.jobs[&job.id], job);
+    }
+
+    #[tokio::test]
+    async fn the_device_time_of_archived_jobs_is_known_at_once_and_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut job = crate::fixture::job_record("demo-1");
+        job.account.use_days(2, 0, 500);
+        let days = job.account.days.clone();
+        assert!(!days.is_empty());
+        let url = url(&dir);
+        let open = || StateStore::open(&url, Duration::from_secs(60));
+        let known = |store: &StateStore| {
+            let used = store.archived_use().into_iter();
+            used.map(|it| (it.job.clone(), it.account.days.clone()))
+                .collect::<Vec<_>>()
+        };
+        let store = open().await.unwrap();
+        store
+            .save(&[Record::Archived(Box::new(job))])
+            .await
+            .unwrap();
+        assert_eq!(known(&store), [("demo-1".to_owned(), days.clone())]);
+        drop(store);
+        let store = open().await.unwrap();
+        store.load().await.unwrap();
+        assert_eq!(known(&store), [("demo-1".to_owned(), days)]);
+        let deleted = Record::Deleted(JobId("demo-1".to_owned()));
+        store.save(&[deleted]).await.unwrap();
+        assert_eq!(known(&store), []);
     }
 
     #[tokio::test]

@@ -1,6 +1,7 @@
 //! The coordinator's pages in a real browser, on a cluster with a job that trains, one that waits,
 //! one that has failed, and twins that were evaluated while they trained: content, live updates,
-//! keyboard, 400 pixels, both themes, and texts of people that would be markup.
+//! keyboard, 400 pixels, both themes, and texts of people that would be markup. `make screens` sets
+//! SCREENS to a folder, which then gets a picture of each.
 
 use anyhow::{Context, Result, ensure};
 use proto::phase::Phase;

@@ -277,7 +277,7 @@ const checkLive = async () => {
   console.log('ok: what happens appears');
 };
 
-// A rank that hangs: the page of the job while nobody knows it, and that of the incident.
+// A rank that hangs: the page of its incident is one more screen.
 const stuck = async () => {
   const page = await open({});
   await visit(page, `/jobs/${jobs.running}`);

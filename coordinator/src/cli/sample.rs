@@ -310,6 +310,7 @@ fn name_for(job: &str) -> String {
     format!("{}{SUFFIX}", &job[..job.len().min(NAME_MAX - SUFFIX.len())])
 }
 
+/// The trained job as its job.toml describes it.
 fn spec_of(trained: &pb::JobView) -> Result<JobSpec> {
     let file = format!("job.toml of {}", trained.job);
     Ok(proto::job::parse(&file, &trained.job_toml, None)?)

@@ -213,7 +213,8 @@ impl Bench {
         Ok(())
     }
 
-    /// Memory is measured before there is a long curve: what that leaves free, workers would use.
+    /// Memory is measured before there is a long curve: what that leaves free, workers would use, as
+    /// they use what archiving left. With few `--ended` jobs the figure is whole.
     fn memory(&self) -> Result<()> {
         let (coordinator, load) = (&self.coordinator, self.load);
         let before = coordinator.memory()?;
@@ -223,7 +224,7 @@ impl Bench {
         let after = coordinator.memory()?;
         drop(workers);
         println!(
-            "BENCH memory: {:.1} kB for each worker (goal: 50 kB), {} MiB in all",
+            "BENCH memory: {:.1} kB more for each worker (goal: 50 kB), {} MiB in all",
             float(after.saturating_sub(before)) / 1000.0 / f64::from(load.workers.max(1)),
             after >> 20
         );

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 #[derive(Debug, Default)]
-pub(crate) struct Teams {
+pub(crate) struct ArchivedJobs {
     jobs: BTreeMap<JobId, String>,
     /// Without teams that have none.
     counts: BTreeMap<String, u64>,
@@ -15,7 +15,7 @@ pub(crate) struct Teams {
     used: BTreeMap<JobId, Arc<Used>>,
 }
 
-impl Teams {
+impl ArchivedJobs {
     /// A job's newest team counts.
     pub(crate) fn insert(&mut self, job: JobId, used: Used) {
         self.remove(&job);
@@ -72,40 +72,43 @@ mod tests {
 
     #[test]
     fn only_jobs_that_held_devices_have_a_use() {
-        let mut teams = Teams::default();
+        let mut archived = ArchivedJobs::default();
         let mut used = of("any");
-        teams.insert(id(1), used.clone());
+        archived.insert(id(1), used.clone());
         used.account.days.push(DayUse {
             day: 3,
             device_ms: 5,
         });
-        teams.insert(id(2), used);
-        assert_eq!(teams.used().len(), 1);
-        teams.remove(&id(2));
-        assert_eq!((teams.used().len(), teams.all()), (0, 1));
+        archived.insert(id(2), used);
+        assert_eq!(archived.used().len(), 1);
+        archived.remove(&id(2));
+        assert_eq!((archived.used().len(), archived.all()), (0, 1));
     }
 
     #[test]
     fn counts_are_those_of_the_jobs_whatever_comes_and_goes() {
-        let mut teams = Teams::default();
+        let mut archived = ArchivedJobs::default();
         for number in 0..30 {
-            teams.insert(id(number), of(["any", "art"][usize::from(number % 3 == 0)]));
+            archived.insert(id(number), of(["any", "art"][usize::from(number % 3 == 0)]));
         }
         assert_eq!(
-            (teams.of("any"), teams.of("art"), teams.all()),
+            (archived.of("any"), archived.of("art"), archived.all()),
             (20, 10, 30)
         );
         // Again, and with another team.
-        teams.insert(id(0), of("any"));
-        teams.insert(id(1), of("any"));
-        teams.remove(&id(3));
-        teams.remove(&id(3));
-        teams.remove(&id(99));
-        assert_eq!((teams.of("any"), teams.of("art"), teams.all()), (21, 8, 29));
+        archived.insert(id(0), of("any"));
+        archived.insert(id(1), of("any"));
+        archived.remove(&id(3));
+        archived.remove(&id(3));
+        archived.remove(&id(99));
+        assert_eq!(
+            (archived.of("any"), archived.of("art"), archived.all()),
+            (21, 8, 29)
+        );
         for number in 0..30 {
-            teams.remove(&id(number));
+            archived.remove(&id(number));
         }
-        assert_eq!((teams.of("any"), teams.all()), (0, 0));
-        assert_eq!(teams.counts.len(), 0, "names of teams do not pile up");
+        assert_eq!((archived.of("any"), archived.all()), (0, 0));
+        assert_eq!(archived.counts.len(), 0, "names of teams do not pile up");
     }
 }
