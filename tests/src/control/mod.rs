@@ -213,7 +213,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Memory is measured before there is a long curve: what that leaves free, workers would use, as
+    /// Memory is measured before there is a long curve: workers would use what that leaves free, as
     /// they use what archiving left. With few `--ended` jobs the figure is whole.
     fn memory(&self) -> Result<()> {
         let (coordinator, load) = (&self.coordinator, self.load);
