@@ -123,7 +123,8 @@
       const order = (name) => { const at = PHASES.indexOf(name); return at < 0 ? PHASES.length : at; };
       const all = Object.entries(set.series).sort(([a], [b]) => order(a) - order(b));
       for (const [name, series] of all) {
-        const begin = (figure.begin || []).find((it) => name.startsWith(it));
+        // The scale has a figure of its own.
+        const begin = name !== 'loss scale' && (figure.begin || []).find((it) => name.startsWith(it));
         if (!begin && !(figure.names || []).includes(name)) continue;
         if (figure.stacked && series.mean.every((it) => !it)) continue;
         const text = data.length > 1 ? set.job : begin && !begin.startsWith('validation') ? name.slice(begin.length) : name;

@@ -307,6 +307,14 @@ fn a_job_whose_time_is_used_up_stops_with_a_checkpoint_and_fails_until_it_gets_m
         "{:?}",
         harness.job(&job).phase
     );
+    let why = harness
+        .machine
+        .why(harness.now, &job)
+        .expect("the job exists");
+    assert_eq!(
+        why.remedy.as_deref(),
+        Some("`coordinator retry toy-1 --set train.time_limit=SECONDS`")
+    );
     is_refused(
         &retry(&mut harness, &job, &[]),
         "train.time_limit: job toy-1 has trained for 5 s",

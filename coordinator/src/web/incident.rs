@@ -9,7 +9,7 @@ use super::show::{self, Moment};
 use super::{Frame, Web};
 use askama::Template;
 use proto::pb;
-use proto::reason::{Consequence, Ending, Fault};
+use proto::reason::{Consequence, Ending, Fault, RankFailure};
 
 /// Lines of the culprit's log.
 const LINES: usize = 20;
@@ -44,6 +44,8 @@ struct Story {
     worker: Option<Link>,
     waited: Vec<String>,
     more_waited: u64,
+    /// How long the culprit did nothing before that was noticed: its peers stood still, too.
+    unnoticed_ms: u64,
     done: String,
 }
 
@@ -76,6 +78,7 @@ pub(super) async fn page(web: &Web, name: &str, number: &str) -> Result<String, 
     });
     let recovered = incident.recovered_ms;
     let still_ms = recovered.map(|it| it.saturating_sub(incident.at_ms));
+    let unnoticed_ms = story.unnoticed_ms;
     let recovery = web.curves.with(&view, STEPS_MAX, |history| {
         let before = history.generations.iter().rev();
         let before = before
@@ -87,6 +90,7 @@ pub(super) async fn page(web: &Web, name: &str, number: &str) -> Result<String, 
                 .after(incident.generation)
                 .map(|it| (it.generation, it.world, it.from)),
             lost: history.after(incident.generation).map_or(0, |it| it.lost),
+            unnoticed_ms,
             still_ms,
             pace: history.curve.pace(),
         };
@@ -189,6 +193,18 @@ fn story(incident: &pb::Incident) -> Story {
 impl Story {
     fn ended(&mut self, ending: &Ending) {
         self.failure = ending.to_string();
+        self.unnoticed_ms = match ending {
+            Ending::RankFailed {
+                failure: RankFailure::Silent { for_ms, .. },
+                ..
+            } => *for_ms,
+            Ending::RankFailed {
+                failure: RankFailure::Hangs { activity, .. },
+                ..
+            } => activity.for_ms,
+            Ending::WorkerLost { silent_for_ms, .. } => *silent_for_ms,
+            _ => 0,
+        };
         match ending {
             Ending::RankFailed { rank, worker, .. }
             | Ending::GroupBroken { rank, worker, .. }
@@ -216,7 +232,9 @@ struct Cost {
     /// The next generation: its number, ranks, and the step after which it continued.
     next: Option<(u64, u32, u64)>,
     lost: u64,
-    /// Until the job did steps again.
+    /// Until the failure was noticed.
+    unnoticed_ms: u64,
+    /// From then until the job did steps again.
     still_ms: Option<u64>,
     /// Seconds per step.
     pace: Option<f64>,
@@ -239,12 +257,17 @@ impl Cost {
                 "no generation has done a step since".to_owned(),
             )),
         }
+        if 0 < self.unnoticed_ms {
+            rows.push(("noticed after", show::span(self.unnoticed_ms)));
+        }
         if let Some(still) = self.still_ms {
             rows.push(("did steps again after", show::span(still)));
         }
         rows.push(("steps done again", show::count(self.lost)));
         let world = f64::from(self.world.unwrap_or(0));
-        let still = self.still_ms.map(|it| it as f64 / 1000.0 * world);
+        let still = self
+            .still_ms
+            .map(|it| (it + self.unnoticed_ms) as f64 / 1000.0 * world);
         let again = self.pace.map(|pace| pace * self.lost as f64 * world);
         let cost = match (still, again) {
             (Some(still), again) => {
@@ -274,7 +297,8 @@ mod tests {
             world: Some(4),
             next: Some((3, 2, 40)),
             lost: 5,
-            still_ms: Some(2_500),
+            unnoticed_ms: 1_000,
+            still_ms: Some(1_500),
             pace: Some(0.5),
         };
         let rows = cost.rows();

@@ -9,7 +9,7 @@ use crate::placement::Decision;
 use crate::record::Millis;
 use crate::view_model::{WaitsFor, Why};
 use proto::message::RankPhase;
-use proto::reason::{Pairs, Shortage, Waiting};
+use proto::reason::{Cause, Pairs, Shortage, Waiting};
 
 impl Gang {
     /// What it waits for at `now`. `decision` is the last decision of placement about it.
@@ -29,7 +29,14 @@ impl Gang {
                 Why::new("over", "it was cancelled by a user", None)
             }
             State::Ended(Ended::Failed { cause, .. }) => {
-                let retry = format!("`coordinator retry {}`", self.head.id);
+                let id = &self.head.id;
+                let retry = match cause {
+                    // With the same limit it would fail again at once.
+                    Cause::TimeLimit { .. } => {
+                        format!("`coordinator retry {id} --set train.time_limit=SECONDS`")
+                    }
+                    _ => format!("`coordinator retry {id}`"),
+                };
                 Why::new("over", &format!("it failed: {cause}"), Some(retry))
             }
         }

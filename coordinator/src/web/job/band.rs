@@ -78,7 +78,8 @@ pub(super) fn curve(history: &History, view: &pb::JobView) -> Option<Curve> {
 
 #[allow(clippy::cast_precision_loss)] // Pixels.
 pub(super) fn band(history: &History, view: &pb::JobView) -> Option<Band> {
-    let end = view.steps.max(view.step).max(1);
+    // Up to the newest step, as the curves: of a million steps, the first thousand would be a line.
+    let end = view.step.max(1);
     let x = |step: u64| At(1000.0 * step.min(end) as f64 / end as f64);
     let generations = &history.generations;
     if generations.is_empty() {
@@ -117,7 +118,12 @@ pub(super) fn band(history: &History, view: &pb::JobView) -> Option<Band> {
         spans: spans.collect(),
         ticks: ticks.map(|it| (x(it.step), it.step)).collect(),
         marks: marks.collect(),
-        end: show::count(end),
+        end: match view.steps {
+            steps if view.step < steps => {
+                format!("{} of {}", show::count(view.step), show::count(steps))
+            }
+            _ => show::count(view.step),
+        },
     })
 }
 
