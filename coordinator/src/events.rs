@@ -309,7 +309,7 @@ pub(crate) fn line(event: &Event) -> Option<pb::EventLine> {
             generation,
             world,
         } => {
-            let ranks = if world == 1 { "rank" } else { "ranks" };
+            let ranks = if *world == 1 { "rank" } else { "ranks" };
             let text = format!("generation {generation} formed with {world} {ranks}");
             in_generation(job, generation, text)
         }

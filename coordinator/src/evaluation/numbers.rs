@@ -136,13 +136,16 @@ pub(crate) fn columns(rows: &[Row]) -> Vec<Column> {
     Column::all().into_iter().filter(has).collect()
 }
 
-/// The images with the highest and with the lowest values, best first.
+/// The images with the highest and with the lowest values, best first: at most `count` of each, and
+/// of few images at most half.
 pub(crate) fn extremes(rows: &[Row], column: Column, count: usize) -> (Vec<&Row>, Vec<&Row>) {
     let mut valued: Vec<(f64, &Row)> = rows
         .iter()
         .filter_map(|row| Some((column.of(row)?, row)))
         .collect();
     valued.sort_by(|(a, x), (b, y)| b.total_cmp(a).then(x.unit.cmp(&y.unit)));
+    // Of few images, none is among the best and the worst.
+    let count = count.min(valued.len().div_ceil(2));
     let best = valued.iter().take(count).map(|(_, row)| *row).collect();
     let worst = valued.iter().rev().take(count).map(|(_, row)| *row);
     (best, worst.collect())

@@ -110,6 +110,7 @@ impl Sheet {
                 sheet.put_pixel(left + x, top + y, *pixel);
             }
         }
-        encode_rgb(sheet).ok().map(|bytes| bytes.to_vec())
+        let bytes = encode_rgb(sheet).expect("an image is written to memory");
+        Some(bytes.to_vec())
     }
 }

@@ -1,5 +1,6 @@
 //! Opens the object storage that a URL names. This is the only place that turns `file:///…` and
 //! `s3://…` into a store; data sets, weights, checkpoints and the coordinator's state all use it.
+//! Folders of images are also read from web servers ([`open_to_read`]).
 //! [`hash`] computes digests of stored objects, and [`probe`] finds out why a store cannot be used;
 //! it alone writes an object, and deletes it. [`read`], [`regular`] and [`confined`] read files of
 //! strangers within limits.
@@ -10,6 +11,7 @@
 
 pub mod confined;
 pub mod hash;
+mod http;
 pub mod listing;
 pub mod probe;
 pub mod read;
@@ -56,6 +58,22 @@ pub enum StoreError {
 /// The URL is malformed, its scheme is not supported, or its local folder cannot be created.
 pub fn open(url: &str) -> Result<(Arc<dyn ObjectStore>, Path), StoreError> {
     open_with(url, Patience::Outage)
+}
+
+/// As [`open`], for a folder that is only read: also one of a web server.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_to_read(url: &str) -> Result<(Arc<dyn ObjectStore>, Path), StoreError> {
+    let parsed = parse(url)?;
+    if !matches!(parsed.scheme(), "http" | "https") {
+        return open(url);
+    }
+    let store = http::WebFolder::open(&parsed).map_err(|source| StoreError::Open {
+        url: url.to_owned(),
+        source,
+    })?;
+    Ok((Arc::new(store), Path::default()))
 }
 
 /// How long a request to a server is retried.

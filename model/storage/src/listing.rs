@@ -3,7 +3,7 @@
 use object_store::ObjectStoreExt;
 use object_store::path::Path;
 
-use crate::{StoreError, local_folder, open};
+use crate::{StoreError, local_folder, open_to_read};
 use futures::TryStreamExt;
 
 /// A file below a folder.
@@ -54,7 +54,7 @@ pub async fn files(url: &str) -> Result<(String, Vec<Listed>), ListError> {
     } else if let Some(found) = file(trimmed).await? {
         return Ok(found);
     }
-    let (store, prefix) = open(trimmed)?;
+    let (store, prefix) = open_to_read(trimmed)?;
     let listed = store.list(Some(&prefix)).try_collect::<Vec<_>>().await;
     let mut found = Vec::new();
     for meta in listed.map_err(failed)? {
@@ -86,7 +86,7 @@ async fn file(url: &str) -> Result<Option<(String, Vec<Listed>)>, ListError> {
     if folder.ends_with('/') || name.is_empty() {
         return Ok(None);
     }
-    let (store, prefix) = open(folder)?;
+    let (store, prefix) = open_to_read(folder)?;
     let name = url::Url::parse(url).ok().map_or(name.to_owned(), |parsed| {
         let path = Path::from_url_path(parsed.path()).unwrap_or_default();
         path.filename().unwrap_or(name).to_owned()

@@ -21,6 +21,19 @@ use std::path::Path;
 /// Bits of 128 in which the hashes of near-duplicates differ at most. Ours.
 const NEAR_BITS: u32 = 8;
 
+/// The URL of a folder of images, which is only read: a web server's is one, too.
+pub(super) fn readable(
+    field: &str,
+    value: &str,
+    directory: Option<&Path>,
+    faults: &mut Faults,
+) -> String {
+    if value.starts_with("http://") || value.starts_with("https://") {
+        return value.to_owned();
+    }
+    absolute(field, value, directory, faults)
+}
+
 pub(super) fn check(raw: PipelineToml, directory: &Path, faults: &mut Faults) -> Pipeline {
     let directory = Some(directory);
     one_kind(&raw, faults);
@@ -129,7 +142,7 @@ fn folders(
     faults: &mut Faults,
 ) -> Vec<FolderSource> {
     let folders = raw.into_iter().map(|source| FolderSource {
-        from: absolute("folders.from", &source.from, directory, faults),
+        from: readable("folders.from", &source.from, directory, faults),
         kind: source.kind,
         artist: source.artist.unwrap_or_default(),
         rating: match source.rating {
@@ -220,12 +233,14 @@ fn dataset(
         "is missing; name the folder with the images of posts".into()
     });
     let mut url = |field: &str, value: Option<String>| {
-        value.map(|value| absolute(field, &value, directory, faults))
+        value.map(|value| readable(field, &value, directory, faults))
     };
     PipelineDataset {
         images: url("dataset.images", raw.images),
         masks: url("dataset.masks", raw.masks),
-        boxes: url("dataset.boxes", raw.boxes),
+        boxes: raw
+            .boxes
+            .map(|value| absolute("dataset.boxes", &value, directory, faults)),
         near_duplicates: raw.near_duplicates.unwrap_or_default(),
         near_bits,
         publish: raw.publish.unwrap_or_default(),
@@ -290,7 +305,7 @@ fn outfits(raw: OutfitsToml, directory: Option<&Path>, faults: &mut Faults) -> P
     PipelineOutfits {
         images: raw
             .images
-            .map(|url| absolute("outfits.images", &url, directory, faults)),
+            .map(|url| readable("outfits.images", &url, directory, faults)),
         endpoint: raw.endpoint,
         model: raw.model,
         questions,

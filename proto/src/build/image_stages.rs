@@ -1,6 +1,7 @@
 //! The stages that run ONNX models on images: the settings of `tagger`, `masks` and `faces`, and
 //! their tables in `pipeline.toml`. Plain data and pure checks; `worker-build` runs the models.
 
+use super::check::readable;
 use super::pipeline::one;
 use super::pipeline::{Inputs, Listing, Pipeline};
 use super::settings::{ListedFolder, NamedFile, OnBadRow, Settings};
@@ -365,7 +366,7 @@ pub(super) fn tagger(
     PipelineTagger {
         images: raw
             .images
-            .map(|url| absolute("tagger.images", &url, directory, faults)),
+            .map(|url| readable("tagger.images", &url, directory, faults)),
         model: absolute("tagger.model", &raw.model, directory, faults),
         labels: absolute("tagger.labels", &raw.labels, directory, faults),
         layout: raw.layout,

@@ -175,7 +175,7 @@ async fn open<'a>(folder: &'a ImageFolder, settings: &FoldersSettings) -> Result
                       build` again";
         return Err(BuildError::input(&listed.folder, reason));
     }
-    let (store, prefix) = storage::open(&listed.folder)?;
+    let (store, prefix) = storage::open_to_read(&listed.folder)?;
     Ok(Source {
         settings: folder,
         store,

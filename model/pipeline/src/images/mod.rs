@@ -111,7 +111,7 @@ impl Images {
     pub async fn open(listed: &ListedFolder, scratch: &std::path::Path) -> Result<Self> {
         let found = listing::of(listed, scratch).await?;
         let mut images = Self::default();
-        images.stores.push(storage::open(&listed.folder)?);
+        images.stores.push(storage::open_to_read(&listed.folder)?);
         let names: BTreeSet<&str> = found.iter().map(|file| file.path.as_str()).collect();
         for file in &found {
             let (stem, _) = file.path.rsplit_once('.').unwrap_or((&file.path, ""));
@@ -171,7 +171,9 @@ impl Images {
         };
         let mut images = Self::default();
         for source in &settings.folders {
-            images.stores.push(storage::open(&source.listed.folder)?);
+            images
+                .stores
+                .push(storage::open_to_read(&source.listed.folder)?);
         }
         for part in figure::parts(&manifest, figure::FOLDED_PART) {
             let bytes = folder.part(part).await?;

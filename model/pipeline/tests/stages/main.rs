@@ -18,4 +18,5 @@ mod run;
 mod tagged;
 mod tars;
 mod unfit;
+mod web_server;
 mod written;
