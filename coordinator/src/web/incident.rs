@@ -311,6 +311,34 @@ mod tests {
     }
 
     #[test]
+    fn a_silent_rank_did_nothing_until_that_was_noticed() {
+        let unnoticed = |failure| {
+            let mut story = Story::default();
+            story.ended(&Ending::RankFailed {
+                rank: proto::id::Rank(0),
+                worker: proto::id::WorkerId {
+                    name: "w1".into(),
+                    boot: 1,
+                },
+                failure,
+            });
+            story.unnoticed_ms
+        };
+        let silent = RankFailure::Silent {
+            for_ms: 4_000,
+            phase: "training".into(),
+            activity: None,
+        };
+        assert_eq!(unnoticed(silent), 4_000);
+        // The end of a process is noticed at once.
+        let killed = RankFailure::Exited {
+            outcome: "killed by signal 9".into(),
+            success: false,
+        };
+        assert_eq!(unnoticed(killed), 0);
+    }
+
+    #[test]
     fn an_incident_of_an_old_release_is_its_sentence() {
         let incident = pb::Incident {
             what: "rank 1 failed".into(),
